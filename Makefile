@@ -1,0 +1,60 @@
+# Small targets, each naming what it needs; every one works from a clean clone.
+PYTHON ?= python3
+BIN := .venv/bin
+TRAIN := $(BIN)/python -m launch.train
+REPLICAS := --strategy=mirrored --virtual_devices=2
+
+.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast lint typecheck format lock clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+
+install: .venv/installed  ## .venv with the pinned versions of requirements.lock
+
+.venv/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else "regraft needs Python 3.10 to 3.13; here is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+finetune: runs/digits_source/summary.json  ## the main job: Adam checkpoint -> SGD + cosine on rotated digits, two replicas
+	$(TRAIN) --gin_file=configs/runs/digits_from_scratch.gin --model_dir=runs/digits_from_scratch $(REPLICAS)
+	$(TRAIN) --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/digits_adam_to_sgd $(REPLICAS)
+	@$(BIN)/python -m launch.report --model_dir=runs/digits_adam_to_sgd --model_dir=runs/digits_from_scratch
+
+story-linear: runs/linear_source/summary.json  ## seed story 1: one linear unit, Adam -> SGD
+	$(TRAIN) --gin_file=configs/runs/linear_adam_to_sgd.gin --model_dir=runs/linear_adam_to_sgd
+
+story-conv: runs/digits_source/summary.json  ## seed story 2: a convolutional classifier, Adam -> SGD + cosine
+	$(TRAIN) --gin_file=configs/runs/conv_adam_to_sgd_cosine.gin --model_dir=runs/conv_adam_to_sgd_cosine
+
+story-custom: runs/custom_step_source/summary.json  ## seed story 3: a loss of the user's own, Adam -> RMSprop
+	$(TRAIN) --gin_file=configs/runs/custom_step_adam_to_rmsprop.gin --model_dir=runs/custom_step_adam_to_rmsprop
+
+# A source run, by the name of its config.
+runs/%/summary.json: .venv/installed
+	$(TRAIN) --gin_file=configs/runs/$*.gin --model_dir=runs/$*
+
+configurables: install  ## everything that a config can bind, with defaults
+	@$(BIN)/python -m launch.configurables
+
+test: install  ## the whole suite
+	$(BIN)/python -m pytest
+
+test-fast: install  ## the suite without its slow tests
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: install  ## ruff: lint and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+typecheck: install  ## mypy
+	$(BIN)/mypy
+
+format: install  ## lets ruff fix and format
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lock: install  ## writes requirements.lock anew, for all supported Python versions
+	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --no-header --no-annotate --output-file requirements.lock
+
+clean:           ## removes the environment and all runs
+	rm -rf .venv runs *.egg-info

@@ -1,0 +1,50 @@
+"""Prints what finished runs reached, a row a run, from their summary.json.
+
+python -m launch.report --model_dir=runs/digits_adam_to_sgd --model_dir=runs/digits_from_scratch
+"""
+
+import json
+import os
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from trainer import command_line
+from trainer.errors import UserError
+
+flags.DEFINE_multi_string("model_dir", [], "A finished run; may be repeated.")
+flags.DEFINE_string("metric", "accuracy", "Which evaluated metric to show.")
+
+
+def main() -> None:
+    if not flags.FLAGS.model_dir:
+        raise UserError("--model_dir is missing: name at least one finished run.")
+    table = Table(title=f"{flags.FLAGS.metric} on the evaluation split", title_justify="left")
+    for column in ("run", "starts from", "optimizer", "steps", "at step 0", "at the end", "plot"):
+        table.add_column(column, overflow="fold")
+    for model_dir in flags.FLAGS.model_dir:
+        table.add_row(*_row(model_dir, flags.FLAGS.metric))
+    Console(width=None if os.isatty(1) else 140).print(table)
+
+
+def _row(model_dir: str, metric: str) -> list[str]:
+    path = os.path.join(model_dir, "summary.json")
+    try:
+        with open(path) as file:
+            summary = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{model_dir} holds no finished run: there is no {path}.") from None
+    values = [summary[when].get(metric) for when in ("initial_metrics", "final_metrics")]
+    return [
+        os.path.basename(model_dir.rstrip("/")),
+        summary["init_checkpoint"] or "random weights",
+        summary["optimizer"],
+        str(summary["step"]),
+        *("-" if value is None else f"{value:.3f}" for value in values),
+        os.path.join(model_dir, "summary.png"),
+    ]
+
+
+if __name__ == "__main__":
+    command_line.run(main)

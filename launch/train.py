@@ -1,0 +1,29 @@
+"""Restores a checkpoint's weights, replaces the optimizer, and trains.
+
+python -m launch.train --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/digits_adam_to_sgd
+
+Exit status: 0 done; 2 a mistake in flags, config or data; 75 preempted, run it again; 1 a bug.
+"""
+
+from absl import flags
+
+from trainer import command_line, experiment
+from trainer.preemption import PREEMPTED_EXIT_STATUS
+
+command_line.define_config_flags()
+command_line.define_model_dir_flag()
+command_line.define_strategy_flags()
+flags.adopt_module_key_flags(command_line)
+flags.DEFINE_bool("dry_run", False, "Do everything up to the first step, print it, write nothing.")
+
+
+def main() -> int:
+    command_line.load_config()
+    dry_run = flags.FLAGS.dry_run
+    model_dir = flags.FLAGS.model_dir if dry_run else command_line.required_model_dir()
+    result = experiment.train(model_dir=model_dir, strategy=command_line.strategy_from_flags(), dry_run=dry_run)
+    return 0 if result.finished or dry_run else PREEMPTED_EXIT_STATUS
+
+
+if __name__ == "__main__":
+    command_line.run(main)

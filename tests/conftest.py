@@ -1,0 +1,72 @@
+"""Sets up three logical CPU devices once, and what several tests start from."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Before TensorFlow and TFDS are imported: a hermetic data folder, for the commands that tests start too.
+os.environ.setdefault("TFDS_DATA_DIR", os.path.join(tempfile.gettempdir(), f"regraft-tests-tfds-{os.getuid()}"))
+
+import pytest  # noqa: E402, I001
+import tensorflow as tf  # noqa: E402
+
+import launch  # noqa: E402, F401  imports TensorFlow quietly
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure():
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
+
+
+def make_strategy(replicas: int) -> tf.distribute.Strategy:
+    """One replica on one device, or several on logical CPU devices."""
+    if replicas == 1:
+        return tf.distribute.OneDeviceStrategy("/CPU:0")
+    return tf.distribute.MirroredStrategy([f"/CPU:{index}" for index in range(replicas)])
+
+
+@pytest.fixture(params=[1, 2], ids=["one replica", "two replicas"])
+def strategy(request):
+    return make_strategy(request.param)
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    """Every test starts and ends without bindings."""
+    import gin
+
+    gin.clear_config()
+    yield
+    with gin.unlock_config():
+        gin.clear_config()
+
+
+def run_command(module: str, *arguments: str, cwd=REPOSITORY, timeout_seconds: float = 200, **environment):
+    """Runs `python -m module arguments` as a user would; returns the finished process with its text."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+    )
+
+
+@pytest.fixture(scope="session")
+def digits_source(tmp_path_factory) -> Path:
+    """The model_dir of the embedded source task, trained by the real command, shortened."""
+    model_dir = tmp_path_factory.mktemp("source") / "digits_source"
+    done = run_command(
+        "launch.train",
+        "--gin_file=configs/runs/digits_source.gin",
+        "--gin_param=NUM_STEPS = 60",
+        f"--model_dir={model_dir}",
+    )
+    assert done.returncode == 0, done.stderr
+    return model_dir

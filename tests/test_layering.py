@@ -1,0 +1,82 @@
+"""A module imports only from lower floors, never from its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+FLOORS = [
+    {"errors", "replicas"},  # the ground: what every room may stand on
+    {
+        "model_dir", "strategy", "schedules", "models", "datasets", "metric_writer", "progress", "preemption",
+        "restore", "config", "summary_plot",
+    },
+    {"pipeline", "tasks", "optimizers", "train_state"},
+    {"checkpoints", "train_step", "evaluation", "run_parts"},
+    {"loop", "description", "run_files"},
+    {"experiment"},
+    {"command_line"},
+]  # fmt: skip
+
+RESTORE_FLOORS = [{"names", "report"}, {"source", "live", "find", "build"}, {"plan"}, {"apply"}]
+
+
+def floor_of(room: str, floors) -> int:
+    found = [level for level, rooms in enumerate(floors) if room in rooms]
+    assert found, f"{room} has no floor; give it one in tests/test_layering.py"
+    return found[0]
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def rooms_imported(path: Path, package: str) -> set[str]:
+    """Names of the modules or packages directly in `package` that the file imports."""
+    folder = REPOSITORY / package.replace(".", "/")
+    rooms = {
+        name.removeprefix(package + ".").split(".")[0]
+        for name in imported_modules(path)
+        if name.startswith(package + ".")
+    }
+    return {room for room in rooms if (folder / f"{room}.py").exists() or (folder / room).is_dir()}
+
+
+TRAINER_FILES = sorted(
+    path for path in (REPOSITORY / "trainer").rglob("*.py") if path.parent.name != "trainer" or path.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize("path", TRAINER_FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_room_imports_only_from_lower_floors(path):
+    inside = path.relative_to(REPOSITORY / "trainer").parts
+    room = inside[0].removesuffix(".py")
+    for other in rooms_imported(path, "trainer") - {room}:
+        assert floor_of(other, FLOORS) < floor_of(room, FLOORS), f"{room} imports {other}"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "trainer/restore").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_the_rooms_of_restore_have_floors_too(path):
+    for other in rooms_imported(path, "trainer.restore") - {path.stem}:
+        assert floor_of(other, RESTORE_FLOORS) < floor_of(path.stem, RESTORE_FLOORS), f"{path.stem} imports {other}"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch").rglob("*.py")), ids=lambda path: path.stem)
+def test_commands_do_not_import_each_other(path):
+    assert not rooms_imported(path, "launch") - {path.stem}
+
+
+@pytest.mark.parametrize("path", TRAINER_FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_module_opens_with_one_sentence_and_has_a_telling_name(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring and docstring.splitlines()[0].endswith((".", "?")), "the first line says the one job"
+    assert not any(word in path.stem for word in ("utils", "common", "manager"))

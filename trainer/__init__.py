@@ -1,0 +1,22 @@
+"""Regraft: restore the weights, replace the optimizer, and prove both."""
+
+from trainer import models  # its builders become bindable by gin
+from trainer.errors import UserError
+from trainer.experiment import TrainResult, train
+from trainer.pipeline import in_memory, tfds_data
+from trainer.restore import RestoreError, RestoreReport, restore_weights
+from trainer.tasks import custom_loss, supervised
+
+__all__ = [
+    "RestoreError",
+    "RestoreReport",
+    "TrainResult",
+    "UserError",
+    "custom_loss",
+    "in_memory",
+    "models",
+    "restore_weights",
+    "supervised",
+    "tfds_data",
+    "train",
+]

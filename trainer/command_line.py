@@ -1,0 +1,124 @@
+"""What all commands share: flags, the gin config they name, and an exit status a supervisor can act on."""
+
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import gin
+from absl import app, flags, logging
+
+from trainer.config import REPOSITORY, parse_config, register_keras
+from trainer.errors import UserError
+from trainer.strategy import STRATEGIES, build_strategy
+
+FLAGS = flags.FLAGS
+
+EXIT_DONE, EXIT_BUG, EXIT_USER_MISTAKE = 0, 1, 2
+
+
+def define_config_flags() -> None:
+    flags.DEFINE_multi_string("gin_file", [], "Config file; may be repeated, later ones win.")
+    flags.DEFINE_multi_string("gin_param", [], "One binding, 'a.b = c'; may be repeated, wins over files.")
+    flags.DEFINE_multi_string("gin_bindings", [], "The same as --gin_param, as other gin projects spell it.")
+    flags.DEFINE_multi_string("gin_search_path", [], "Folder where config files and their includes are looked for.")
+
+
+def define_model_dir_flag() -> None:
+    flags.DEFINE_string("model_dir", None, "Folder that the run writes, and resumes from.")
+    flags.DEFINE_alias("workdir", "model_dir")
+
+
+def define_strategy_flags() -> None:
+    flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        STRATEGIES,
+        "tf.distribute strategy. auto: TPU, else cluster, else all GPUs, else one device.",
+    )
+    flags.DEFINE_string("tpu", None, "Name or address of a TPU.")
+    flags.DEFINE_integer("virtual_devices", 0, "Splits the CPU into this many logical devices.", lower_bound=0)
+
+
+def load_config() -> None:
+    """Parses the config that the flags name; without one that is the user's mistake."""
+    if not FLAGS.gin_file:
+        raise UserError("--gin_file is missing: name a config, e.g. --gin_file=configs/runs/digits_adam_to_sgd.gin.")
+    register_keras()
+    # `import` lines of a config find the user's modules in the working folder, and ours beside us.
+    sys.path += [folder for folder in (os.getcwd(), str(REPOSITORY)) if folder not in sys.path]
+    parse_config(FLAGS.gin_file, [*FLAGS.gin_param, *FLAGS.gin_bindings], FLAGS.gin_search_path)
+
+
+def strategy_from_flags():
+    return build_strategy(FLAGS.strategy, FLAGS.virtual_devices, FLAGS.tpu)
+
+
+def required_model_dir() -> str:
+    if not FLAGS.model_dir:
+        raise UserError("--model_dir is missing: it says which folder holds the run's files.")
+    return FLAGS.model_dir
+
+
+def bindings_of(configurable: str, *names: str) -> dict:
+    """The values that the config binds to parameters of a configurable, built; those not bound are left out.
+
+    Raises `UserError` for one that has no default and is not bound.
+    """
+    bound = gin.get_bindings(configurable)
+    defaults = inspect.signature(gin.get_configurable(configurable)).parameters
+    for name in names:
+        if name not in bound and defaults[name].default is gin.REQUIRED:
+            raise UserError(f"The config does not set {configurable}.{name}.")
+    return {name: bound.get(name, defaults[name].default) for name in names}
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses flags, runs `main` and exits: 0 done, 2 the user's mistake, 75 preempted, 1 a bug.
+
+    main: returns its exit status, None for 0.
+    """
+    app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    if any(argument in ("--help", "-help", "-h", "-?") for argument in argv[1:]):
+        app.usage(shorthelp=True, exitcode=EXIT_DONE)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        _complain(str(error))
+        sys.exit(EXIT_USER_MISTAKE)
+    if flags.FLAGS["verbosity"].using_default_value:
+        # TFDS talks a lot at INFO; whoever wants to hear it says --verbosity=0.
+        flags.FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
+    return rest
+
+
+def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int:
+    if len(argv) > 1:
+        _complain(f"Unexpected argument {argv[1]!r}; every option is a flag, see --help.")
+        return EXIT_USER_MISTAKE
+    try:
+        status = main()
+        return EXIT_DONE if status is None else status
+    except UserError as error:
+        _complain(_plain(error))
+        return EXIT_USER_MISTAKE
+    except Exception:  # noqa: BLE001  the outermost frame: told, with its traceback, and turned into a status
+        traceback.print_exc()
+        _complain("This is a bug in regraft, not in your config; the traceback above says where.")
+        return EXIT_BUG
+
+
+def _plain(error: UserError) -> str:
+    """The message without what gin and AutoGraph put around it."""
+    text = str(error).split("\n  In call to configurable")[0]
+    if text.startswith("in user code:"):
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    return text.strip()
+
+
+def _complain(message: str) -> None:
+    print(f"regraft: {message}", file=sys.stderr, flush=True)

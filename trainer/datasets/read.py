@@ -1,0 +1,112 @@
+"""Opens a split of any TFDS data set, prepared, built on the spot or downloaded; never hangs on the network."""
+
+import contextlib
+import difflib
+import fcntl
+import os
+from collections.abc import Callable
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from trainer import datasets
+from trainer.errors import UserError
+
+
+def open_split(
+    name: str,
+    split: str,
+    data_dir: str | None,
+    download: bool,
+    features: list[str] | None,
+    prepare: Callable | None,
+) -> tuple[tf.data.Dataset, int, str]:
+    """(single examples as dicts in stored order, their number, a label for messages)."""
+    builder = _prepared_builder(name, data_dir, download)
+    label = f"{name}:{split}"
+    try:
+        num_examples = builder.info.splits[split].num_examples
+        # A fixed order is the ground that exact resume stands on.
+        dataset = builder.as_dataset(split=split, shuffle_files=False)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"The data set {name} has no split '{split}'; it has {', '.join(sorted(builder.info.splits))}, "
+            f"and parts of them such as 'train[:80%]'."
+        ) from error
+    if not num_examples:
+        raise UserError(f"The split {label} is empty.")
+    kept = _kept_features(label, dataset.element_spec, features)
+    dataset = dataset.map(lambda example: {key: example[key] for key in kept})
+    if prepare is not None:
+        dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset, num_examples, label
+
+
+def in_memory_bytes(dataset: tf.data.Dataset, num_examples: int) -> int | None:
+    """Decoded size of all examples, or None if their shapes differ."""
+    size = 0
+    for spec in tf.nest.flatten(dataset.element_spec):
+        if not isinstance(spec, tf.TensorSpec) or not spec.shape.is_fully_defined():
+            return None
+        size += spec.shape.num_elements() * spec.dtype.size
+    return size * num_examples
+
+
+def _prepared_builder(name: str, data_dir: str | None, download: bool):
+    tfds.disable_progress_bar()
+    data_dir = os.path.expanduser(data_dir) if data_dir else None
+    try:
+        # try_gcs asks the network about every data set, and retries for minutes where there is none.
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise UserError(f"There is no TFDS data set '{name}'." + _nearest(name)) from error
+    except (ValueError, ModuleNotFoundError) as error:
+        raise UserError(f"The TFDS data set '{name}' cannot be opened: {error}") from error
+    if _is_prepared(builder):
+        return builder
+    if getattr(builder, "NEEDS_NETWORK", True) and not download:
+        raise UserError(
+            f"The data set {name} is not prepared in {builder.data_dir} and would need the network: set "
+            f"tfds_data.download = True, or tfds_data.data_dir to a folder where it is prepared."
+        )
+    with _one_at_a_time(builder.data_dir):
+        if not _is_prepared(builder):
+            try:
+                with contextlib.redirect_stdout(None):
+                    builder.download_and_prepare()
+            except Exception as error:
+                raise UserError(
+                    f"The data set {name} could not be prepared: {type(error).__name__}: {error}"
+                ) from error
+    return builder
+
+
+def _is_prepared(builder) -> bool:
+    return tf.io.gfile.exists(os.path.join(os.fspath(builder.data_dir), "dataset_info.json"))
+
+
+@contextlib.contextmanager
+def _one_at_a_time(data_dir):
+    """Two workers that build one data set at once would each delete the other's half."""
+    folder = os.path.dirname(os.fspath(data_dir))
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, ".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _kept_features(label: str, element_spec, features: list[str] | None) -> list[str]:
+    if not isinstance(element_spec, dict):
+        raise UserError(f"{label}: examples must be dicts of features, not {element_spec}.")
+    if features is None:
+        return [key for key, spec in element_spec.items() if getattr(spec, "dtype", None) != tf.string]
+    unknown = [key for key in features if key not in element_spec]
+    if unknown:
+        raise UserError(f"{label} has no feature {unknown[0]!r}; it has {', '.join(element_spec)}.")
+    return list(features)
+
+
+def _nearest(name: str) -> str:
+    base = name.split("/")[0].split(":")[0]
+    near = difflib.get_close_matches(base, [*tfds.list_builders(), *datasets.__all__], n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else " `tfds.list_builders()` lists those known."

@@ -1,0 +1,124 @@
+"""Says what a run will do before a step is taken."""
+
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+from trainer.run_parts import RunParts
+from trainer.schedules import sample_learning_rate
+from trainer.strategy import describe_strategy
+
+
+def describe_start(parts: RunParts) -> str:
+    """What the run starts from: the restore report and the proof that the optimizer is new."""
+    lines = [f"strategy         {describe_strategy(parts.strategy)}"]
+    if parts.resumed_step:
+        lines.append(f"resumed          this run's own checkpoint of step {parts.resumed_step}; nothing else is read")
+    elif parts.report is not None:
+        lines.append(f"restore          {parts.report}")
+    else:
+        lines.append("from scratch     every weight is fresh; nothing is restored")
+    if parts.proof is not None:
+        lines.append(str(parts.proof))
+    return "\n".join(lines)
+
+
+def describe_run(parts: RunParts) -> str:
+    """The dry run's page: start, sizes, trained variables, learning rate, epochs, memory."""
+    return "\n".join([describe_start(parts), _as_text(_table(parts))])
+
+
+def memory_estimate_bytes(parts: RunParts) -> dict[str, int]:
+    """Bytes on one replica by what they hold; activations are every tensor of the forward pass, an upper bound."""
+    model, optimizer = parts.state.model, parts.state.optimizer
+    return {
+        "weights": _bytes(model.variables),
+        "gradients": _bytes(parts.variables),
+        "optimizer": _bytes(optimizer.variables),
+        "activations": _activation_bytes(parts),
+    }
+
+
+def _table(parts: RunParts) -> Table:
+    model = parts.state.model
+    trained = {id(variable) for variable in parts.variables}
+    frozen = [weight for weight in model.weights if id(weight) not in trained]
+    steps_per_epoch = parts.train_data.num_examples / parts.global_batch_size
+    epochs = parts.num_steps / steps_per_epoch
+    memory = memory_estimate_bytes(parts)
+    rates = ", ".join(
+        f"step {step}: {rate:.3g}" for step, rate in sample_learning_rate(parts.state.optimizer, parts.num_steps)
+    )
+    micro = f" in {parts.accumulation_steps} micro-batches" * (parts.accumulation_steps > 1)
+
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(min_width=16, no_wrap=True)
+    table.add_column(overflow="fold")
+    a_replica = parts.replica_batch_size * parts.accumulation_steps
+    weights, trained_count = _count(model.weights), _count(parts.variables)
+    rows = {
+        "batch": f"{parts.global_batch_size} examples a step, {a_replica} a replica{micro}",
+        "model": f"{model.name}: {weights:,} weights in {len(model.weights)} variables, {_size(_bytes(model.weights))}",
+        "trained": f"{trained_count:,} weights in {len(parts.variables)} variables",
+        "frozen": f"{_count(frozen):,} weights in {len(frozen)} variables" + _names(frozen),
+        "learning rate": rates,
+        "train data": f"{parts.train_data.name}, {parts.train_data.num_examples:,} examples an epoch",
+        "steps": f"{parts.num_steps:,}, at {steps_per_epoch:.1f} an epoch {epochs:.1f} epochs",
+        "eval data": f"{parts.eval_data.name}, {parts.eval_data.num_examples:,} examples"
+        if parts.eval_data
+        else "none",
+        "memory a replica": f"about {_size(sum(memory.values()))}: "
+        + ", ".join(f"{name} {_size(size)}" for name, size in memory.items()),
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _activation_bytes(parts: RunParts) -> int:
+    specs = {
+        key: tf.TensorSpec([parts.replica_batch_size, *spec.shape[1:]], spec.dtype)
+        for key, spec in parts.train_data.batch_spec.items()
+    }
+    weight = tf.TensorSpec([parts.replica_batch_size], tf.float32)
+    forward = tf.function(lambda batch, w: parts.task.loss(parts.state.model, batch, w, training=True))
+    graph = forward.get_concrete_function(specs, weight).graph
+    skipped = ("ReadVariableOp", "Const", "Placeholder", "Identity")
+    return sum(
+        output.shape.num_elements() * output.dtype.size
+        for operation in graph.get_operations()
+        if operation.type not in skipped
+        for output in operation.outputs
+        if output.dtype.is_floating and output.shape.is_fully_defined()
+    )
+
+
+def _as_text(table: Table) -> str:
+    console = Console(width=110, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _count(variables) -> int:
+    return sum(int(np.prod(variable.shape)) for variable in variables)
+
+
+def _bytes(variables) -> int:
+    return sum(int(np.prod(variable.shape)) * tf.as_dtype(variable.dtype).size for variable in variables)
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def _names(variables) -> str:
+    if not variables:
+        return ""
+    return ": " + ", ".join(v.path for v in variables[:6]) + ", ..." * (len(variables) > 6)

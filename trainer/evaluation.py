@@ -1,0 +1,52 @@
+"""Exact metrics over one split: every example counts once, on any number of replicas."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from trainer.errors import UserError
+from trainer.pipeline import Data, eval_batches
+from trainer.tasks import Task
+
+
+def build_evaluate(
+    strategy: tf.distribute.Strategy,
+    model,
+    task: Task,
+    batch_size: int,
+    num_workers: int = 1,
+    worker_index: int = 0,
+) -> Callable[[Data], dict[str, float]]:
+    """Returns evaluate(data) -> {metric name: value}, with `loss` and `num_examples` among them.
+
+    batch_size: global; must divide over the replicas. Filled-up rows of the last batch weigh nothing.
+    The metric variables live on the replicas and are summed when they are read.
+    """
+    with strategy.scope():
+        metrics = task.new_metrics()
+    local_replicas = strategy.num_replicas_in_sync // num_workers
+
+    def replica_update(batch, weight):
+        index = tf.distribute.get_replica_context().replica_id_in_sync_group % local_replicas
+        size = weight.shape[0] // local_replicas
+        share = tf.nest.map_structure(lambda value: value[index * size : (index + 1) * size], (batch, weight))
+        task.update_metrics(metrics, model, *share)
+
+    @tf.function
+    def update(batch, weight):
+        strategy.run(replica_update, args=(batch, weight))
+
+    def evaluate(data: Data) -> dict[str, float]:
+        for metric in metrics.values():
+            metric.reset_state()
+        for batch, weight in eval_batches(data, batch_size, num_workers, worker_index):
+            update(batch, weight)
+        results = {name: tf.convert_to_tensor(metric.result()).numpy() for name, metric in metrics.items()}
+        several = [name for name, value in results.items() if value.ndim]
+        if several:
+            raise UserError(
+                f"The metric {several[0]!r} gives {results[several[0]].shape} values; one number is needed."
+            )
+        return {name: float(value) for name, value in results.items()} | {"num_examples": float(data.num_examples)}
+
+    return evaluate

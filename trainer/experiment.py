@@ -1,0 +1,275 @@
+"""Builds every part in the strategy's scope and runs one run from start to end."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import gin
+import keras
+import tensorflow as tf
+
+from trainer.checkpoints import Checkpoints, newest_checkpoint
+from trainer.description import describe_run, describe_start
+from trainer.errors import UserError
+from trainer.evaluation import build_evaluate
+from trainer.loop import Intervals, LoopParts, run_loop
+from trainer.metric_writer import read_rows
+from trainer.model_dir import ModelDir, ModelDirLock
+from trainer.optimizers import OptimizerProof, build_optimizer, prove_new, trained_variables
+from trainer.pipeline import Data, as_data, replica_batch_size, train_batches
+from trainer.preemption import Preemption
+from trainer.progress import StepProgress
+from trainer.restore import RestoreReport, build_model, plan_weights, restore_weights
+from trainer.run_files import check_same_config, finish_files, recorded_metrics, run_config, start_files
+from trainer.run_parts import RunParts
+from trainer.strategy import (
+    build_strategy,
+    is_chief,
+    local_replicas,
+    num_workers,
+    worker_index,
+)
+from trainer.tasks import Task
+from trainer.train_state import new_train_state
+from trainer.train_step import build_train_loop
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What `train` leaves behind.
+
+    finished: False if a signal stopped the run before `num_steps`; the same call goes on with it.
+    initial_metrics, final_metrics: evaluations at step 0 and at the last step; empty without eval_data.
+    restore_report, optimizer_proof: None where nothing was restored or the run was resumed.
+    """
+
+    model: keras.Model
+    step: int
+    finished: bool
+    initial_metrics: dict[str, float]
+    final_metrics: dict[str, float]
+    restore_report: RestoreReport | None
+    optimizer_proof: OptimizerProof | None
+    model_dir: Path | None
+
+
+@gin.configurable(module="experiment")
+def train(
+    model: Callable[[], keras.Model] = gin.REQUIRED,
+    train_data=gin.REQUIRED,
+    task: Task = gin.REQUIRED,
+    optimizer: Callable = gin.REQUIRED,
+    global_batch_size: int = gin.REQUIRED,
+    num_steps: int = gin.REQUIRED,
+    model_dir: str | os.PathLike | None = None,
+    eval_data=None,
+    init_checkpoint: str | None = None,
+    from_scratch: bool = False,
+    rename: Sequence[tuple[str, str]] = (),
+    reinitialize: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    frozen: Sequence[str] = (),
+    accumulation_steps: int = 1,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+    log_every: int = 10,
+    eval_every: int = 100,
+    checkpoint_every: int = 100,
+    steps_per_loop: int = 10,
+    checkpoints_to_keep: int = 3,
+    dry_run: bool = False,
+) -> TrainResult:
+    """Restores the weights, replaces the optimizer, trains, and writes it all down in `model_dir`.
+
+    model: function without required arguments that returns a `keras.Model`, built or not; called in scope.
+    train_data, eval_data: `tfds_data(...)`, a dict of arrays, or a finite `tf.data.Dataset` of dicts.
+    task: `supervised(...)` or `custom_loss(...)`.  optimizer: function that returns a Keras optimizer.
+    global_batch_size: examples a step, over all replicas.  num_steps: optimizer updates in all.
+    init_checkpoint: whose weights to start from; without it `from_scratch` must be True.
+    rename, reinitialize, ignore: see `restore_weights`.  frozen: regexes of variables not to train.
+    accumulation_steps: micro-batches that a replica takes a step in; the step stays the same.
+    seed: of initial weights and data order.  strategy: None means `build_strategy("auto")`.
+    log_every, eval_every, checkpoint_every: in steps, 0 for only at the end.
+    steps_per_loop: steps on the device between two looks of the host.
+    dry_run: does everything up to the first step, prints it, and writes nothing.
+
+    If `model_dir` holds this run's own checkpoint, the run is resumed and `init_checkpoint` is not read.
+    Raises `UserError` (`RestoreError` among them) for whatever the caller can fix, before anything is written.
+    """
+    _check_start(model, init_checkpoint, from_scratch, num_steps)
+    intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
+    strategy = strategy or build_strategy("auto")
+    replica_batch = replica_batch_size(global_batch_size, strategy.num_replicas_in_sync, accumulation_steps)
+    train_data = as_data(train_data, "train_data")
+    eval_data = None if eval_data is None else as_data(eval_data, "eval_data")
+    keras.utils.set_random_seed(seed)
+
+    files = ModelDir(Path(model_dir)) if model_dir else None
+    resuming = files is not None and newest_checkpoint(files.checkpoints) is not None
+
+    with strategy.scope():
+        built_model = _build_model(model, task, train_data, strategy)
+        variables = trained_variables(built_model, frozen)
+        report = None
+        if init_checkpoint and not resuming:
+            report = restore_weights(built_model, init_checkpoint, rename, reinitialize, ignore)
+        new_optimizer = build_optimizer(optimizer, variables)
+        proof = None if resuming else prove_new(new_optimizer, variables, report)
+        state = new_train_state(built_model, new_optimizer)
+    parts = RunParts(
+        strategy, task, train_data, eval_data, state, variables, report, proof,
+        global_batch_size, replica_batch, accumulation_steps, num_steps,
+    )  # fmt: skip
+    config = run_config(parts, init_checkpoint, seed)
+    if files is not None and resuming:
+        check_same_config(files, config)
+    if dry_run:
+        if files is not None and resuming:
+            parts = dataclasses.replace(parts, resumed_step=Checkpoints(state, files.checkpoints).resume())
+        print(describe_run(parts))
+        return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None)
+    if files is None:
+        return _run(parts, None, None, intervals, config, seed)
+    with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
+        checkpoints = Checkpoints(state, files.checkpoints, checkpoints_to_keep, is_chief(strategy))
+        if resuming:
+            parts = dataclasses.replace(parts, resumed_step=checkpoints.resume())
+        return _run(parts, files, checkpoints, intervals, config, seed)
+
+
+def load_and_evaluate(
+    model: Callable,
+    task: Task,
+    data,
+    checkpoint: str,
+    global_batch_size: int,
+    strategy: tf.distribute.Strategy,
+) -> tuple[RestoreReport, dict[str, float]]:
+    """Restores a checkpoint's weights into a new model and evaluates it on every example of `data`."""
+    data = as_data(data, "eval_data")
+    replica_batch_size(global_batch_size, strategy.num_replicas_in_sync)
+    with strategy.scope():
+        built_model = _build_model(model, task, data, strategy)
+        report = restore_weights(built_model, checkpoint)
+    evaluate = build_evaluate(
+        strategy, built_model, task, global_batch_size, num_workers(strategy), worker_index(strategy)
+    )
+    return report, evaluate(data)
+
+
+def plan_only(
+    checkpoint: str, model: Callable, task: Task, train_data, rename=(), reinitialize=(), ignore=()
+) -> RestoreReport:
+    """How `checkpoint` would be restored into a new model; reads no tensor and assigns nothing.
+
+    Raises `RestoreError`, with the plan, if it would be refused.
+    """
+    built_model = _build_model(model, task, as_data(train_data, "train_data"), tf.distribute.get_strategy())
+    return plan_weights(built_model, checkpoint, rename, reinitialize, ignore)
+
+
+def _run(
+    parts: RunParts, files: ModelDir | None, checkpoints, intervals: Intervals, config: str, seed: int
+) -> TrainResult:
+    strategy, state = parts.strategy, parts.state
+    chief = is_chief(strategy)
+    place = {"num_workers": num_workers(strategy), "worker_index": worker_index(strategy)}
+    writer = start_files(parts, files if chief else None, config)
+    progress = StepProgress(parts.num_steps, state.current_step(), visible=chief)
+    progress.say(describe_start(parts))
+
+    evaluate = build_evaluate(strategy, state.model, parts.task, parts.global_batch_size, **place)
+    initial = final = {}
+    if parts.eval_data is not None and state.current_step() == 0:
+        initial = final = evaluate(parts.eval_data)
+        writer.write(0, initial, split=_split(parts.eval_data))
+        progress.say(f"step 0           {_show(initial)}")
+
+    def evaluate_and_keep():
+        nonlocal final
+        if parts.eval_data is None:
+            return None
+        final = evaluate(parts.eval_data)
+        return final
+
+    batches = train_batches(parts.train_data, parts.global_batch_size, seed, state.current_step(), **place)
+    with progress, Preemption(strategy) as preemption:
+        loop_parts = LoopParts(
+            state=state,
+            train_loop=build_train_loop(
+                strategy, state, parts.task, parts.variables, parts.global_batch_size,
+                local_replicas(strategy), parts.accumulation_steps,
+            ),
+            iterator=iter(batches),
+            evaluate=evaluate_and_keep,
+            save=checkpoints.save if checkpoints is not None else lambda: None,
+            writer=writer,
+            progress=progress,
+            preemption=preemption,
+            split=_split(parts.eval_data) if parts.eval_data else "",
+        )  # fmt: skip
+        finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
+    if chief and files is not None:
+        rows = read_rows(files.metrics)
+        initial, final = recorded_metrics(rows, initial, final)
+        finish_files(parts, files, writer, initial, final, finished)
+    writer.close()
+    step = state.current_step()
+    progress.say(f"{'step' if finished else 'preempted at'} {step:<11} {_show(final)}")
+    if chief and files is not None:
+        progress.say(f"files            {files.path}\nplot             {files.summary_plot}")
+    return TrainResult(
+        state.model, step, finished, initial, final, parts.report, parts.proof, files.path if files else None
+    )
+
+
+@contextlib.contextmanager
+def _writing(files: ModelDir, resuming: bool) -> Iterator[None]:
+    """Makes and locks the folder: nothing of ours is on disk before every part of the run was built."""
+    files.create()
+    with ModelDirLock(files):
+        if (newest_checkpoint(files.checkpoints) is not None) != resuming:
+            raise UserError(f"model_dir {files.path} was written by another process just now. Run the command again.")
+        yield
+
+
+def _check_start(model, init_checkpoint, from_scratch, num_steps) -> None:
+    if isinstance(model, keras.Model) or not callable(model):
+        raise UserError(
+            "model must be a function that builds the model, not a model: its variables have to be made in "
+            "the strategy's scope. Pass e.g. model=lambda: MyModel()."
+        )
+    if init_checkpoint and from_scratch:
+        raise UserError("Both init_checkpoint and from_scratch = True are set; say which one is meant.")
+    if not init_checkpoint and not from_scratch:
+        raise UserError(
+            "There is no init_checkpoint to start from. Set INIT_CHECKPOINT = 'path', or say "
+            "train.from_scratch = True if random weights are meant."
+        )
+    if num_steps < 1:
+        raise UserError(f"num_steps = {num_steps} must be 1 or more.")
+
+
+def _build_model(model: Callable, task: Task, data: Data, strategy: tf.distribute.Strategy) -> keras.Model:
+    built = model()
+    if not isinstance(built, keras.Model):
+        raise UserError(f"The model builder must return a keras.Model; it returned {type(built).__name__}.")
+    build_model(built, task.model_inputs(data.batch_spec))
+    if strategy.num_replicas_in_sync > 1:
+        for layer in built._flatten_layers():
+            # Apart, the replicas' statistics drift, and the first one's would be saved for all.
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
+    return built
+
+
+def _split(data: Data) -> str:
+    return data.name.rsplit(":", 1)[-1]
+
+
+def _show(metrics: dict[str, float]) -> str:
+    return (
+        "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "num_examples") or "not evaluated"
+    )

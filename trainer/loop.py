@@ -1,0 +1,138 @@
+"""The outer loop: steps; at intervals log, evaluate, save; leave when done or asked to."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from trainer.errors import UserError
+from trainer.metric_writer import MetricWriter
+from trainer.preemption import Preemption
+from trainer.progress import StepProgress
+from trainer.schedules import learning_rate_at
+from trainer.train_state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """How often, in steps; 0 means only at the end.
+
+    steps_per_loop: steps that run on the device between two looks of the host.
+    """
+
+    log_every: int = 10
+    eval_every: int = 100
+    checkpoint_every: int = 100
+    steps_per_loop: int = 10
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if value < 0 or (name == "steps_per_loop" and value < 1):
+                raise UserError(f"{name} = {value} must be {1 if name == 'steps_per_loop' else 0} or more.")
+
+    def steps_to_next_look(self, step: int, num_steps: int) -> int:
+        """How far the device may run from `step` without passing a point where the host is due."""
+        ends = [num_steps, step + self.steps_per_loop]
+        ends += [
+            step - step % every + every for every in (self.log_every, self.eval_every, self.checkpoint_every) if every
+        ]
+        return min(ends) - step
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopParts:
+    """What the loop calls.
+
+    train_loop(iterator, num_steps) -> metrics;  evaluate() -> metrics or None;  save() -> None.
+    """
+
+    state: TrainState
+    train_loop: Callable
+    iterator: object
+    evaluate: Callable[[], dict[str, float] | None]
+    save: Callable[[], None]
+    writer: MetricWriter
+    progress: StepProgress
+    preemption: Preemption
+    split: str
+
+
+def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals: Intervals) -> bool:
+    """Trains to `num_steps`; returns True when it got there, False when it was asked to stop earlier.
+
+    Always in this order: step, log, evaluate, save, leave. So what a checkpoint holds is on record
+    when it is written, and a resumed run repeats nothing and misses nothing.
+    """
+    state, step = parts.state, parts.state.current_step()
+    clock = _Clock(step)
+    while step < num_steps and not parts.preemption.requested():
+        count = intervals.steps_to_next_look(step, num_steps)
+        metrics = parts.train_loop(parts.iterator, tf.constant(count))
+        step += count
+        parts.progress.advance(step)
+
+        def due(every: int, step=step) -> bool:
+            return step == num_steps or (every > 0 and step % every == 0)
+
+        if due(intervals.log_every):
+            values = {name: float(value.numpy()) for name, value in metrics.items()}
+            steps_per_second = clock.lap(step)
+            _stop_on_nan(values["loss"], step)
+            values["learning_rate"] = learning_rate_at(state.optimizer, step)
+            values["examples_per_second"] = steps_per_second * global_batch_size
+            parts.writer.write(step, values)
+            parts.progress.show_rate(steps_per_second, values["examples_per_second"], values["loss"])
+        if due(intervals.eval_every):
+            with clock.stopped():
+                evaluated = parts.evaluate()
+                if evaluated is not None:
+                    parts.writer.write(step, evaluated, split=parts.split)
+        if due(intervals.checkpoint_every):
+            with clock.stopped():
+                parts.writer.flush()
+                parts.save()
+    if step < num_steps:
+        parts.writer.flush()
+        parts.save()
+    return step >= num_steps
+
+
+def _stop_on_nan(loss: float, step: int) -> None:
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise UserError(
+            f"The loss is {loss} at step {step}; training further would only spread it. "
+            "Lower the learning rate or clip the gradient (e.g. SGD.global_clipnorm = 1.0); "
+            "the last checkpoint before it is whole."
+        )
+
+
+class _Clock:
+    """Training time alone, without evaluations and saves."""
+
+    def __init__(self, step: int):
+        self._step = step
+        self._start = time.monotonic()
+        self._paused_seconds = 0.0
+
+    def lap(self, step: int) -> float:
+        """Steps a second since the last lap."""
+        now = time.monotonic()
+        seconds = max(now - self._start - self._paused_seconds, 1e-9)
+        rate = (step - self._step) / seconds
+        self._step, self._start, self._paused_seconds = step, now, 0.0
+        return rate
+
+    def stopped(self):
+        return _Pause(self)
+
+
+class _Pause:
+    def __init__(self, clock: _Clock):
+        self._clock = clock
+
+    def __enter__(self):
+        self._start = time.monotonic()
+
+    def __exit__(self, *unused):
+        self._clock._paused_seconds += time.monotonic() - self._start

@@ -1,0 +1,92 @@
+"""Scalars, text and plots to TensorBoard and JSON lines; chief only."""
+
+import json
+import os
+
+import tensorflow as tf
+
+
+class MetricWriter:
+    """Appends to `metrics.jsonl` and to TensorBoard's `train/` and `eval/` folders.
+
+    metrics_path: the JSON lines file.  events: folder of each split kind, `train` and `eval`.
+    enabled: False on workers that are not the chief; every call is then a no-op.
+    start_step: rows of later steps are dropped first. A run that is resumed from its last
+      checkpoint writes them again, so the file ends as if nothing had happened.
+    """
+
+    def __init__(self, metrics_path, events: dict, enabled: bool = True, start_step: int = 0):
+        self._enabled = enabled
+        self._events = {}
+        if not enabled:
+            return
+        _drop_rows_after(metrics_path, start_step)
+        self._file = open(metrics_path, "a")  # noqa: SIM115  held until close()
+        self._events = {name: tf.summary.create_file_writer(str(folder)) for name, folder in events.items()}
+
+    def write(self, step: int, values: dict[str, float], split: str | None = None) -> None:
+        """Writes one row. Evaluations name their `split`; a training row has none."""
+        if not self._enabled:
+            return
+        row = {"step": int(step), **({"split": split} if split else {})}
+        row.update({name: float(value) for name, value in values.items()})
+        self._file.write(json.dumps(row) + "\n")
+        with self._events["eval" if split else "train"].as_default():
+            for name, value in values.items():
+                tf.summary.scalar(name, value, step=step)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text (a config, a report) to TensorBoard, verbatim, at step 0."""
+        if self._enabled:
+            with self._events["train"].as_default():
+                tf.summary.text(name, "```\n" + text + "\n```", step=0)
+
+    def write_image(self, name: str, path, step: int) -> None:
+        """Writes a PNG file to TensorBoard."""
+        if self._enabled:
+            with self._events["train"].as_default():
+                tf.summary.image(name, tf.io.decode_png(tf.io.read_file(str(path)), channels=3)[None], step=step)
+
+    def flush(self) -> None:
+        """Brings every row to the disk; called before a checkpoint that follows them."""
+        if self._enabled:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            for writer in self._events.values():
+                writer.flush()
+
+    def close(self) -> None:
+        if self._enabled:
+            self.flush()
+            self._file.close()
+            for writer in self._events.values():
+                writer.close()
+
+
+def read_rows(metrics_path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    rows: list[dict] = []
+    if not os.path.exists(metrics_path):
+        return rows
+    with open(metrics_path) as file:
+        for line in file:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def _drop_rows_after(metrics_path, start_step: int) -> None:
+    rows = read_rows(metrics_path)
+    # A fresh start keeps nothing; a resumed one has written the row of its own step already.
+    kept = [row for row in rows if start_step and row["step"] <= start_step]
+    if os.path.exists(metrics_path):
+        _replace(metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _replace(path, text: str) -> None:
+    temporary = f"{path}.tmp"
+    with open(temporary, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)

@@ -1,0 +1,118 @@
+"""Names every path that a run writes, and locks the folder against a second writer."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+
+from trainer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDir:
+    """The files of one run. Naming them creates nothing; `create` does.
+
+    path: the folder. Two runs never share one.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def operative_config(self) -> Path:
+        return self.path / "operative_config.gin"
+
+    @property
+    def run_identity(self) -> Path:
+        return self.path / "run_identity.json"
+
+    @property
+    def restore_report_json(self) -> Path:
+        return self.path / "restore_report.json"
+
+    @property
+    def restore_report_text(self) -> Path:
+        return self.path / "restore_report.txt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def summary_plot(self) -> Path:
+        return self.path / "summary.png"
+
+    @property
+    def final_weights(self) -> Path:
+        return self.path / "final.weights.h5"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    def events(self, name: str) -> Path:
+        """The TensorBoard folder of `train` or `eval`."""
+        return self.path / name
+
+    def create(self) -> None:
+        """Makes the folder; raises `UserError` where it cannot be made or written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"model_dir {self.path} cannot be made: {error.strerror}.") from error
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"model_dir {self.path} is not writable.")
+
+
+class ModelDirLock:
+    """Holds a model_dir for one writer; two writers delete each other's checkpoints in silence.
+
+    The lock is the kernel's (`flock`), so it ends with its process, however that ends, and a file
+    left behind by a dead one locks nobody out.
+    """
+
+    def __init__(self, model_dir: ModelDir):
+        self._path = model_dir.lock_file
+
+    def __enter__(self):
+        self._file = open(self._path, "a+")  # noqa: SIM115  held until __exit__
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise UserError(
+                f"model_dir {self._path.parent} is being written by {holder}. "
+                "Wait for it, stop it, or choose another --model_dir."
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *unused):
+        self._file.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or none: a kill in the middle leaves the old one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")

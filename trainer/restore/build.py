@@ -1,0 +1,53 @@
+"""Creates the variables of a model that has not seen data yet, without computing anything."""
+
+import keras
+import tensorflow as tf
+
+from trainer.restore.report import RestoreError
+
+
+def build_model(model: keras.Model, input_spec=None) -> None:
+    """Builds an unbuilt model in place by calling it on symbolic inputs.
+
+    input_spec: the structure of `tf.TensorSpec` that the model is called with, batch dimension
+      included (None for any size). Not needed for a model that is built already.
+    Under a distribution strategy, call it in the strategy's scope: variables live where they are made.
+
+    Raises `RestoreError` if the model is unbuilt and can't be built this way.
+    """
+    if not _is_unbuilt(model):
+        return
+    if input_spec is None:
+        raise RestoreError(
+            f"The model {model.name} is not built: it has no variables yet that weights could go to. "
+            "Give the inputs' specification, e.g. restore_weights(..., input_spec=tf.TensorSpec([None, 28, 28, 1]))."
+        )
+    inputs = tf.nest.map_structure(_symbolic, input_spec)
+    try:
+        model(inputs)
+    except Exception as error:
+        raise RestoreError(
+            f"The model {model.name} can't be built from inputs {_show(input_spec)}: "
+            f"{type(error).__name__}: {str(error).strip()}\nGive the specification that its call() expects."
+        ) from error
+    if _is_unbuilt(model):
+        raise RestoreError(
+            f"The model {model.name} was called on {_show(input_spec)} and still has layers without variables: "
+            f"{', '.join(layer.name for layer in _unbuilt_layers(model))}. Call them in call(), or remove them."
+        )
+
+
+def _is_unbuilt(model: keras.Model) -> bool:
+    return not model.built or bool(_unbuilt_layers(model))
+
+
+def _unbuilt_layers(model: keras.Model) -> list[keras.Layer]:
+    return [layer for layer in model._flatten_layers(include_self=False) if not layer.built]
+
+
+def _symbolic(spec: tf.TensorSpec) -> keras.KerasTensor:
+    return keras.KerasTensor(tuple(spec.shape), dtype=spec.dtype.name)
+
+
+def _show(input_spec) -> str:
+    return str(tf.nest.map_structure(lambda spec: f"{spec.dtype.name}{list(spec.shape)}", input_spec))

@@ -1,0 +1,156 @@
+"""What a restore does with every variable of the model and every entry of the file, as text and JSON."""
+
+import dataclasses
+import json
+
+from trainer.errors import UserError
+
+STATUSES = ("restored", "reinitialized", "mismatched", "missing", "unused")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One variable of the model, or one entry of the checkpoint that no variable takes.
+
+    name: normalised name; the model's, or for `unused` the checkpoint's.
+    key: the checkpoint key it is read from, if any.
+    shape, dtype: the model variable's; checkpoint_shape, checkpoint_dtype: the file's.
+    rule: the regex that excuses it or led to it, "" where none was needed.
+    note: what a person should know about it, a cast or a proposed fix.
+    """
+
+    name: str
+    status: str
+    key: str | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    checkpoint_shape: tuple[int, ...] | None = None
+    checkpoint_dtype: str | None = None
+    rule: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass
+class RestoreReport:
+    """The plan of a restore, and after it was applied what was seen.
+
+    optimizer_keys, counter_keys, other_keys: entries of the file that are no weights; none is read.
+    optimizer_keys_read: counted by the reader, 0 unless something is broken.
+    replicas_verified: on how many replicas each restored variable was compared with the file; 0
+      for a plan that was not applied.
+    """
+
+    checkpoint: str
+    format: str
+    records: list[Record]
+    optimizer_keys: list[str]
+    counter_keys: list[str]
+    other_keys: list[str]
+    optimizer_keys_read: int = 0
+    bytes_read: int = 0
+    replicas_verified: int = 0
+
+    def _of(self, status: str) -> list[Record]:
+        return [record for record in self.records if record.status == status]
+
+    @property
+    def restored(self) -> list[Record]:
+        return self._of("restored")
+
+    @property
+    def reinitialized(self) -> list[Record]:
+        return self._of("reinitialized")
+
+    @property
+    def mismatched(self) -> list[Record]:
+        return self._of("mismatched")
+
+    @property
+    def missing(self) -> list[Record]:
+        return self._of("missing")
+
+    @property
+    def unused(self) -> list[Record]:
+        return self._of("unused")
+
+    @property
+    def problems(self) -> list[Record]:
+        """The records that no rule excuses; with one of them nothing is restored."""
+        return self.mismatched + self.missing + [record for record in self.unused if not record.rule]
+
+    def __str__(self) -> str:
+        lines = [f"{self.checkpoint}  ({self.format})"]
+        for status in STATUSES:
+            lines += _status_lines(status, self._of(status))
+        skipped = (
+            f"optimizer {len(self.optimizer_keys)}, counters {len(self.counter_keys)}, other {len(self.other_keys)}"
+        )
+        lines.append(f"not read         entries that are no weights: {skipped}")
+        if self.replicas_verified:
+            plural = "s" * (self.replicas_verified > 1)
+            lines.append(
+                f"verified         {len(self.restored)} variables on {self.replicas_verified} replica{plural}, "
+                f"{self.bytes_read:,} bytes read, {self.optimizer_keys_read} of the optimizer's entries read"
+            )
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The whole report, a record a variable, as JSON text."""
+        return json.dumps(
+            {
+                "checkpoint": self.checkpoint,
+                "format": self.format,
+                "counts": {status: len(self._of(status)) for status in STATUSES},
+                "records": [dataclasses.asdict(record) for record in self.records],
+                "optimizer_keys": self.optimizer_keys,
+                "counter_keys": self.counter_keys,
+                "other_keys": self.other_keys,
+                "optimizer_keys_read": self.optimizer_keys_read,
+                "bytes_read": self.bytes_read,
+                "replicas_verified": self.replicas_verified,
+            },
+            indent=2,
+        )
+
+
+class RestoreError(UserError):
+    """A restore that would leave something unaccounted for; raised before any variable changed.
+
+    report: the plan that could not be carried out, or None where the file could not be read at all.
+    """
+
+    def __init__(self, message: str, report: RestoreReport | None = None):
+        super().__init__(message)
+        self.report = report
+
+
+def _status_lines(status: str, records: list[Record]) -> list[str]:
+    head = f"{status:<13} {len(records):>3}"
+    if not records:
+        return [head]
+    if status == "restored":
+        return [f"{head}  {_groups(records)}"]
+    shown = [f"{head if i == 0 else ' ' * 17}  {_detail(record)}" for i, record in enumerate(records[:12])]
+    if len(records) > len(shown):
+        shown.append(f"{' ' * 19}and {len(records) - len(shown)} more")
+    return shown
+
+
+def _groups(records: list[Record]) -> str:
+    groups: dict[str, int] = {}
+    for record in records:
+        top = record.name.split("/")[0]
+        groups[top] = groups.get(top, 0) + 1
+    names = [f"{top}/** ({count})" for top, count in groups.items()]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} groups more" if len(names) > 8 else "")
+
+
+def _detail(record: Record) -> str:
+    text = record.name
+    if record.status == "mismatched":
+        text += f"  model {record.shape} {record.dtype}, checkpoint {record.checkpoint_shape} {record.checkpoint_dtype}"
+    elif record.status == "missing":
+        text += f"  {record.shape} {record.dtype}"
+    elif record.status == "unused":
+        text += f"  {record.checkpoint_shape}"
+    return text + (f"  rule {record.rule}" if record.rule else "") + (f"  {record.note}" if record.note else "")

@@ -1,0 +1,36 @@
+"""What a run consists of before its first step, for those that describe, record and run it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from trainer.optimizers import OptimizerProof
+from trainer.pipeline import Data
+from trainer.restore import RestoreReport
+from trainer.tasks import Task
+from trainer.train_state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class RunParts:
+    """Everything of a run up to its first step.
+
+    variables: those that the optimizer trains.  report: None from scratch and on a resumed run.
+    proof: None on a resumed run, whose optimizer goes on.  resumed_step: 0 on a fresh run.
+    """
+
+    strategy: tf.distribute.Strategy
+    task: Task
+    train_data: Data
+    eval_data: Data | None
+    state: TrainState
+    variables: Sequence[keras.Variable]
+    report: RestoreReport | None
+    proof: OptimizerProof | None
+    global_batch_size: int
+    replica_batch_size: int
+    accumulation_steps: int
+    num_steps: int
+    resumed_step: int = 0

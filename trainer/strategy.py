@@ -1,0 +1,175 @@
+"""Flags and environment -> the `tf.distribute` strategy, and who is chief."""
+
+import json
+import os
+
+import tensorflow as tf
+
+from trainer.errors import UserError
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+
+def build_strategy(name: str = "auto", virtual_devices: int = 0, tpu: str | None = None) -> tf.distribute.Strategy:
+    """Builds the strategy asked for, or raises `UserError` saying what there is instead.
+
+    name: one of `STRATEGIES`. `auto` takes a named TPU, else the cluster of TF_CONFIG if it has
+      several workers, else all GPUs, else the virtual devices, else one device.
+    virtual_devices: splits the CPU into this many logical devices, so that every distributed path
+      runs on a laptop. 0 leaves the CPU whole. Must come before TensorFlow has touched a device.
+    tpu: name or address of a TPU; where it is None the environment (TPU_NAME) decides.
+
+    Source: https://www.tensorflow.org/guide/distributed_training
+    """
+    if name not in STRATEGIES:
+        raise UserError(f"--strategy={name} is unknown; choose one of {', '.join(STRATEGIES)}.")
+    if virtual_devices < 0:
+        raise UserError(f"--virtual_devices={virtual_devices} must not be negative.")
+    if virtual_devices:
+        _split_cpu(virtual_devices)
+    if name == "auto":
+        name = _choose(tpu)
+    return {
+        "one_device": _one_device,
+        "mirrored": _mirrored,
+        "multi_worker": _multi_worker,
+        "tpu": lambda: _tpu(tpu),
+    }[name]()
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes the run's files: worker 0, or the only one."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.cluster_spec().jobs:
+        return True
+    if resolver.task_type == "chief":
+        return True
+    return (
+        resolver.task_type in ("worker", None)
+        and not resolver.task_id
+        and ("chief" not in resolver.cluster_spec().jobs)
+    )
+
+
+def num_workers(strategy: tf.distribute.Strategy) -> int:
+    """How many processes train together."""
+    return strategy.num_replicas_in_sync // local_replicas(strategy)
+
+
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """How many of the replicas live in this process."""
+    return strategy.extended._num_replicas_in_process if _is_multi_worker(strategy) else (strategy.num_replicas_in_sync)
+
+
+def worker_index(strategy: tf.distribute.Strategy) -> int:
+    """This process's place among the workers; a chief comes first."""
+    if not _is_multi_worker(strategy):
+        return 0
+    resolver = strategy.cluster_resolver
+    jobs = resolver.cluster_spec().as_dict()
+    return (resolver.task_id or 0) + (len(jobs.get("chief", [])) if resolver.task_type == "worker" else 0)
+
+
+def describe_strategy(strategy: tf.distribute.Strategy) -> str:
+    """One line: `MirroredStrategy, 2 replicas on CPU:0, CPU:1`."""
+    replicas = strategy.num_replicas_in_sync
+    devices = getattr(strategy.extended, "worker_devices", ())
+    places = ", ".join(_short(device) for device in devices) or "the default device"
+    workers = f" in {num_workers(strategy)} workers" if num_workers(strategy) > 1 else ""
+    return f"{type(strategy).__name__}, {replicas} replica{'s' * (replicas > 1)}{workers} on {places}"
+
+
+def _choose(tpu: str | None) -> str:
+    if tpu or os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"):
+        return "tpu"
+    if len(_cluster_workers()) > 1:
+        return "multi_worker"
+    if tf.config.list_physical_devices("GPU") or len(tf.config.list_logical_devices("CPU")) > 1:
+        return "mirrored"
+    return "one_device"
+
+
+def _split_cpu(count: int) -> None:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        present = len(tf.config.list_logical_devices("CPU"))
+        if present != count:
+            raise UserError(
+                f"--virtual_devices={count} came too late: TensorFlow has already set up {present} CPU "
+                "device(s) in this process. Ask for them before anything else uses TensorFlow."
+            ) from error
+
+
+def _one_device() -> tf.distribute.Strategy:
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return tf.distribute.OneDeviceStrategy(f"/{kind}:0")
+
+
+def _mirrored() -> tf.distribute.Strategy:
+    gpus = tf.config.list_logical_devices("GPU")
+    cpus = tf.config.list_logical_devices("CPU")
+    if len(cpus) > 1:
+        return tf.distribute.MirroredStrategy([device.name for device in cpus])
+    if not gpus:
+        raise UserError(
+            "--strategy=mirrored needs GPUs, or a CPU split with --virtual_devices=2 or more; "
+            "here are 0 GPUs and 1 CPU device. On one device use --strategy=one_device."
+        )
+    return tf.distribute.MirroredStrategy([device.name for device in gpus])
+
+
+def _multi_worker() -> tf.distribute.Strategy:
+    if not _cluster_workers():
+        raise UserError(
+            "--strategy=multi_worker needs the environment variable TF_CONFIG with cluster.worker and "
+            "task, one process a worker; it is not set. On one machine use --strategy=mirrored."
+        )
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _cluster_workers() -> list[str]:
+    """The addresses of chief and workers in TF_CONFIG; empty where there is none."""
+    text = os.environ.get("TF_CONFIG", "")
+    if not text.strip():
+        return []
+    try:
+        tf_config = json.loads(text)
+        cluster = tf_config.get("cluster", {})
+        workers = list(cluster.get("chief", [])) + list(cluster.get("worker", []))
+        task = tf_config.get("task", {})
+        if workers and int(task["index"]) >= len(cluster[task["type"]]):
+            raise UserError(
+                f"TF_CONFIG: task index {task['index']} is past the {len(cluster[task['type']])} "
+                f"{task['type']} addresses of its cluster."
+            )
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"TF_CONFIG is not of the form {{'cluster': {{'worker': [...]}}, 'task': {{'type': "
+            f"'worker', 'index': 0}}}}: {error!r}."
+        ) from error
+    return workers
+
+
+def _tpu(tpu: str | None) -> tf.distribute.Strategy:
+    if not (tpu or os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU")):
+        raise UserError(
+            "--strategy=tpu: no TPU is named (--tpu, TPU_NAME) and none is attached to this machine; "
+            f"here are {len(tf.config.list_physical_devices('GPU'))} GPUs and one CPU."
+        )
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu or os.environ.get("TPU_NAME", "local"))
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, IndexError, tf.errors.OpError) as error:
+        raise UserError(f"--strategy=tpu: the TPU {tpu or 'local'} cannot be reached: {error}") from error
+
+
+def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def _short(device: str) -> str:
+    return device.rsplit("device:", 1)[-1]

@@ -1,0 +1,47 @@
+"""Draws a run in one picture: loss, accuracy and learning rate over the steps."""
+
+import matplotlib
+
+matplotlib.use("Agg")  # a training machine has no screen
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+def draw_summary(rows: list[dict], path, title: str) -> None:
+    """Writes a PNG of at most three panels to `path`.
+
+    rows: as `metrics.jsonl` has them; training rows carry no `split`, evaluations name theirs.
+    The second panel shows every evaluated metric but the loss; without any it is left out.
+    """
+    training = [row for row in rows if "split" not in row]
+    splits = sorted({row["split"] for row in rows if "split" in row})
+    evaluated = {split: [row for row in rows if row.get("split") == split] for split in splits}
+    names = sorted({name for row in rows if "split" in row for name in row} - {"step", "split", "loss", "num_examples"})
+
+    panels = ["loss"] + (["metrics"] if names else []) + ["learning_rate"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), constrained_layout=True)
+    for panel, axis in zip(panels, axes, strict=True):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if panel == "metrics":
+            axis.set_title(", ".join(names))
+            for split in splits:
+                for name in names:
+                    _line(axis, evaluated[split], name, f"{name} ({split})", marker="o")
+        else:
+            axis.set_title(panel.replace("_", " "))
+            _line(axis, training, panel, "training batch")
+            if panel == "loss":
+                for split in splits:
+                    _line(axis, evaluated[split], "loss", split, marker="o")
+        if axis.get_legend_handles_labels()[1] and panel != "learning_rate":
+            axis.legend(frameon=False, fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)
+
+
+def _line(axis, rows: list[dict], name: str, label: str, **style) -> None:
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if points:
+        axis.plot(*zip(*points, strict=True), label=label, markersize=3, linewidth=1.2, **style)
