@@ -12,6 +12,8 @@ os.environ.setdefault("TFDS_DATA_DIR", os.path.join(tempfile.gettempdir(), f"reg
 import pytest  # noqa: E402, I001
 import tensorflow as tf  # noqa: E402
 
+from trainer.strategy import mirrored_on_cpus  # noqa: E402
+
 import launch  # noqa: E402, F401  imports TensorFlow quietly
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -26,7 +28,7 @@ def make_strategy(replicas: int) -> tf.distribute.Strategy:
     """One replica on one device, or several on logical CPU devices."""
     if replicas == 1:
         return tf.distribute.OneDeviceStrategy("/CPU:0")
-    return tf.distribute.MirroredStrategy([f"/CPU:{index}" for index in range(replicas)])
+    return mirrored_on_cpus([f"/CPU:{index}" for index in range(replicas)])
 
 
 @pytest.fixture(params=[1, 2], ids=["one replica", "two replicas"])

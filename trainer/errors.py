@@ -7,3 +7,6 @@ class UserError(ValueError):
     The command line prints the message alone and exits with status 2. Every other exception is a
     bug of ours: it keeps its traceback and exits with status 1.
     """
+
+    # AutoGraph replaces an exception that is raised while it traces; it lets one with this mark pass.
+    ag_pass_through = True

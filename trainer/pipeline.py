@@ -131,9 +131,10 @@ def replica_batch_size(global_batch_size: int, num_replicas: int, accumulation_s
     if global_batch_size % parts:
         lower, upper = global_batch_size // parts * parts, -(-global_batch_size // parts) * parts
         nearest = lower if lower and global_batch_size - lower <= upper - global_batch_size else upper
+        micro = f" x {accumulation_steps} micro-batches" if accumulation_steps > 1 else ""
         raise UserError(
-            f"global_batch_size {global_batch_size} does not divide over {num_replicas} replicas x "
-            f"{accumulation_steps} micro-batches; the nearest that does is {nearest}."
+            f"global_batch_size {global_batch_size} does not divide over {num_replicas} replicas{micro}; "
+            f"the nearest that does is {nearest}."
         )
     return global_batch_size // parts
 

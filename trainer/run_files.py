@@ -15,13 +15,15 @@ from trainer.summary_plot import draw_summary
 def run_config(parts: RunParts, init_checkpoint, seed: int) -> str:
     """The operative gin config, and as comments what a caller of `train` may have given without gin."""
     optimizer = parts.state.optimizer
+    # Keras numbers the names of optimizers by process.
+    options = {name: value for name, value in optimizer.get_config().items() if name != "name"}
     given = {
         "init_checkpoint": init_checkpoint and os.fspath(init_checkpoint),
         "global_batch_size": parts.global_batch_size,
         "accumulation_steps": parts.accumulation_steps,
         "seed": seed,
         "train_data": f"{parts.train_data.name}, {parts.train_data.num_examples} examples",
-        "optimizer": f"{type(optimizer).__name__} {json.dumps(optimizer.get_config(), default=str)}",
+        "optimizer": f"{type(optimizer).__name__} {json.dumps(options, default=str)}",
     }
     return (
         operative_config()
@@ -33,13 +35,18 @@ def run_config(parts: RunParts, init_checkpoint, seed: int) -> str:
 def check_same_config(files: ModelDir, config: str) -> None:
     if not files.operative_config.exists():
         return
-    changed = differing_lines(files.operative_config.read_text(), config)
+    changed = differing_lines(_uncommented(files.operative_config.read_text()), _uncommented(config))
     if changed:
         lines = "\n".join(f"  was: {old}\n  now: {new}" for old, new in changed[:8])
         raise UserError(
             f"model_dir {files.path} holds a run of another config:\n{lines}\n"
             "Choose another --model_dir, or go back to the config that the run was started with."
         )
+
+
+def _uncommented(config: str) -> str:
+    """The config with its lines `# run.x = y`, comments to gin, as bindings that can be compared."""
+    return config.replace("\n# run.", "\nrun.")
 
 
 def start_files(parts: RunParts, files: ModelDir | None, config: str) -> MetricWriter:

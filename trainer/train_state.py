@@ -26,8 +26,14 @@ class TrainState:
         What TensorFlow does not reach from the model, which are layers held in Python lists and the
         states of random generators, stands beside it under its own name.
         """
-        untracked = tf.train.Checkpoint(**_untracked(self.model))
-        train_state = tf.train.Checkpoint(step=self.step, untracked=untracked)
+        names = {id(weight.variable): weight.name for weight in live_variables(self.model, live_tree(self.model))}
+        untracked = _untracked(self.model)
+        weights = {names[id(variable)]: variable for variable in untracked if id(variable) in names}
+        # Keras numbers their paths by process (`seed_generator_8/...`): the order is what lasts.
+        random_states = [variable for variable in untracked if id(variable) not in names]
+        train_state = tf.train.Checkpoint(
+            step=self.step, untracked=tf.train.Checkpoint(**weights), seed_generators=random_states
+        )
         return tf.train.Checkpoint(model=self.model, optimizer=self.optimizer, train_state=train_state)
 
     def current_step(self) -> int:
@@ -42,12 +48,7 @@ def new_train_state(model: keras.Model, optimizer: keras.optimizers.Optimizer) -
     return TrainState(model, optimizer, step)
 
 
-def _untracked(model: keras.Model) -> dict[str, keras.Variable]:
-    reached: set[int] = set()
-    view = tf.train.TrackableView(model)
-    for trackable in view.descendants():
-        reached.add(id(trackable))
-    names = {id(weight.variable): weight.name for weight in live_variables(model, live_tree(model))}
-    return {
-        names.get(id(variable), variable.path): variable for variable in model.variables if id(variable) not in reached
-    }
+def _untracked(model: keras.Model) -> list[keras.Variable]:
+    """The variables that a checkpoint of the model would not hold."""
+    reached = {id(trackable) for trackable in tf.train.TrackableView(model).descendants()}
+    return [variable for variable in model.variables if id(variable) not in reached]

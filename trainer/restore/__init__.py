@@ -6,9 +6,11 @@ import keras
 
 from trainer.restore.apply import apply_plan
 from trainer.restore.build import build_model
+from trainer.restore.explain import explain_problems
 from trainer.restore.find import find_checkpoint, whole_checkpoints
-from trainer.restore.plan import Plan, Rules, explain_problems, plan_restore
+from trainer.restore.plan import Plan, plan_restore
 from trainer.restore.report import Record, RestoreError, RestoreReport
+from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, describe_source, open_checkpoint
 
 __all__ = [

@@ -1,9 +1,9 @@
 """Carries out a restore plan: reads everything, then assigns, then compares what every replica holds."""
 
 import numpy as np
-import tensorflow as tf
 
 from trainer.replicas import replica_values
+from trainer.restore.live import LiveVariable
 from trainer.restore.plan import Plan
 from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource
@@ -16,7 +16,7 @@ def apply_plan(plan: Plan, source: CheckpointSource) -> None:
     damaged file leaves the model as it was. Afterwards each replica's copy is compared bit for bit.
     Raises `RestoreError` for a file that can't be read, and for a copy that differs.
     """
-    values = [(weight, _cast(source.read(entry), weight.dtype)) for weight, entry in plan.pairs]
+    values = [(weight, _cast(source.read(entry), weight)) for weight, entry in plan.pairs]
     for weight, value in values:
         weight.variable.assign(value)
     replicas = 1
@@ -36,5 +36,16 @@ def apply_plan(plan: Plan, source: CheckpointSource) -> None:
     report.replicas_verified = replicas
 
 
-def _cast(value: np.ndarray, dtype: tf.DType) -> np.ndarray:
-    return value if value.dtype == dtype.as_numpy_dtype else value.astype(dtype.as_numpy_dtype)
+def _cast(value: np.ndarray, weight: LiveVariable) -> np.ndarray:
+    dtype = weight.dtype.as_numpy_dtype
+    if value.dtype == dtype:
+        return value
+    with np.errstate(over="ignore"):  # told below, with the variable's name
+        cast = value.astype(dtype)
+    lost = int(np.sum(np.isfinite(value) & ~np.isfinite(cast)))
+    if lost:
+        raise RestoreError(
+            f"{weight.name}: {lost} of {value.size} values are too large for {weight.dtype.name}; no variable was "
+            "changed. Restore into a wider dtype, e.g. bfloat16 or float32."
+        )
+    return cast

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from trainer.restore.live import unbuilt_layers
 from trainer.restore.report import RestoreError
 
 
@@ -25,6 +26,8 @@ def build_model(model: keras.Model, input_spec=None) -> None:
     inputs = tf.nest.map_structure(_symbolic, input_spec)
     try:
         model(inputs)
+        if _is_unbuilt(model):
+            model(inputs, training=True)  # some layers are called in training only
     except Exception as error:
         raise RestoreError(
             f"The model {model.name} can't be built from inputs {_show(input_spec)}: "
@@ -33,16 +36,12 @@ def build_model(model: keras.Model, input_spec=None) -> None:
     if _is_unbuilt(model):
         raise RestoreError(
             f"The model {model.name} was called on {_show(input_spec)} and still has layers without variables: "
-            f"{', '.join(layer.name for layer in _unbuilt_layers(model))}. Call them in call(), or remove them."
+            f"{', '.join(layer.name for layer in unbuilt_layers(model))}. Call them in call(), or remove them."
         )
 
 
 def _is_unbuilt(model: keras.Model) -> bool:
-    return not model.built or bool(_unbuilt_layers(model))
-
-
-def _unbuilt_layers(model: keras.Model) -> list[keras.Layer]:
-    return [layer for layer in model._flatten_layers(include_self=False) if not layer.built]
+    return not model.built or bool(unbuilt_layers(model))
 
 
 def _symbolic(spec: tf.TensorSpec) -> keras.KerasTensor:

@@ -15,10 +15,19 @@ def find_checkpoint(path) -> str:
       SavedModel. A folder's state file is believed only if the checkpoint that it names is whole.
     Raises `RestoreError` saying what is there instead.
     """
-    path = os.fspath(path) if path else ""
-    if not path:
-        raise RestoreError("init_checkpoint is empty: name a checkpoint prefix or a folder that holds one.")
-    path = re.sub(r"\.(index|data-\d+-of-\d+)$", "", path.rstrip("/"))
+    if not path or not isinstance(path, str | os.PathLike):
+        raise RestoreError(
+            f"init_checkpoint is {repr(path) if path else 'empty'}: "
+            "name a checkpoint prefix or a folder that holds one."
+        )
+    try:
+        return _find(os.fspath(path))
+    except tf.errors.OpError as error:
+        raise RestoreError(f"{path} cannot be looked at: {str(error).splitlines()[0]}") from error
+
+
+def _find(path: str) -> str:
+    path = re.sub(r"\.(index|data-\d+-of-\d+)$", "", path.rstrip("/") or path)
     if tf.io.gfile.isdir(path):
         return _newest_in(path)
     if tf.io.gfile.exists(path + ".index"):
@@ -46,19 +55,27 @@ def find_checkpoint(path) -> str:
 
 def whole_checkpoints(folder) -> list[str]:
     """Prefixes of the checkpoints in `folder` whose files are all there, oldest first."""
-    prefixes = [name.removesuffix(".index") for name in tf.io.gfile.glob(os.path.join(os.fspath(folder), "*.index"))]
-    whole = [prefix for prefix in prefixes if not missing_files(prefix)]
-    return sorted(whole, key=_age)
+    folder = os.fspath(folder)
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    prefixes = [os.path.join(folder, name.removesuffix(".index")) for name in names if name.endswith(".index")]
+    return sorted((prefix for prefix in prefixes if not _missing(prefix, names)), key=_age)
 
 
 def missing_files(prefix: str) -> list[str]:
     """Names of the data shards that a checkpoint's files speak of and that are not there."""
-    shards = tf.io.gfile.glob(prefix + ".data-*-of-*")
-    if not shards:
-        return [os.path.basename(prefix) + ".data-00000-of-00001"]
-    count = int(shards[0].rsplit("-", 1)[-1])
-    expected = [f"{prefix}.data-{i:05d}-of-{count:05d}" for i in range(count)]
-    return [os.path.basename(name) for name in expected if name not in shards]
+    return _missing(prefix, tf.io.gfile.listdir(os.path.dirname(prefix) or "."))
+
+
+def _missing(prefix: str, names: list[str]) -> list[str]:
+    # By listing, not by glob: a folder may be called `run[1]`.
+    base = os.path.basename(prefix)
+    shards = [found for name in names if (found := re.fullmatch(re.escape(base) + r"\.data-(\d{5})-of-(\d{5})", name))]
+    counts = {int(shard[2]) for shard in shards} or {1}
+    there = {shard[0] for shard in shards}
+    lacking = [
+        [name for i in range(count) if (name := f"{base}.data-{i:05d}-of-{count:05d}") not in there] for count in counts
+    ]
+    return min(lacking, key=len)
 
 
 def _newest_in(folder: str) -> str:
@@ -67,12 +84,19 @@ def _newest_in(folder: str) -> str:
     if tf.io.gfile.isdir(os.path.join(folder, "checkpoints")):
         return _newest_in(os.path.join(folder, "checkpoints"))
     whole = whole_checkpoints(folder)
-    named = tf.train.latest_checkpoint(folder)
-    if named in whole:
-        return named
+    named = os.path.basename(_named_by_state_file(folder) or "")
     if whole:
-        return whole[-1]
+        # By its name alone: the state file may hold the path where the folder was written.
+        return next((prefix for prefix in whole if os.path.basename(prefix) == named), whole[-1])
     raise RestoreError(f"There is no checkpoint in the folder {folder}; it holds: {_listing(folder)}.")
+
+
+def _named_by_state_file(folder: str) -> str | None:
+    try:
+        state = tf.train.get_checkpoint_state(folder)
+    except (ValueError, tf.errors.OpError):  # it is not text; what it would say can be seen from the files
+        return None
+    return state.model_checkpoint_path if state else None
 
 
 def _age(prefix: str):

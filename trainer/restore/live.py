@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from trainer.restore.names import join, normalize
+from trainer.restore.names import join, normalize_siblings
 
 # What Keras keeps in a layer beside the layer's own parts: other views of the same objects, and
 # what belongs to compile and fit.
@@ -39,10 +39,12 @@ class LiveNode:
     """A layer, a container or a variable of the model.
 
     children: attribute name (or index, or the layer's name in a Functional model) -> node.
+    layer, variable: what it stands for; neither for a container.
     in_order: the layers of a Functional or Sequential model in their order, else None.
     """
 
     children: dict[str, "LiveNode"] = dataclasses.field(default_factory=dict)
+    layer: keras.Layer | None = None
     variable: keras.Variable | None = None
     in_order: list["LiveNode"] | None = None
 
@@ -75,23 +77,31 @@ def live_variables(model: keras.Model, tree: LiveNode) -> list[LiveVariable]:
     attribute leads to goes by the path that Keras gave it.
     """
     names: dict[int, str] = {}
-    for path, node in _breadth_first(tree):
+    for path, node in paths(tree):
         if node.variable is not None:
             names.setdefault(id(node.variable), path)
-    seen: set[int] = set()
+    taken = set(names.values())
     found = []
-    for weight in model.weights:
-        if id(weight) not in seen:
-            seen.add(id(weight))
-            found.append(LiveVariable(names.get(id(weight), weight.path), weight))
+    for weight in {id(weight): weight for weight in model.weights}.values():
+        if id(weight) not in names:
+            names[id(weight)] = _free_name(weight.path, taken)
+            taken.add(names[id(weight)])
+        found.append(LiveVariable(names[id(weight)], weight))
     return found
 
 
-def has_weights(node: LiveNode) -> bool:
-    return any(child.variable is not None for _, child in _breadth_first(node))
+def unbuilt_layers(model: keras.Model) -> list[keras.Layer]:
+    """The layers inside a model that would still create variables when they are called.
+
+    A layer without a `build` of its own has none but its parts', and those are looked at too.
+    """
+    without_build = (keras.Layer.build, keras.Model.build)
+    layers = [node.layer for _, node in paths(live_tree(model)) if node.layer is not None]
+    return [x for x in layers if x is not model and not x.built and type(x).build not in without_build]
 
 
-def _breadth_first(tree: LiveNode) -> Iterator[tuple[str, LiveNode]]:
+def paths(tree: LiveNode) -> Iterator[tuple[str, LiveNode]]:
+    """(shortest path, node) of everything in the tree, each once, the nearest first."""
     seen: set[int] = set()
     queue = [("", tree)]
     for path, node in queue:
@@ -109,6 +119,7 @@ def _node(thing, known: dict[int, LiveNode]) -> LiveNode:
     if isinstance(thing, keras.Variable):
         node.variable = thing
     elif isinstance(thing, keras.Layer):
+        node.layer = thing
         _add_layer(node, thing, known)
     else:
         for name, part in _parts(thing):
@@ -116,14 +127,23 @@ def _node(thing, known: dict[int, LiveNode]) -> LiveNode:
     return node
 
 
+def _free_name(name: str, taken: set[str]) -> str:
+    """The name, or with a number after it where another weight has it already."""
+    numbered = (f"{name}_{number}" for number in range(1, len(taken) + 2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
+
+
 def _add_layer(node: LiveNode, layer: keras.Layer, known: dict[int, LiveNode]) -> None:
     if isinstance(layer, keras.Sequential | keras.Model) and _is_graph(layer):
         parts = [part for part in layer.layers if part is not layer]
         node.in_order = [_node(part, known) for part in parts]
         node.children.update({part.name: child for part, child in zip(parts, node.in_order, strict=True)})
-    for name, value in list(vars(layer).items()):
-        if name not in _KERAS_OWN and _holds_weights(value, set()):
-            node.children.setdefault(normalize(name), _node(value, known))
+    held = {
+        name: value for name, value in vars(layer).items() if name not in _KERAS_OWN and _holds_weights(value, set())
+    }
+    spelled = normalize_siblings(held)
+    for name, value in held.items():
+        node.children.setdefault(spelled[name], _node(value, known))
 
 
 def _is_graph(model) -> bool:

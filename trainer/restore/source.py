@@ -5,13 +5,16 @@ import re
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from trainer.restore.names import join, normalize
+from trainer.restore.names import join, normalize, normalize_siblings
 from trainer.restore.report import RestoreError
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+# What TensorFlow raises for a file that is not as it was written, from the index's bytes up to the graph's numbers.
+_DAMAGE = (tf.errors.OpError, DecodeError, ValueError, TypeError, RuntimeError, IndexError, MemoryError)
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,7 +33,8 @@ class Node:
 class Entry:
     """One tensor of the file.
 
-    name: normalised path from the file's top.  kind: `weight`, `optimizer`, `counter` or `other`.
+    name: normalised path from the file's top; the key may be another one, by way of an optimizer.
+    kind: `weight`, `optimizer`, `counter` or `other`.
     """
 
     key: str
@@ -51,10 +55,13 @@ class CheckpointSource:
             self._dtypes = self._reader.get_variable_to_dtype_map()
             has_graph = _GRAPH_KEY in self._shapes
             self.top, slots = self._read_graph() if has_graph else (self._tree_of_names(), [])
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
-            if isinstance(error, RestoreError):
-                raise
-            raise RestoreError(f"The checkpoint {prefix} cannot be read: {error}") from error
+        except RestoreError:
+            raise
+        except _DAMAGE as error:
+            raise RestoreError(
+                f"The checkpoint {prefix} cannot be read; its index is damaged or of something else: "
+                f"{_first_line(error)}"
+            ) from error
         self.format = "TensorFlow object checkpoint" if has_graph else "TensorFlow name-based checkpoint"
         self.entries: list[Entry] = []
         self.keys_read: list[str] = []
@@ -65,8 +72,11 @@ class CheckpointSource:
         """The tensor of one entry, its checksum tested. Raises `RestoreError` if it is damaged."""
         try:
             value = self._reader.get_tensor(entry.key)
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
-            raise RestoreError(f"{self.path}: the tensor {entry.key} cannot be read: {error}") from error
+        except _DAMAGE as error:
+            raise RestoreError(
+                f"{self.path}: the tensor {entry.key} is damaged or not there; no variable was changed. "
+                f"Copy the checkpoint again, or take an older one. ({_first_line(error)})"
+            ) from error
         self.keys_read.append(entry.key)
         self.bytes_read += value.nbytes
         return value
@@ -80,7 +90,8 @@ class CheckpointSource:
         nodes = [Node() for _ in graph.nodes]
         slots = []
         for node, proto in zip(nodes, graph.nodes, strict=True):
-            node.children = {normalize(child.local_name): nodes[child.node_id] for child in proto.children}
+            spelled = normalize_siblings(child.local_name for child in proto.children)
+            node.children = {spelled[child.local_name]: nodes[child.node_id] for child in proto.children}
             node.is_optimizer = bool(proto.slot_variables) or _looks_like_optimizer(node.children)
             slots += [nodes[slot.slot_variable_node_id] for slot in proto.slot_variables]
             for attribute in proto.attributes:
@@ -111,7 +122,7 @@ class CheckpointSource:
         """
         slot_ids = {id(node) for node in slots}
         seen: set[int] = set()
-        optimizers: list[Node] = []
+        optimizers: list[tuple[str, Node]] = []
 
         def walk(top: Node, path: str, kind: str) -> None:
             queue = [(top, path, kind)]
@@ -119,22 +130,23 @@ class CheckpointSource:
                 if id(node) in seen or id(node) in slot_ids:
                     continue
                 if node.is_optimizer and kind != "optimizer":
-                    optimizers.append(node)
+                    optimizers.append((path, node))
                     continue
                 seen.add(id(node))
                 if node.entry:
+                    node.entry.name = path
                     node.entry.kind = _kind(node.entry, path, kind)
                     self.entries.append(node.entry)
                 for name, child in node.children.items():
                     queue.append((child, join(path, name), "other" if _is_bookkeeping(name) else kind))
 
         walk(self.top, "", "weight")
-        for optimizer in optimizers:
+        for path, optimizer in _with_inner(optimizers):
             variables = optimizer.children.get("trainable_variables")
             if variables is not None:
-                walk(variables, "", "weight")
-        for optimizer in optimizers:
-            walk(optimizer, "optimizer", "optimizer")
+                walk(variables, join(path, "trainable_variables"), "weight")
+        for path, optimizer in optimizers:
+            walk(optimizer, path, "optimizer")
         for node in slots:
             if node.entry:
                 node.entry.kind = "optimizer"
@@ -162,12 +174,28 @@ def describe_source(source: CheckpointSource) -> str:
     return "\n".join(lines)
 
 
+def _with_inner(optimizers: list[tuple[str, Node]]) -> list[tuple[str, Node]]:
+    """The optimizers, each followed by the one that it wraps (loss scaling, averaging)."""
+    found = list(optimizers)
+    for path, optimizer in found:
+        found += [
+            (join(path, name), child)
+            for name, child in optimizer.children.items()
+            if child.is_optimizer and all(child is not known for _, known in found)
+        ]
+    return found
+
+
 def _looks_like_optimizer(children: dict[str, Node]) -> bool:
     names = set(children)
     return bool(
         names & {"inner_optimizer", "base_optimizer"}
         or (names & {"iterations", "iter"} and names & {"learning_rate", "variables", "current_learning_rate", "decay"})
     )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _is_bookkeeping(name: str) -> bool:

@@ -1,0 +1,151 @@
+"""Small models of every kind, and what the tests of restore do with them."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+layers = keras.layers
+FOUR = tf.TensorSpec([None, 4], tf.float32)
+TOKENS = tf.TensorSpec([None, 5], tf.int32)
+
+
+class Plain(keras.Model):
+    """Dense, BatchNorm, Dropout, Dense: eight weights."""
+
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.body = layers.Dense(4)
+        self.norm = layers.BatchNormalization()
+        self.drop = layers.Dropout(0.5)
+        self.head = layers.Dense(num_classes)
+
+    def call(self, x, training=None):
+        return self.head(self.drop(self.norm(self.body(x), training=training), training=training))
+
+
+class TwoDense(keras.Model):
+    """encoder and head: four weights."""
+
+    def __init__(self, num_classes: int = 2, dtype=None):
+        super().__init__(dtype=dtype)
+        self.encoder = layers.Dense(4, dtype=dtype)
+        self.head = layers.Dense(num_classes, dtype=dtype)
+
+    def call(self, x):
+        return self.head(self.encoder(x))
+
+
+class InLists(keras.Model):
+    """Layers in a Python list, which TensorFlow does not reach in a Keras 3 model: four of six weights."""
+
+    def __init__(self, with_head: bool = True):
+        super().__init__()
+        self.blocks = [layers.Dense(4), layers.Dense(4)]
+        self.head = layers.Dense(2) if with_head else None
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x) if self.head else x
+
+
+class Twins(keras.Model):
+    """Two layers of one shape whose names differ by an underscore only."""
+
+    def __init__(self):
+        super().__init__()
+        self._proj = layers.Dense(4)
+        self.proj = layers.Dense(4)
+
+    def call(self, x):
+        return self.proj(self._proj(x))
+
+
+class Text(keras.Model):
+    """Embedding, attention, RNN, a wrapper and a weight of the model's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = layers.Embedding(7, 4)
+        self.attend = layers.MultiHeadAttention(2, 2)
+        self.recur = layers.Bidirectional(layers.GRU(3))
+        self.each = layers.TimeDistributed(layers.Dense(2))
+        self.scale = self.add_weight(shape=[2], name="scale")
+
+    def call(self, tokens):
+        x = self.embed(tokens)
+        return self.recur(self.each(self.attend(x, x)) * self.scale)
+
+
+def functional() -> keras.Model:
+    image = keras.Input([4])
+    x = layers.BatchNormalization()(layers.Dropout(0.3)(layers.Dense(4)(image)))
+    return keras.Model(image, layers.Dense(2)(layers.Dense(4)(x)))
+
+
+def sequential() -> keras.Model:
+    return keras.Sequential([layers.Dense(4), layers.Dropout(0.3), layers.BatchNormalization(), layers.Dense(2)])
+
+
+def shared() -> keras.Model:
+    image = keras.Input([4])
+    twice = layers.Dense(4)
+    return keras.Model(image, layers.Dense(2)(twice(twice(image))))
+
+
+def nested_functional() -> keras.Model:
+    image, inside = keras.Input([4]), keras.Input([4])
+    inner = keras.Model(inside, layers.Dense(4)(layers.Dense(4)(inside)))
+    return keras.Model(image, layers.Dense(2)(keras.Sequential([layers.Dense(4)])(inner(image))))
+
+
+class Nested(keras.Model):
+    """A functional, a Sequential and a subclassed model in one."""
+
+    def __init__(self):
+        super().__init__()
+        self.graph = functional()
+        self.stack = sequential()
+        self.plain = Plain()
+
+    def call(self, x):
+        x = self.graph(x)
+        return self.plain(self.stack(x))
+
+
+# name -> (builder, spec of the input); every one arrives whole from an ordinary checkpoint
+MODELS = {
+    "subclassed": (Plain, FOUR),
+    "functional": (functional, FOUR),
+    "sequential": (sequential, FOUR),
+    "nested": (Nested, FOUR),
+    "nested functional": (nested_functional, FOUR),
+    "shared layer": (shared, FOUR),
+    "underscored twins": (Twins, FOUR),
+    "text": (Text, TOKENS),
+}
+
+
+def built(model: keras.Model, spec: tf.TensorSpec = FOUR, seed: int = 1) -> keras.Model:
+    """The model with variables, each filled with values of its own."""
+    model(tf.zeros([2, *spec.shape[1:]], spec.dtype))
+    random = np.random.default_rng(seed)
+    for weight in model.weights:
+        weight.assign(random.normal(size=weight.shape))
+    return model
+
+
+def used_adam(model: keras.Model, wrap=lambda optimizer: optimizer):
+    """Adam after one step, which moved the weights."""
+    optimizer = wrap(keras.optimizers.Adam(0.01))
+    optimizer.build(model.trainable_variables)
+    optimizer.apply([tf.ones_like(v) for v in model.trainable_variables])
+    return optimizer
+
+
+def values(model: keras.Model) -> list[bytes]:
+    return [np.asarray(weight.numpy()).tobytes() for weight in model.weights]
+
+
+def saved(folder, **parts) -> str:
+    return tf.train.Checkpoint(**parts).save(str(folder / "ckpt"))

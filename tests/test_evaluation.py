@@ -1,0 +1,84 @@
+"""Evaluation is exact: every example counts once, on any number of replicas, tails included."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import make_strategy
+
+from trainer.evaluation import build_evaluate
+from trainer.pipeline import in_memory
+from trainer.restore import build_model
+from trainer.tasks import custom_loss, supervised
+
+RANDOM = np.random.default_rng(0)
+
+
+def classifier():
+    return keras.Sequential([keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotUniform(seed=1))])
+
+
+def data(size):
+    return in_memory(
+        examples={"x": RANDOM.normal(size=[size, 4]), "label": RANDOM.integers(0, 3, size), "weight": np.arange(size) + 1.0}
+    )
+
+
+def evaluate(strategy, task, examples, batch_size=6):
+    with strategy.scope():
+        model = classifier()
+        build_model(model, task.model_inputs(examples.batch_spec))
+    return model, build_evaluate(strategy, model, task, batch_size)(examples)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 6, 7, 11])
+def test_loss_and_accuracy_are_those_of_numpy_over_all_examples(replicas, size):
+    task = supervised(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        inputs="x",
+        metrics={"accuracy": keras.metrics.SparseCategoricalAccuracy},
+    )
+    examples = data(size)
+    model, metrics = evaluate(make_strategy(replicas), task, examples)
+    kernel, bias = (variable.value.numpy() for variable in model.weights)
+    logits = examples.examples["x"] @ kernel + bias
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    labels = examples.examples["label"]
+    assert metrics["loss"] == pytest.approx(-log_probabilities[np.arange(size), labels].mean(), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    assert metrics["num_examples"] == size
+
+
+def test_sample_weights_weigh_loss_and_metrics():
+    task = supervised(loss=keras.losses.MeanAbsoluteError(), inputs="x", target="label", sample_weight="weight")
+    examples = in_memory(examples={"x": np.zeros([3, 4]), "label": [[0.0], [0.0], [6.0]], "weight": [1.0, 1.0, 2.0]})
+    _, metrics = evaluate(make_strategy(2), task, examples)
+    assert metrics["loss"] == pytest.approx((0 + 0 + 2 * 6) / 4)
+
+
+def test_a_rank_metric_is_the_same_on_any_number_of_replicas():
+    task = supervised(
+        loss=keras.losses.BinaryCrossentropy(from_logits=True), inputs="x", target="y", metrics={"auc": keras.metrics.AUC}
+    )
+    examples = in_memory(examples={"x": RANDOM.normal(size=[37, 4]), "y": RANDOM.integers(0, 2, [37, 3])})
+    values = [evaluate(make_strategy(replicas), task, examples)[1]["auc"] for replicas in (1, 2, 3)]
+    assert values == pytest.approx([values[0]] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_a_loss_that_returns_a_scalar_is_exact_on_the_last_batch_too(replicas):
+    task = custom_loss(loss=lambda model, batch: tf.reduce_mean(batch["label"]), inputs="x")
+    examples = in_memory(examples={"x": np.zeros([7, 4]), "label": np.arange(7.0)})
+    _, metrics = evaluate(make_strategy(replicas), task, examples)
+    assert metrics["loss"] == pytest.approx(3.0)
+
+
+def test_evaluating_twice_starts_from_nothing_each_time(strategy):
+    task = custom_loss(loss=lambda model, batch: batch["label"], inputs="x")
+    examples = in_memory(examples={"x": np.zeros([5, 4]), "label": np.arange(5.0)})
+    with strategy.scope():
+        model = classifier()
+        build_model(model, task.model_inputs(examples.batch_spec))
+    run = build_evaluate(strategy, model, task, 2)
+    assert run(examples) == run(examples)

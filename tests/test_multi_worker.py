@@ -1,0 +1,71 @@
+"""Two real processes of MultiWorkerMirroredStrategy on the loopback make the steps of one replica."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import REPOSITORY, run_command
+
+pytestmark = pytest.mark.slow
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def run_workers(count, *arguments, timeout_seconds=200):
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    processes = []
+    for index in range(count):
+        tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=REPOSITORY,
+                env={**os.environ, "TF_CONFIG": json.dumps(tf_config)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        texts = [process.communicate(timeout=timeout_seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], texts
+
+
+def test_two_workers_train_to_the_weights_of_one_process_and_only_the_chief_writes(digits_source, tmp_path):
+    command = (
+        "launch.train",
+        "--gin_file=configs/runs/digits_adam_to_sgd.gin",
+        f"--gin_param=INIT_CHECKPOINT = '{digits_source}'",
+        "--gin_param=NUM_STEPS = 20",
+    )
+    statuses, texts = run_workers(2, *command, "--strategy=multi_worker", f"--model_dir={tmp_path / 'workers'}")
+    assert statuses == [0, 0], texts
+    assert "2 replicas in 2 workers" in texts[0] and "SGD is new" in texts[0]
+    assert "SGD is new" not in texts[1], "only the chief reports"
+
+    alone = run_command(*command, "--strategy=one_device", f"--model_dir={tmp_path / 'alone'}")
+    assert alone.returncode == 0, alone.stderr
+    ours, theirs = (tf.train.load_checkpoint(str(tmp_path / name / "checkpoints")) for name in ("workers", "alone"))
+    names = [name for name in theirs.get_variable_to_shape_map() if name.startswith("model/")]
+    assert len(names) == 10
+    for name in names:
+        np.testing.assert_allclose(ours.get_tensor(name), theirs.get_tensor(name), atol=1e-5, rtol=0)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("workers", "alone")]
+    assert summaries[0]["final_metrics"] == pytest.approx(summaries[1]["final_metrics"], abs=1e-5)

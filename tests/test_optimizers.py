@@ -1,0 +1,97 @@
+"""A replacement optimizer is new, in every variable, and says so."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import make_strategy
+
+from trainer import UserError
+from trainer.optimizers import build_optimizer, prove_new, trained_variables
+from trainer.schedules import learning_rate_at, sample_learning_rate
+
+OPTIMIZERS = [
+    "SGD", "Adam", "AdamW", "Adamax", "Nadam", "Adagrad", "Adadelta", "RMSprop", "Ftrl", "Lion", "Lamb", "Adafactor",
+]  # fmt: skip
+
+
+def small_model():
+    model = keras.Sequential([keras.layers.Dense(3, name="hidden"), keras.layers.Dense(2, name="head")])
+    model.build((None, 4))
+    return model
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_keras_optimizer_is_built_in_scope_and_proved_new(name, strategy):
+    with strategy.scope():
+        model = small_model()
+        optimizer = build_optimizer(getattr(keras.optimizers, name), model.trainable_variables)
+        proof = prove_new(optimizer, model.trainable_variables, None)
+    assert proof.iterations == 0 and proof.name == name
+    assert proof.learning_rate == pytest.approx(getattr(keras.optimizers, name)().learning_rate)
+    assert "is new: iterations 0" in str(proof)
+
+
+def test_slots_that_do_not_start_at_zero_are_told_from_used_ones():
+    with make_strategy(2).scope():
+        model = small_model()
+        optimizer = build_optimizer(keras.optimizers.Adagrad, model.trainable_variables)
+        assert prove_new(optimizer, model.trainable_variables, None).slots == "at their initial values"
+
+
+def test_a_used_optimizer_is_not_called_new():
+    model = small_model()
+    optimizer = build_optimizer(lambda: keras.optimizers.SGD(0.1, momentum=0.9), model.trainable_variables)
+    optimizer.apply([tf.ones(variable.shape) for variable in model.trainable_variables], model.trainable_variables)
+    with pytest.raises(RuntimeError, match="is not new: iterations 1"):
+        prove_new(optimizer, model.trainable_variables, None)
+
+
+def test_a_single_touched_slot_is_found():
+    model = small_model()
+    optimizer = build_optimizer(lambda: keras.optimizers.SGD(0.1, momentum=0.9), model.trainable_variables)
+    optimizer.variables[-1].assign(np.ones(optimizer.variables[-1].shape))
+    with pytest.raises(RuntimeError, match="momentum"):
+        prove_new(optimizer, model.trainable_variables, None)
+
+
+def test_an_optimizer_object_is_a_description_of_a_new_one():
+    model = small_model()
+    used = keras.optimizers.SGD(0.25, momentum=0.5)
+    used.build(model.trainable_variables)
+    used.apply([tf.ones(variable.shape) for variable in model.trainable_variables])
+    optimizer = build_optimizer(used, model.trainable_variables)
+    assert optimizer is not used and optimizer.momentum == 0.5
+    assert prove_new(optimizer, model.trainable_variables, None).learning_rate == 0.25
+
+
+def test_what_is_no_optimizer_is_refused():
+    for wrong in (None, "adam", lambda: keras.losses.MeanSquaredError()):
+        with pytest.raises(UserError, match="must be a Keras optimizer"):
+            build_optimizer(wrong, small_model().trainable_variables)
+    with pytest.raises(UserError, match="train.accumulation_steps"):
+        build_optimizer(lambda: keras.optimizers.SGD(gradient_accumulation_steps=2), small_model().trainable_variables)
+
+
+def test_frozen_variables_are_left_out_by_regex():
+    model = small_model()
+    assert trained_variables(model, ["^hidden/"]) == model.layers[1].trainable_variables
+    with pytest.raises(UserError, match="matches no trainable variable"):
+        trained_variables(model, ["^hiden/"])
+    with pytest.raises(UserError, match="No variable is left"):
+        trained_variables(model, ["."])
+
+
+def test_the_learning_rate_is_read_at_any_step_without_stepping():
+    schedule = keras.optimizers.schedules.CosineDecay(0.4, 100)
+    optimizer = keras.optimizers.SGD(schedule)
+    for step in (0, 37, 100):
+        assert learning_rate_at(optimizer, step) == pytest.approx(0.2 * (1 + np.cos(np.pi * step / 100)), abs=1e-6)
+    assert learning_rate_at(keras.optimizers.Adam(0.125), 5) == 0.125
+    assert learning_rate_at(keras.optimizers.SGD(lambda: 0.5), 5) == 0.5
+    assert learning_rate_at(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5)), 5) == 0.5
+
+
+def test_the_dry_runs_five_points_are_first_quarters_and_last_update():
+    points = sample_learning_rate(keras.optimizers.SGD(0.1), 101)
+    assert [step for step, _ in points] == [0, 25, 50, 75, 100]

@@ -1,0 +1,107 @@
+"""Batches are a pure function of (seed, step): every example once an epoch, for any number of workers."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import UserError
+from trainer.pipeline import as_data, eval_batches, in_memory, replica_batch_size, train_batches
+
+
+def numbers(size):
+    return in_memory(examples={"x": np.arange(size)})
+
+
+def take(dataset, count):
+    return [batch["x"].tolist() for batch, _ in dataset.take(count).as_numpy_iterator()]
+
+
+def test_every_example_comes_exactly_once_an_epoch_and_no_batch_is_short():
+    batches = take(train_batches(numbers(10), global_batch_size=4, seed=1), 5)
+    flat = [x for batch in batches for x in batch]
+    assert all(len(batch) == 4 for batch in batches)
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert flat[:10] != flat[10:], "each epoch has an order of its own"
+
+
+def test_starting_at_a_step_gives_what_an_unbroken_run_sees_there():
+    unbroken = take(train_batches(numbers(10), 4, seed=1), 200)
+    for start in (1, 7, 100):
+        assert take(train_batches(numbers(10), 4, seed=1, start_step=start), 100) == unbroken[start : start + 100]
+
+
+def test_another_seed_is_another_order():
+    assert take(train_batches(numbers(50), 10, seed=1), 5) != take(train_batches(numbers(50), 10, seed=2), 5)
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_the_workers_parts_together_are_the_global_batches(num_workers):
+    whole = take(train_batches(numbers(10), 8, seed=3), 9)
+    parts = [take(train_batches(numbers(10), 8, 3, 0, num_workers, index), 9) for index in range(num_workers)]
+    assert [sum(step, []) for step in zip(*parts, strict=True)] == whole
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    assert sorted(take(train_batches(numbers(3), 6, seed=0), 1)[0]) == [0, 0, 1, 1, 2, 2]
+
+
+def streamed(size):
+    return as_data(tf.data.Dataset.from_tensor_slices({"x": np.arange(size)}), "stream")
+
+
+def test_a_streamed_data_set_is_as_repeatable_and_resumable():
+    unbroken = take(train_batches(streamed(10), 4, seed=1), 10)
+    assert take(train_batches(streamed(10), 4, seed=1), 10) == unbroken
+    assert take(train_batches(streamed(10), 4, seed=1, start_step=3), 7) == unbroken[3:]
+    assert sorted(sum(unbroken, [])[:10]) == list(range(10))
+
+
+@pytest.mark.parametrize("make", [numbers, streamed], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("size", [1, 3, 8, 9, 13])
+def test_evaluation_sees_every_example_exactly_once_in_batches_of_one_shape(make, size):
+    seen = []
+    for batch, weight in eval_batches(make(size), batch_size=4).as_numpy_iterator():
+        assert batch["x"].shape == weight.shape == (4,)
+        seen += batch["x"][weight > 0].tolist()
+    assert seen == list(range(size))
+
+
+def test_evaluation_workers_see_every_example_once_between_them():
+    seen = []
+    for index in range(2):
+        for batch, weight in eval_batches(numbers(9), 4, num_workers=2, worker_index=index).as_numpy_iterator():
+            seen += batch["x"][weight > 0].tolist()
+    assert sorted(seen) == list(range(9))
+
+
+def test_preprocessing_is_applied_to_whole_batches():
+    data = in_memory(examples={"x": np.arange(6)}, preprocess=lambda batch: {"x": batch["x"] * 2})
+    assert take(eval_batches(data, 3), 2) == [[0, 2, 4], [6, 8, 10]]
+    assert data.batch_spec["x"].shape.as_list() == [None]
+
+
+def test_python_floats_become_float32():
+    assert in_memory(examples={"x": [1.0, 2.0]}).batch_spec["x"].dtype == tf.float32
+
+
+def test_replica_batch_size_names_the_nearest_that_divides():
+    assert replica_batch_size(12, 2, 3) == 2
+    with pytest.raises(UserError, match="63 does not divide over 2 replicas; the nearest that does is 62"):
+        replica_batch_size(63, 2)
+    with pytest.raises(UserError, match="nearest that does is 2"):
+        replica_batch_size(1, 2)
+    with pytest.raises(UserError, match="nearest that does is 8"):
+        replica_batch_size(9, 2, 2)
+    with pytest.raises(UserError, match="1 or more"):
+        replica_batch_size(0, 2)
+
+
+def test_data_that_cannot_be_used_is_refused_by_name():
+    with pytest.raises(UserError, match="one length"):
+        in_memory(examples={"x": [1, 2], "y": [1]})
+    with pytest.raises(UserError, match="eval_data must be"):
+        as_data([1, 2], "eval_data")
+    with pytest.raises(UserError, match="size .* must be known"):
+        as_data(tf.data.Dataset.from_tensors({"x": 1}).repeat(), "train_data")
+    with pytest.raises(UserError, match="as dicts"):
+        as_data(tf.data.Dataset.range(3), "train_data")

@@ -1,0 +1,96 @@
+"""Says why a restore was refused, and which lines of gin would let it go on."""
+
+import re
+
+from trainer.restore.report import Record, RestoreReport
+
+_SHOWN = 8
+_MOST_PATTERNS = 30  # more than a person would read before pasting them
+
+
+def explain_problems(report: RestoreReport) -> str:
+    """The message of a restore that was refused: counts, the report, and lines of gin that would help."""
+    total = len(report.records) - len(report.unused)
+    left = [record for record in report.unused if not record.rule]
+    if not report.restored and not report.mismatched and not report.reinitialized:
+        return _fits_nothing(report, left, total)
+    head = (
+        f"The restore was refused, and no variable was changed: {len(report.missing)} of {total} model variables "
+        f"would be missing, {len(report.mismatched)} mismatched, {len(left)} checkpoint weights unused."
+    )
+    lines = [head, str(report), *_bare_list(left), "To go on, fix the path or the model, or excuse by name:"]
+    fresh = _covering(report.missing + report.mismatched, report.restored + report.reinitialized)
+    spare = _covering(left, [record for record in report.unused if record.rule])
+    lines += [_gin_line("reinitialize", fresh)] if fresh else []
+    lines += [_gin_line("ignore", spare)] if spare else []
+    return "\n".join(lines + _renames(left))
+
+
+def _fits_nothing(report: RestoreReport, left: list[Record], total: int) -> str:
+    """No proposal to excuse everything: what is wrong here is the path, the model, or all the names."""
+    lines = [
+        f"The checkpoint fits no variable of the model: 0 of {total} would be restored, and none was changed.",
+        f"  {report.checkpoint}  ({report.format})",
+        f"  the model has       {_some([record.name for record in report.missing])}",
+        f"  the checkpoint has  {_some([record.name for record in left]) or 'no weights, '}"
+        + ("" if left else f"only {len(report.optimizer_keys)} entries of an optimizer and {_others(report)} others"),
+    ]
+    if not left:
+        return "\n".join([*lines, "Name a checkpoint that was written with the model in it."])
+    lines += _bare_list(left)
+    return "\n".join(
+        [*lines, "Name another checkpoint or build its model; if only names differ:", *_renames(left, True)]
+    )
+
+
+def _others(report: RestoreReport) -> int:
+    return len(report.counter_keys) + len(report.other_keys)
+
+
+def _bare_list(left: list[Record]) -> list[str]:
+    """A word on weights that stand in the file by number, as `model.export()` and optimizers keep them."""
+    numbered = [record for record in left if re.search(r"(^|/)\w*variables/\d+$", record.name)]
+    if not numbered:
+        return []
+    return [
+        f"{len(numbered)} of its weights stand in a bare list, such as {numbered[0].name}, and the file does not say "
+        "which is which. model.export() writes such lists, and TensorFlow keeps no names of layers that a Keras 3 "
+        "model holds in a Python list. Take another file of these weights, or name each one:",
+        f"  train.rename = [('^{numbered[0].name}$', '...'), ...]",
+    ]
+
+
+def _gin_line(rule: str, patterns: list[str]) -> str:
+    if len(patterns) > _MOST_PATTERNS:
+        return (
+            f"  train.{rule} = [...]   # {len(patterns)} places, such as {patterns[:3]}: are these the right weights?"
+        )
+    return f"  train.{rule} = {patterns}"
+
+
+def _renames(left: list[Record], always: bool = False) -> list[str]:
+    near = [record.note.removeprefix("perhaps rename = [").removesuffix("]") for record in left if record.note]
+    if near:
+        return [f"  train.rename = [{', '.join(near[:_SHOWN])}]"]
+    return ["  train.rename = [('^their_name/', 'our_name/')]"] if always else []
+
+
+def _covering(wanted: list[Record], others: list[Record]) -> list[str]:
+    """Patterns, each as short as it can be, that match every wanted name and none of the others."""
+    kept = {prefix for record in others for prefix in _prefixes(record.name)}
+    patterns = []
+    for record in wanted:
+        prefixes = _prefixes(record.name)
+        shortest = next((prefix for prefix in prefixes if prefix not in kept), record.name)
+        end = "$" if shortest == record.name else "/"
+        patterns.append(f"^{re.escape(shortest)}{end}")
+    return list(dict.fromkeys(patterns))
+
+
+def _prefixes(name: str) -> list[str]:
+    segments = name.split("/")
+    return ["/".join(segments[: count + 1]) for count in range(len(segments))]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
