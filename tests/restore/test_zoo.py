@@ -1,13 +1,17 @@
 """Every kind of model from every way of writing it arrives whole, or is refused with a reason."""
 
+import time
+
 import keras
 import pytest
 import tensorflow as tf
+from conftest import make_strategy
 from zoo import FOUR, MODELS, InLists, Plain, Twins, built, functional, saved, used_adam, values
 
 import trainer
 from trainer.checkpoints import Checkpoints
 from trainer.replicas import replica_values
+from trainer.restore import plan_weights
 from trainer.train_state import new_train_state
 
 
@@ -73,6 +77,28 @@ def test_every_replica_holds_the_file_s_values(kind, strategy, tmp_path):
         copies = replica_values(weight)
         assert len(copies) == strategy.num_replicas_in_sync
         assert all(copy.tobytes() == expected for copy in copies)
+
+
+def test_a_model_of_two_replicas_can_be_restored_outside_of_the_scope(tmp_path):
+    source = built(Plain())
+    with make_strategy(2).scope():
+        model = built(Plain(), seed=2)
+    report = trainer.restore_weights(model, saved(tmp_path, model=source))
+    assert report.replicas_verified == 2
+    assert all(
+        copy.tobytes() == expected
+        for weight, expected in zip(model.weights, values(source), strict=True)
+        for copy in replica_values(weight)
+    )
+
+
+def test_a_plan_of_a_thousand_variables_takes_about_a_second(tmp_path):
+    source = keras.Sequential([keras.Input([2]), *(keras.layers.Dense(2) for _ in range(500))])
+    path = saved(tmp_path, model=source, optimizer=keras.optimizers.SGD())
+    started = time.monotonic()
+    report = plan_weights(source, path)
+    assert len(report.restored) == 1000
+    assert time.monotonic() - started < 2  # seen: 0.15 s
 
 
 @pytest.mark.parametrize("kind", ["subclassed", "functional"])

@@ -16,7 +16,11 @@ def apply_plan(plan: Plan, source: CheckpointSource) -> None:
     damaged file leaves the model as it was. Afterwards each replica's copy is compared bit for bit.
     Raises `RestoreError` for a file that can't be read, and for a copy that differs.
     """
-    values = [(weight, _cast(source.read(entry), weight)) for weight, entry in plan.pairs]
+    try:
+        values = [(weight, _cast(source.read(entry), weight)) for weight, entry in plan.pairs]
+    except RestoreError as error:
+        error.report = plan.report
+        raise
     for weight, value in values:
         weight.variable.assign(value)
     replicas = 1

@@ -16,12 +16,21 @@ def build_model(model: keras.Model, input_spec=None) -> None:
 
     Raises `RestoreError` if the model is unbuilt and can't be built this way.
     """
+    if not isinstance(model, keras.Layer):
+        raise RestoreError(
+            f"The model is a {type(model).__module__}.{type(model).__qualname__}; weights go into models of Keras 3."
+        )
     if not _is_unbuilt(model):
         return
     if input_spec is None:
         raise RestoreError(
             f"The model {model.name} is not built: it has no variables yet that weights could go to. "
             "Give the inputs' specification, e.g. restore_weights(..., input_spec=tf.TensorSpec([None, 28, 28, 1]))."
+        )
+    if not all(isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None for spec in tf.nest.flatten(input_spec)):
+        raise RestoreError(
+            f"input_spec is {input_spec!r}; it takes a tf.TensorSpec of known rank for each input, "
+            "e.g. tf.TensorSpec([None, 28, 28, 1])."
         )
     inputs = tf.nest.map_structure(_symbolic, input_spec)
     try:

@@ -23,7 +23,7 @@ def explain_problems(report: RestoreReport) -> str:
     spare = _covering(left, [record for record in report.unused if record.rule])
     lines += [_gin_line("reinitialize", fresh)] if fresh else []
     lines += [_gin_line("ignore", spare)] if spare else []
-    return "\n".join(lines + _renames(left))
+    return "\n".join(lines + _renames(left, report.restored))
 
 
 def _fits_nothing(report: RestoreReport, left: list[Record], total: int) -> str:
@@ -39,7 +39,7 @@ def _fits_nothing(report: RestoreReport, left: list[Record], total: int) -> str:
         return "\n".join([*lines, "Name a checkpoint that was written with the model in it."])
     lines += _bare_list(left)
     return "\n".join(
-        [*lines, "Name another checkpoint or build its model; if only names differ:", *_renames(left, True)]
+        [*lines, "Name another checkpoint or build its model; if only names differ:", *_renames(left, [], True)]
     )
 
 
@@ -68,11 +68,28 @@ def _gin_line(rule: str, patterns: list[str]) -> str:
     return f"  train.{rule} = {patterns}"
 
 
-def _renames(left: list[Record], always: bool = False) -> list[str]:
-    near = [record.note.removeprefix("perhaps rename = [").removesuffix("]") for record in left if record.note]
-    if near:
-        return [f"  train.rename = [{', '.join(near[:_SHOWN])}]"]
+def _renames(left: list[Record], restored: list[Record], always: bool = False) -> list[str]:
+    """Rules for the names that were likely meant, whole prefixes where nothing else stands under them."""
+    pairs = []
+    for record in left:
+        if record.likely_home:
+            theirs, ours = _without_common_end(record.name, record.likely_home)
+            if not theirs or any(other.name.startswith(theirs + "/") for other in restored):
+                pairs.append((f"^{re.escape(record.name)}$", record.likely_home))
+            else:
+                pairs.append((f"^{re.escape(theirs)}/", f"{ours}/" if ours else ""))
+    pairs = list(dict.fromkeys(pairs))[:_MOST_PATTERNS]
+    if pairs:
+        return [f"  train.rename = {pairs}"]
     return ["  train.rename = [('^their_name/', 'our_name/')]"] if always else []
+
+
+def _without_common_end(theirs: str, ours: str) -> tuple[str, str]:
+    a, b = theirs.split("/"), ours.split("/")
+    while a and b and a[-1] == b[-1]:
+        a.pop()
+        b.pop()
+    return "/".join(a), "/".join(b)
 
 
 def _covering(wanted: list[Record], others: list[Record]) -> list[str]:

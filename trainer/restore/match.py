@@ -34,26 +34,31 @@ def best_match(tree: LiveNode, weights: list[LiveVariable], source: CheckpointSo
     """
     shapes = {id(weight.variable): weight.shape for weight in weights}
     walk = _Walk(tree, rules)
-    best: tuple[tuple[int, int], str, Node, dict[int, Entry]] | None = None
+    best: tuple[tuple[int, ...], str, Node, dict[int, Entry]] | None = None
     rivals: list[str] = []
     for place, node in _objects(source.top):
         found, _ = walk.pairs_from(node, place)
-        counted = {
-            key: entry for key, entry in found.items() if key in shapes and not matching_rule(entry.name, rules.ignore)
-        }
-        score = (sum(shapes[key] == entry.shape for key, entry in counted.items()), len(counted))
+        found = {key: entry for key, entry in found.items() if key in shapes}
+        # What the user ignores counts last, so that it can settle a tie and still be used where all is ignored.
+        wanted = {key: entry for key, entry in found.items() if not matching_rule(entry.name, rules.ignore)}
+        score = _fit(wanted, shapes) + _fit(found, shapes)
         if best is None or score > best[0]:
             best, rivals = (score, place, node, found), []
-        elif score == best[0] and score[0] and set(found.values()) != set(best[3].values()):
+        elif score == best[0] and found and set(found.values()) != set(best[3].values()):
             rivals.append(place)
     assert best is not None
-    _, place, root, found = best
+    score, place, root, found = best
     if rivals:
-        raise RestoreError(_ambiguous(source, [place, *rivals]))
+        raise RestoreError(_ambiguous(source, [place, *rivals], f"{score[-1]} of {len(weights)} variables"))
     by_rename = walk.pairs_from(root, place)[1]
     names = _names_from(root, [entry for entry in source.entries if entry.kind != "optimizer"])
     moved = {entry for entry, name in names.items() if rules.renamed(name, entry.name) != name}
-    return Match(names, {key: entry for key, entry in found.items() if key in shapes}, by_rename, moved)
+    return Match(names, found, by_rename, moved)
+
+
+def _fit(found: dict[int, Entry], shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+    """(pairs of equal shape, pairs)."""
+    return sum(shapes[key] == entry.shape for key, entry in found.items()), len(found)
 
 
 class _Walk:
@@ -191,11 +196,11 @@ def _names_from(root: Node, entries: list[Entry]) -> dict[Entry, str]:
     return {entry: names.get(entry, entry.name).removeprefix("train_state/untracked/") for entry in entries}
 
 
-def _ambiguous(source: CheckpointSource, places: list[str]) -> str:
+def _ambiguous(source: CheckpointSource, places: list[str], fit: str) -> str:
     shown = [place or "(the top)" for place in places]
     others = [f"^{re.escape(place)}/" for place in places[1:]]
     return (
-        f"{source.path} holds {len(places)} things that fit the model equally well: {', '.join(shown)}. "
+        f"{source.path} holds {len(places)} things that fit the model equally well, {fit} each: {', '.join(shown)}. "
         f"Say which by ignoring the rest. For {shown[0]}:\n  train.ignore = {others}"
         + (f"\nFor {shown[1]}:\n  train.ignore = {[f'^{re.escape(places[0])}/', *others[1:]]}" if places[0] else "")
     )

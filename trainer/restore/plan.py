@@ -12,6 +12,8 @@ from trainer.restore.report import Record, RestoreReport
 from trainer.restore.rules import Rules, check_rules
 from trainer.restore.source import CheckpointSource, Entry
 
+_MOST_KIN = 20  # comparing spellings takes about 0.1 ms a pair; a large model has thousands of equal shapes
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -105,6 +107,10 @@ def _unused(match: Match, pairs, fresh, rules: Rules, records: list[Record]) -> 
     # What a reinitialized variable would have taken is left over by the same rule.
     left_by_rule = {pairs[weight]: rule for weight, rule in fresh.items() if weight in pairs}
     used = set(pairs.values()) - set(left_by_rule)
+    homes: dict[tuple, list[str]] = {}
+    for record in records:
+        if record.status == "missing":
+            homes.setdefault(_kinship(record.name, record.shape), []).append(record.name)
     found = []
     for entry, name in match.names.items():
         if entry.kind != "weight" or entry in used:
@@ -114,16 +120,22 @@ def _unused(match: Match, pairs, fresh, rules: Rules, records: list[Record]) -> 
             Record(
                 name=name, status="unused", key=entry.key, checkpoint_shape=entry.shape,
                 checkpoint_dtype=entry.dtype.name, rule=rule,
-                note="" if rule else _likely_home(name, entry, records),
+                likely_home="" if rule else _likely_home(name, homes.get(_kinship(name, entry.shape), [])),
             )
         )  # fmt: skip
     return found
 
 
-def _likely_home(name: str, entry: Entry, records: list[Record]) -> str:
-    homes = [record.name for record in records if record.status == "missing" and record.shape == entry.shape]
-    near = difflib.get_close_matches(name, homes, n=1, cutoff=0.5)
-    return f"perhaps rename = [('^{name}$', '{near[0]}')]" if near else ""
+def _kinship(name: str, shape) -> tuple:
+    return name.rsplit("/", 1)[-1], shape
+
+
+def _likely_home(name: str, kin: list[str]) -> str:
+    """The one missing variable of the same leaf name and shape, or of several the one that is spelled most alike."""
+    if len(kin) > _MOST_KIN:
+        return ""
+    near = difflib.get_close_matches(name, kin, n=1, cutoff=0.0 if len(kin) == 1 else 0.6)
+    return near[0] if near else ""
 
 
 def _castable(source: tf.DType, target: tf.DType) -> bool:

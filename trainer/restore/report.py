@@ -16,7 +16,8 @@ class Record:
     key: the checkpoint key it is read from, if any.
     shape, dtype: the model variable's; checkpoint_shape, checkpoint_dtype: the file's.
     rule: the regex that excuses it or led to it, "" where none was needed.
-    note: what a person should know about it, a cast or a proposed fix.
+    likely_home: for `unused`, the variable of the model that it may be meant for.
+    note: what a person should know about it, such as a cast.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Record:
     checkpoint_shape: tuple[int, ...] | None = None
     checkpoint_dtype: str | None = None
     rule: str = ""
+    likely_home: str = ""
     note: str = ""
 
 
@@ -129,11 +131,16 @@ def _status_lines(status: str, records: list[Record]) -> list[str]:
     if not records:
         return [head]
     if status == "restored":
-        return [f"{head}  {_groups(records)}"]
+        return [f"{head}  {_groups(records)}", *(f"{' ' * 19}{text}" for text in _notes(records))]
     shown = [f"{head if i == 0 else ' ' * 17}  {_detail(record)}" for i, record in enumerate(records[:12])]
     if len(records) > len(shown):
         shown.append(f"{' ' * 19}and {len(records) - len(shown)} more")
     return shown
+
+
+def _notes(records: list[Record]) -> list[str]:
+    notes = [record.note for record in records if record.note]
+    return [f"{note} ({notes.count(note)})" for note in dict.fromkeys(notes)]
 
 
 def _groups(records: list[Record]) -> str:
@@ -153,4 +160,5 @@ def _detail(record: Record) -> str:
         text += f"  {record.shape} {record.dtype}"
     elif record.status == "unused":
         text += f"  {record.checkpoint_shape}"
+        text += f"  perhaps for {record.likely_home}" if record.likely_home else ""
     return text + (f"  rule {record.rule}" if record.rule else "") + (f"  {record.note}" if record.note else "")
