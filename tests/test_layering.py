@@ -20,7 +20,14 @@ FLOORS = [
     {"command_line"},
 ]  # fmt: skip
 
-RESTORE_FLOORS = [{"names", "report"}, {"source", "live", "find", "build"}, {"plan"}, {"apply"}]
+RESTORE_FLOORS = [
+    {"names", "report"},
+    {"source", "live", "find", "explain"},
+    {"build", "rules"},
+    {"match"},
+    {"plan"},
+    {"apply"},
+]
 
 
 def floor_of(room: str, floors) -> int:

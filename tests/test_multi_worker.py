@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -24,7 +26,8 @@ def free_ports(count):
     return ports
 
 
-def run_workers(count, *arguments, timeout_seconds=200):
+def run_workers(count, *arguments, timeout_seconds=200, while_running=lambda processes: None):
+    """Starts the command in `count` workers; returns their exit statuses and texts."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     processes = []
     for index in range(count):
@@ -41,6 +44,7 @@ def run_workers(count, *arguments, timeout_seconds=200):
             )
         )
     try:
+        while_running(processes)
         texts = [process.communicate(timeout=timeout_seconds)[0] for process in processes]
     finally:
         for process in processes:
@@ -57,7 +61,7 @@ def test_two_workers_train_to_the_weights_of_one_process_and_only_the_chief_writ
     )
     statuses, texts = run_workers(2, *command, "--strategy=multi_worker", f"--model_dir={tmp_path / 'workers'}")
     assert statuses == [0, 0], texts
-    assert "2 replicas in 2 workers" in texts[0] and "SGD is new" in texts[0]
+    assert "MultiWorkerMirroredStrategy, 2 replicas in 2 workers" in texts[0] and "SGD is new" in texts[0]
     assert "SGD is new" not in texts[1], "only the chief reports"
 
     alone = run_command(*command, "--strategy=one_device", f"--model_dir={tmp_path / 'alone'}")
@@ -69,3 +73,29 @@ def test_two_workers_train_to_the_weights_of_one_process_and_only_the_chief_writ
         np.testing.assert_allclose(ours.get_tensor(name), theirs.get_tensor(name), atol=1e-5, rtol=0)
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("workers", "alone")]
     assert summaries[0]["final_metrics"] == pytest.approx(summaries[1]["final_metrics"], abs=1e-5)
+
+
+def test_sigterm_to_one_worker_stops_both_with_one_checkpoint_and_75(digits_source, tmp_path):
+    def terminate_the_second(processes):
+        index = tmp_path / "run/checkpoints/ckpt-10.index"
+        deadline = time.monotonic() + 120
+        while not index.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        processes[1].send_signal(signal.SIGTERM)
+
+    statuses, texts = run_workers(
+        2,
+        "launch.train",
+        "--gin_file=configs/runs/digits_adam_to_sgd.gin",
+        f"--gin_param=INIT_CHECKPOINT = '{digits_source}'",
+        "--gin_param=NUM_STEPS = 100000",
+        "--gin_param=train.checkpoint_every = 10",
+        "--gin_param=train.eval_every = 0",
+        "--strategy=multi_worker",
+        f"--model_dir={tmp_path / 'run'}",
+        while_running=terminate_the_second,
+    )
+    assert statuses == [75, 75], texts
+    assert "preempted at" in texts[0]
+    step = json.loads((tmp_path / "run/summary.json").read_text())["step"]
+    assert tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints")).endswith(f"ckpt-{step}")

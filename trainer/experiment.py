@@ -256,6 +256,7 @@ def _build_model(model: Callable, task: Task, data: Data, strategy: tf.distribut
     built = model()
     if not isinstance(built, keras.Model):
         raise UserError(f"The model builder must return a keras.Model; it returned {type(built).__name__}.")
+    task.check_features(data.batch_spec)
     build_model(built, task.model_inputs(data.batch_spec))
     if strategy.num_replicas_in_sync > 1:
         for layer in built._flatten_layers():

@@ -41,8 +41,13 @@ class Preemption:
         """Whether any worker got a signal. Every worker must ask at the same step: it is a collective."""
         if not self._several_workers:
             return self._received
-        received = tf.constant(float(self._received))
-        total = self._strategy.run(
-            lambda: tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, received)
-        )
+        total = self._sum_over_workers(tf.constant(float(self._received)))
         return bool(self._strategy.experimental_local_results(total)[0].numpy() > 0)
+
+    @tf.function
+    def _sum_over_workers(self, received):
+        def all_reduce(value):
+            # Through a tensor made on the replica: one from outside has no device to reduce to.
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
+
+        return self._strategy.run(all_reduce, args=(received,))

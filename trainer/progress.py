@@ -27,13 +27,11 @@ class StepProgress:
         self._last_line = time.monotonic()
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=14),  # leaves room for the rest in 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
             TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=self._console,
             disable=not (visible and self._console.is_terminal),
         )
@@ -53,7 +51,7 @@ class StepProgress:
 
     def show_rate(self, steps_per_second: float, examples_per_second: float, loss: float) -> None:
         """States speed and loss at a log; where no bar can be drawn, in a line with the time left, once a second."""
-        rate = f"loss {loss:.4f}, {steps_per_second:.1f} steps/s, {examples_per_second:.0f} examples/s"
+        rate = f"loss {loss:.4f}  {steps_per_second:.4g} steps/s  {examples_per_second:,.0f} examples/s"
         self._bar.update(self._task, rate=rate)
         now = time.monotonic()
         if self._visible and not self._console.is_terminal and now - self._last_line > 1.0:

@@ -26,6 +26,15 @@ class Task:
             return _feature(batch, self.inputs)
         return [_feature(batch, name) for name in self.inputs]
 
+    def features(self) -> list[str]:
+        """The features that a batch must have; a loss of the user's own may want more."""
+        return [self.inputs] if isinstance(self.inputs, str) else list(self.inputs)
+
+    def check_features(self, batch_spec: Mapping) -> None:
+        """Raises `UserError` for the first feature that the data lacks."""
+        for name in self.features():
+            _feature(batch_spec, name)
+
     def loss(self, model, batch, weight, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """(sum of weighted losses, sum of weights), float32 scalars; their ratio is the mean loss."""
         raise NotImplementedError
@@ -50,6 +59,9 @@ class SupervisedTask(Task):
         self._loss = copy.copy(loss)
         # The mean is ours to take: its denominator is the whole global batch, on all replicas.
         self._loss.reduction = "none"
+
+    def features(self):
+        return [*super().features(), self._target, *([self._sample_weight] if self._sample_weight else [])]
 
     def loss(self, model, batch, weight, training):
         values, weights, _ = self._values(model, batch, weight, training)

@@ -1,0 +1,101 @@
+"""The outer loop: when the host looks, in which order, and what ends it."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import UserError
+from trainer.loop import Intervals, LoopParts, run_loop
+from trainer.optimizers import build_optimizer
+from trainer.progress import StepProgress
+from trainer.train_state import new_train_state
+
+
+def test_the_device_never_runs_past_a_point_where_the_host_is_due():
+    intervals = Intervals(log_every=4, eval_every=10, checkpoint_every=0, steps_per_loop=7)
+    step, looks = 0, []
+    while step < 23:
+        step += intervals.steps_to_next_look(step, 23)
+        looks.append(step)
+    assert looks == [4, 8, 10, 12, 16, 20, 23]
+
+
+def test_intervals_that_make_no_sense_are_refused():
+    with pytest.raises(UserError, match="steps_per_loop = 0 must be 1 or more"):
+        Intervals(steps_per_loop=0)
+    with pytest.raises(UserError, match="eval_every = -1 must be 0 or more"):
+        Intervals(eval_every=-1)
+
+
+class Diary:
+    """Stands in for everything that the loop calls, and writes down what was called when."""
+
+    def __init__(self, stop_at=None, losses=None):
+        model = keras.Sequential([keras.layers.Dense(1)])
+        model.build((None, 1))
+        self.state = new_train_state(
+            model, build_optimizer(lambda: keras.optimizers.SGD(0.5), model.trainable_variables)
+        )
+        self.entries, self.stop_at, self.losses = [], stop_at, losses or {}
+
+    def train_loop(self, iterator, count):
+        self.state.step.assign_add(int(count))
+        step = self.state.current_step()
+        self.entries.append(f"steps to {step}")
+        return {"loss": tf.constant(self.losses.get(step, 1.0)), "grad_norm": tf.constant(2.0)}
+
+    def evaluate(self):
+        self.entries.append("evaluate")
+        return {"loss": 0.5}
+
+    def save(self):
+        self.entries.append("save")
+
+    def write(self, step, values, split=None):
+        self.entries.append(f"write {split or 'training'}")
+        assert split or values["learning_rate"] == 0.5
+
+    def flush(self):
+        self.entries.append("flush")
+
+    def requested(self):
+        return self.stop_at is not None and self.state.current_step() >= self.stop_at
+
+    def run(self, num_steps, **intervals):
+        fields = {field.name for field in dataclasses.fields(LoopParts)}
+        parts = {name: getattr(self, name) for name in ("state", "train_loop", "evaluate", "save")}
+        parts |= dict(iterator=None, writer=self, progress=StepProgress(num_steps, visible=False), preemption=self)
+        assert parts.keys() | {"split"} == fields
+        return run_loop(LoopParts(**parts, split="test"), num_steps, 8, Intervals(**intervals))
+
+
+def test_the_order_is_step_log_evaluate_save():
+    diary = Diary()
+    assert diary.run(4, log_every=2, eval_every=4, checkpoint_every=2, steps_per_loop=10)
+    assert diary.entries == [
+        "steps to 2", "write training", "flush", "save",
+        "steps to 4", "write training", "evaluate", "write test", "flush", "save",
+    ]  # fmt: skip
+
+
+def test_zero_means_only_at_the_end():
+    diary = Diary()
+    diary.run(5, log_every=0, eval_every=0, checkpoint_every=0, steps_per_loop=10)
+    assert diary.entries == ["steps to 5", "write training", "evaluate", "write test", "flush", "save"]
+
+
+def test_asked_to_stop_it_saves_and_says_that_it_is_not_done():
+    diary = Diary(stop_at=4)
+    assert not diary.run(10, log_every=0, eval_every=0, checkpoint_every=0, steps_per_loop=2)
+    assert diary.entries == ["steps to 2", "steps to 4", "flush", "save"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(bad):
+    diary = Diary(losses={4: bad})
+    with pytest.raises(UserError, match="at step 4"):
+        diary.run(10, log_every=2, eval_every=0, checkpoint_every=2, steps_per_loop=2)
+    assert diary.entries.count("save") == 1, "only step 2 was saved"
