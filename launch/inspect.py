@@ -21,10 +21,11 @@ def main() -> None:
     if not flags.FLAGS.checkpoint:
         raise UserError("--checkpoint is missing: it names the checkpoint to look into.")
     path = find_checkpoint(flags.FLAGS.checkpoint)
+    if flags.FLAGS.gin_file:
+        command_line.load_config()
     print(describe_source(open_checkpoint(path)))
     if not flags.FLAGS.gin_file:
         return
-    command_line.load_config()
     bound = command_line.bindings_of("train", "model", "task", "train_data", "rename", "reinitialize", "ignore")
     print("\n" + str(experiment.plan_only(path, **bound)))
 

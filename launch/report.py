@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer import command_line
+from trainer.config import nearest
 from trainer.errors import UserError
 
 flags.DEFINE_multi_string("model_dir", [], "A finished run; may be repeated.")
@@ -35,6 +36,11 @@ def _row(model_dir: str, metric: str) -> list[str]:
             summary = json.load(file)
     except FileNotFoundError:
         raise UserError(f"{model_dir} holds no finished run: there is no {path}.") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not the summary of a run: {error}.") from error
+    known = {name for when in ("initial_metrics", "final_metrics") for name in summary[when]}
+    if known and metric not in known:
+        raise UserError(f"{model_dir} was not evaluated by {metric!r}.{nearest(metric, known, 'metrics')}")
     values = [summary[when].get(metric) for when in ("initial_metrics", "final_metrics")]
     return [
         os.path.basename(model_dir.rstrip("/")),

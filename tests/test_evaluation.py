@@ -20,7 +20,11 @@ def classifier():
 
 def data(size):
     return in_memory(
-        examples={"x": RANDOM.normal(size=[size, 4]), "label": RANDOM.integers(0, 3, size), "weight": np.arange(size) + 1.0}
+        examples={
+            "x": RANDOM.normal(size=[size, 4]),
+            "label": RANDOM.integers(0, 3, size),
+            "weight": np.arange(size) + 1.0,
+        }
     )
 
 
@@ -59,7 +63,10 @@ def test_sample_weights_weigh_loss_and_metrics():
 
 def test_a_rank_metric_is_the_same_on_any_number_of_replicas():
     task = supervised(
-        loss=keras.losses.BinaryCrossentropy(from_logits=True), inputs="x", target="y", metrics={"auc": keras.metrics.AUC}
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        inputs="x",
+        target="y",
+        metrics={"auc": keras.metrics.AUC},
     )
     examples = in_memory(examples={"x": RANDOM.normal(size=[37, 4]), "y": RANDOM.integers(0, 2, [37, 3])})
     values = [evaluate(make_strategy(replicas), task, examples)[1]["auc"] for replicas in (1, 2, 3)]

@@ -112,7 +112,11 @@ def test_story_3_one_process_trains_with_both_optimizers_in_turn(tmp_path, strat
         **common, task=task, optimizer=keras.optimizers.Adam, from_scratch=True, model_dir=tmp_path / "adam"
     )
     second = trainer.train(
-        **common, task=task, optimizer=keras.optimizers.RMSprop, init_checkpoint=tmp_path / "adam", model_dir=tmp_path / "rms"
+        **common,
+        task=task,
+        optimizer=keras.optimizers.RMSprop,
+        init_checkpoint=tmp_path / "adam",
+        model_dir=tmp_path / "rms",
     )
     assert second.initial_metrics == first.final_metrics
     assert second.final_metrics["loss"] < second.initial_metrics["loss"]
@@ -129,7 +133,9 @@ def test_an_unbuilt_model_under_a_strategy_is_filled_whole_or_refused(tmp_path, 
     task = trainer.supervised(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="x", target="label"
     )
-    common = dict(train_data=data, task=task, optimizer=lambda: keras.optimizers.SGD(0.0), global_batch_size=4, num_steps=1)
+    common = dict(
+        train_data=data, task=task, optimizer=lambda: keras.optimizers.SGD(0.0), global_batch_size=4, num_steps=1
+    )
     result = trainer.train(**common, model=TwoDense, init_checkpoint=path, strategy=strategy)
     for variable, original in zip(result.model.weights, source.weights, strict=True):
         np.testing.assert_array_equal(trainer.replicas.first_value(variable), original.numpy())

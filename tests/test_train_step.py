@@ -120,9 +120,7 @@ def collectives_in_step(accumulation_steps: int) -> int:
     tf.distribute.ReplicaContext.all_reduce = counting
     try:
         dataset = tf.data.Dataset.from_tensors(({"c": tf.ones([8, 1])}, tf.ones([8]))).repeat()
-        train_loop = build_train_loop(
-            strategy, state, pull_task(), model.trainable_variables, 8, 2, accumulation_steps
-        )
+        train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 8, 2, accumulation_steps)
         train_loop(iter(dataset), tf.constant(1))
     finally:
         tf.distribute.ReplicaContext.all_reduce = original

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import gin
 from absl import app, flags, logging
 
-from trainer.config import REPOSITORY, parse_config, register_keras
+from trainer.config import REPOSITORY, missing_binding, parse_config, register_keras
 from trainer.errors import UserError
 from trainer.strategy import STRATEGIES, build_strategy
 
@@ -70,21 +70,21 @@ def bindings_of(configurable: str, *names: str) -> dict:
     defaults = inspect.signature(gin.get_configurable(configurable)).parameters
     for name in names:
         if name not in bound and defaults[name].default is gin.REQUIRED:
-            raise UserError(f"The config does not set {configurable}.{name}.")
+            raise UserError(f"The config does not set {configurable}.{name}, and there is no default.")
     return {name: bound.get(name, defaults[name].default) for name in names}
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], takes_words: bool = False) -> None:
     """Parses flags, runs `main` and exits: 0 done, 2 the user's mistake, 75 preempted, 1 a bug.
 
-    main: returns its exit status, None for 0.
+    main: returns its exit status, None for 0.  takes_words: it is called with the arguments that are no flags.
     """
-    app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse_flags)
+    app.run(lambda argv: sys.exit(_guarded(main, argv, takes_words)), flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     if any(argument in ("--help", "-help", "-h", "-?") for argument in argv[1:]):
-        app.usage(shorthelp=True, exitcode=EXIT_DONE)
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=EXIT_DONE)
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -96,19 +96,27 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        _complain(f"Unexpected argument {argv[1]!r}; every option is a flag, see --help.")
+def _guarded(main: Callable[..., int | None], argv: Sequence[str], takes_words: bool) -> int:
+    words = argv[1:]
+    if words and not takes_words:
+        _complain(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.")
         return EXIT_USER_MISTAKE
     try:
-        status = main()
+        status = main(words) if takes_words else main()
         return EXIT_DONE if status is None else status
     except UserError as error:
         _complain(_plain(error))
         return EXIT_USER_MISTAKE
-    except Exception:  # noqa: BLE001  the outermost frame: told, with its traceback, and turned into a status
+    except Exception as error:  # noqa: BLE001  the outermost frame: told, with its traceback, and turned into a status
+        missing = missing_binding(error)
+        if missing:
+            _complain(missing)
+            return EXIT_USER_MISTAKE
         traceback.print_exc()
-        _complain("This is a bug in regraft, not in your config; the traceback above says where.")
+        _complain(
+            f"Stopped by an unexpected {type(error).__name__}; the traceback above says where. If that is not in "
+            "a module of your own, it is a bug in regraft."
+        )
         return EXIT_BUG
 
 

@@ -248,8 +248,8 @@ def _check_start(model, init_checkpoint, from_scratch, num_steps) -> None:
             "There is no init_checkpoint to start from. Set INIT_CHECKPOINT = 'path', or say "
             "train.from_scratch = True if random weights are meant."
         )
-    if num_steps < 1:
-        raise UserError(f"num_steps = {num_steps} must be 1 or more.")
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise UserError(f"num_steps = {num_steps!r} must be a whole number, 1 or more.")
 
 
 def _build_model(model: Callable, task: Task, data: Data, strategy: tf.distribute.Strategy) -> keras.Model:
@@ -257,6 +257,7 @@ def _build_model(model: Callable, task: Task, data: Data, strategy: tf.distribut
     if not isinstance(built, keras.Model):
         raise UserError(f"The model builder must return a keras.Model; it returned {type(built).__name__}.")
     task.check_features(data.batch_spec)
+    task.new_metrics()  # only to refuse what is no metric while nothing is on disk yet
     build_model(built, task.model_inputs(data.batch_spec))
     if strategy.num_replicas_in_sync > 1:
         for layer in built._flatten_layers():

@@ -67,6 +67,10 @@ def trained_variables(model: keras.Model, frozen: Sequence[str] = ()) -> list[ke
     trainable = {id(variable) for variable in model.trainable_variables}
     named = [weight for weight in live_variables(model, live_tree(model)) if id(weight.variable) in trainable]
     for pattern in frozen:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"frozen: {pattern!r} is not a regular expression: {error}.") from error
         if not any(re.search(pattern, weight.name) for weight in named):
             raise UserError(
                 f"frozen: {pattern!r} matches no trainable variable; there are {', '.join(w.name for w in named[:8])}."

@@ -1,7 +1,10 @@
 """Flags and environment -> the `tf.distribute` strategy, and who is chief."""
 
+import difflib
+import functools
 import json
 import os
+import re
 
 import tensorflow as tf
 
@@ -22,7 +25,9 @@ def build_strategy(name: str = "auto", virtual_devices: int = 0, tpu: str | None
     Source: https://www.tensorflow.org/guide/distributed_training
     """
     if name not in STRATEGIES:
-        raise UserError(f"--strategy={name} is unknown; choose one of {', '.join(STRATEGIES)}.")
+        near = difflib.get_close_matches(str(name), STRATEGIES, n=1)
+        advice = f"Did you mean '{near[0]}'?" if near else f"Choose one of {', '.join(STRATEGIES)}."
+        raise UserError(f"There is no strategy {name!r}. {advice}")
     if virtual_devices < 0:
         raise UserError(f"--virtual_devices={virtual_devices} must not be negative.")
     if virtual_devices:
@@ -35,13 +40,6 @@ def build_strategy(name: str = "auto", virtual_devices: int = 0, tpu: str | None
         "multi_worker": _multi_worker,
         "tpu": lambda: _tpu(tpu),
     }[name]()
-
-
-def mirrored_on_cpus(devices: list[str]) -> tf.distribute.Strategy:
-    """MirroredStrategy on logical CPU devices, `["/CPU:0", "/CPU:1"]`."""
-    # The default reduction uses collectives, whose keys are one per process: a second strategy on
-    # other devices, or with gradients of another shape, is aborted. This one is faster here, too.
-    return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -60,12 +58,15 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 def num_workers(strategy: tf.distribute.Strategy) -> int:
     """How many processes train together."""
-    return strategy.num_replicas_in_sync // local_replicas(strategy)
+    if not _is_multi_worker(strategy):
+        return 1
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict()
+    return max(len(jobs.get("chief", [])) + len(jobs.get("worker", [])), 1)
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:
     """How many of the replicas live in this process."""
-    return strategy.extended._num_replicas_in_process if _is_multi_worker(strategy) else (strategy.num_replicas_in_sync)
+    return strategy.num_replicas_in_sync // num_workers(strategy)
 
 
 def worker_index(strategy: tf.distribute.Strategy) -> int:
@@ -83,7 +84,8 @@ def describe_strategy(strategy: tf.distribute.Strategy) -> str:
     devices = getattr(strategy.extended, "worker_devices", ())
     places = ", ".join(_short(device) for device in devices) or "the default device"
     workers = f" in {num_workers(strategy)} workers" if num_workers(strategy) > 1 else ""
-    return f"{type(strategy).__name__}, {replicas} replica{'s' * (replicas > 1)}{workers} on {places}"
+    name = "MultiWorkerMirroredStrategy" if _is_multi_worker(strategy) else type(strategy).__name__
+    return f"{name}, {replicas} replica{'s' * (replicas > 1)}{workers} on {places}"
 
 
 def _choose(tpu: str | None) -> str:
@@ -118,13 +120,20 @@ def _mirrored() -> tf.distribute.Strategy:
     gpus = tf.config.list_logical_devices("GPU")
     cpus = tf.config.list_logical_devices("CPU")
     if len(cpus) > 1:
-        return mirrored_on_cpus([device.name for device in cpus])
+        return _mirrored_on(tuple(device.name for device in cpus))
     if not gpus:
         raise UserError(
             "--strategy=mirrored needs GPUs, or a CPU split with --virtual_devices=2 or more; "
             "here are 0 GPUs and 1 CPU device. On one device use --strategy=one_device."
         )
-    return tf.distribute.MirroredStrategy([device.name for device in gpus])
+    return _mirrored_on(tuple(device.name for device in gpus))
+
+
+@functools.cache
+def _mirrored_on(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    # One for a process: TensorFlow counts collectives by strategy, so a second one on the same devices
+    # would use the first one's keys, and is aborted as soon as its gradients have other shapes.
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def _multi_worker() -> tf.distribute.Strategy:
@@ -133,7 +142,13 @@ def _multi_worker() -> tf.distribute.Strategy:
             "--strategy=multi_worker needs the environment variable TF_CONFIG with cluster.worker and "
             "task, one process a worker; it is not set. On one machine use --strategy=mirrored."
         )
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"--strategy=multi_worker: this worker cannot join the cluster of TF_CONFIG: {error.message}. "
+            "Is its address one of this machine's, and its port free?"
+        ) from error
 
 
 def _cluster_workers() -> list[str]:
@@ -143,20 +158,26 @@ def _cluster_workers() -> list[str]:
         return []
     try:
         tf_config = json.loads(text)
-        cluster = tf_config.get("cluster", {})
-        workers = list(cluster.get("chief", [])) + list(cluster.get("worker", []))
-        task = tf_config.get("task", {})
-        if workers and int(task["index"]) >= len(cluster[task["type"]]):
-            raise UserError(
-                f"TF_CONFIG: task index {task['index']} is past the {len(cluster[task['type']])} "
-                f"{task['type']} addresses of its cluster."
-            )
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        jobs = {str(job): _addresses(job, listed) for job, listed in tf_config.get("cluster", {}).items()}
+        workers = jobs.get("chief", []) + jobs.get("worker", [])
+        task: dict = tf_config.get("task", {}) if workers else {"type": "worker", "index": 0}
+        kind, index = str(task["type"]), int(task["index"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"TF_CONFIG is not of the form {{'cluster': {{'worker': [...]}}, 'task': {{'type': "
-            f"'worker', 'index': 0}}}}: {error!r}."
+            "TF_CONFIG must be of the form {'cluster': {'worker': ['host:port', ...]}, 'task': {'type': "
+            f"'worker', 'index': 0}}}}, but {said}; it is {text!r}."
         ) from error
+    if workers and not 0 <= index < len(jobs.get(kind, [])):
+        here = ", ".join(f"{len(listed)} {job}" for job, listed in jobs.items())
+        raise UserError(f"TF_CONFIG: there is no {kind} {index} in its cluster of {here}; indices start at 0.")
     return workers
+
+
+def _addresses(job: str, listed) -> list[str]:
+    if not isinstance(listed, list) or not all(re.fullmatch(r".+:\d+", str(address)) for address in listed):
+        raise ValueError(f"cluster.{job} is not a list of 'host:port'")
+    return [str(address) for address in listed]
 
 
 def _tpu(tpu: str | None) -> tf.distribute.Strategy:
@@ -170,8 +191,9 @@ def _tpu(tpu: str | None) -> tf.distribute.Strategy:
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
-    except (ValueError, RuntimeError, IndexError, tf.errors.OpError) as error:
-        raise UserError(f"--strategy=tpu: the TPU {tpu or 'local'} cannot be reached: {error}") from error
+    except (ValueError, RuntimeError, IndexError, OSError, tf.errors.OpError) as error:
+        name = tpu or os.environ.get("TPU_NAME", "local")
+        raise UserError(f"--strategy=tpu: the TPU {name!r} cannot be reached: {error}") from error
 
 
 def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:

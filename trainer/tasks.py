@@ -70,9 +70,15 @@ class SupervisedTask(Task):
         return tf.reduce_sum(values * weights) + _regularization(model) * total, total
 
     def new_metrics(self):
-        return {"loss": keras.metrics.Mean(name="loss")} | {
-            name: build(name=name) if _takes_name(build) else build() for name, build in self._metrics.items()
-        }
+        built = {name: build(name=name) if _takes_name(build) else build() for name, build in self._metrics.items()}
+        for name, metric in built.items():
+            if not isinstance(metric, keras.metrics.Metric):
+                kind = type(metric).__name__
+                raise UserError(
+                    f"supervised.metrics[{name!r}] must be a Keras metric, not {metric!r}."
+                    + (f" @{kind} is the loss; the metric is @metrics.{kind}." if hasattr(keras.metrics, kind) else "")
+                )
+        return {"loss": keras.metrics.Mean(name="loss")} | built
 
     def update_metrics(self, metrics, model, batch, weight):
         values, weights, outputs = self._values(model, batch, weight, training=False)

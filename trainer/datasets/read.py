@@ -4,7 +4,9 @@ import contextlib
 import difflib
 import fcntl
 import os
-from collections.abc import Callable
+import socket
+import urllib.request
+from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -26,15 +28,16 @@ def open_split(
     label = f"{name}:{split}"
     try:
         num_examples = builder.info.splits[split].num_examples
-        # A fixed order is the ground that exact resume stands on.
-        dataset = builder.as_dataset(split=split, shuffle_files=False)
     except (KeyError, ValueError) as error:
+        known, base = sorted(builder.info.splits), split.split("[")[0]
         raise UserError(
-            f"The data set {name} has no split '{split}'; it has {', '.join(sorted(builder.info.splits))}, "
-            f"and parts of them such as 'train[:80%]'."
+            f"The data set {name} has no split '{split}'; it has {', '.join(known)}, "
+            f"and parts of them such as 'train[:80%]'.{'' if base in known else _did_you_mean(base, known)}"
         ) from error
     if not num_examples:
         raise UserError(f"The split {label} is empty.")
+    # A fixed order is the ground that exact resume stands on.
+    dataset = builder.as_dataset(split=split, shuffle_files=False)
     kept = _kept_features(label, dataset.element_spec, features)
     dataset = dataset.map(lambda example: {key: example[key] for key in kept})
     if prepare is not None:
@@ -55,20 +58,16 @@ def in_memory_bytes(dataset: tf.data.Dataset, num_examples: int) -> int | None:
 def _prepared_builder(name: str, data_dir: str | None, download: bool):
     tfds.disable_progress_bar()
     data_dir = os.path.expanduser(data_dir) if data_dir else None
-    try:
-        # try_gcs asks the network about every data set, and retries for minutes where there is none.
-        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    except tfds.core.registered.DatasetNotFoundError as error:
-        raise UserError(f"There is no TFDS data set '{name}'." + _nearest(name)) from error
-    except (ValueError, ModuleNotFoundError) as error:
-        raise UserError(f"The TFDS data set '{name}' cannot be opened: {error}") from error
-    if _is_prepared(builder):
+    builder = _builder(name, data_dir)
+    if _is_prepared(builder) and builder.info.splits:
         return builder
-    if getattr(builder, "NEEDS_NETWORK", True) and not download:
-        raise UserError(
-            f"The data set {name} is not prepared in {builder.data_dir} and would need the network: set "
-            f"tfds_data.download = True, or tfds_data.data_dir to a folder where it is prepared."
-        )
+    if getattr(builder, "NEEDS_NETWORK", True):
+        if not download:
+            raise UserError(
+                f"The data set {name} is not prepared in {builder.data_dir} and would need the network: set "
+                f"tfds_data.download = True, or tfds_data.data_dir to a folder where it is prepared."
+            )
+        _check_network(name, builder)
     with _one_at_a_time(builder.data_dir):
         if not _is_prepared(builder):
             try:
@@ -78,19 +77,66 @@ def _prepared_builder(name: str, data_dir: str | None, download: bool):
                 raise UserError(
                     f"The data set {name} could not be prepared: {type(error).__name__}: {error}"
                 ) from error
-    return builder
+    # Another process may have prepared it since: what a builder knows, it read when it was made.
+    return _builder(name, data_dir)
+
+
+def _builder(name: str, data_dir: str | None):
+    try:
+        # try_gcs asks the network about every data set, and retries for minutes where there is none.
+        return tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        base = name.split("/")[0].split(":")[0]
+        near = _did_you_mean(base, [*tfds.list_builders(), *datasets.__all__])
+        raise UserError(
+            f"There is no TFDS data set '{name}'.{near or ' `tfds.list_builders()` lists those known.'}"
+        ) from error
+    # An AssertionError is how TFDS says that it has no such version.
+    except (ValueError, AssertionError, ImportError, OSError) as error:
+        base, _, config = name.split(":")[0].partition("/")
+        with contextlib.suppress(tfds.core.registered.DatasetNotFoundError):
+            known = list(tfds.builder_cls(base).builder_configs)
+            if config and config not in known:
+                raise UserError(
+                    f"The TFDS data set {base} has no config '{config}'."
+                    + (_did_you_mean(config, known) or f" It has {', '.join(known[:20]) or 'none'}.")
+                ) from error
+        said = str(error).strip().rpartition('": ')[-1]
+        raise UserError(f"The TFDS data set '{name}' cannot be opened: {said}") from error
 
 
 def _is_prepared(builder) -> bool:
     return tf.io.gfile.exists(os.path.join(os.fspath(builder.data_dir), "dataset_info.json"))
 
 
+def _check_network(name: str, builder) -> None:
+    """Raises `UserError` at once where there is no network; TFDS itself retries for minutes.
+
+    A builder of the user's own may get its data from anywhere, and a proxy looks names up for us.
+    """
+    if not type(builder).__module__.startswith("tensorflow_datasets.") or urllib.request.getproxies():
+        return
+    try:
+        socket.getaddrinfo("storage.googleapis.com", 443)
+    except OSError as error:
+        raise UserError(
+            f"The data set {name} is not prepared in {builder.data_dir}, and there is no network to download it "
+            f"from (storage.googleapis.com: {error.strerror}). Set tfds_data.data_dir to a folder where it is prepared."
+        ) from error
+
+
 @contextlib.contextmanager
 def _one_at_a_time(data_dir):
     """Two workers that build one data set at once would each delete the other's half."""
     folder = os.path.dirname(os.fspath(data_dir))
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, ".lock"), "w") as file:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        file = open(os.path.join(folder, ".lock"), "w")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise UserError(
+            f"The data folder {folder} cannot be written: {error.strerror}. Set tfds_data.data_dir to another."
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -102,11 +148,11 @@ def _kept_features(label: str, element_spec, features: list[str] | None) -> list
         return [key for key, spec in element_spec.items() if getattr(spec, "dtype", None) != tf.string]
     unknown = [key for key in features if key not in element_spec]
     if unknown:
-        raise UserError(f"{label} has no feature {unknown[0]!r}; it has {', '.join(element_spec)}.")
+        near = _did_you_mean(unknown[0], element_spec)
+        raise UserError(f"{label} has no feature {unknown[0]!r}; it has {', '.join(element_spec)}.{near}")
     return list(features)
 
 
-def _nearest(name: str) -> str:
-    base = name.split("/")[0].split(":")[0]
-    near = difflib.get_close_matches(base, [*tfds.list_builders(), *datasets.__all__], n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else " `tfds.list_builders()` lists those known."
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,212 @@
+"""Every Keras name can be bound, later bindings win, files are found, and what differs is told."""
+
+import inspect
+
+import gin
+import keras
+import pytest
+
+import trainer
+from trainer.config import configurables, differing_lines, operative_config, parse_config, register_keras
+
+ADAM_TO_SGD = "configs/runs/digits_adam_to_sgd.gin"
+
+KINDS = {
+    "keras.optimizers": (keras.optimizers, keras.optimizers.Optimizer),
+    "keras.optimizers.schedules": (
+        keras.optimizers.schedules,
+        keras.optimizers.schedules.LearningRateSchedule,
+    ),
+    "keras.losses": (keras.losses, keras.losses.Loss),
+    "keras.metrics": (keras.metrics, keras.metrics.Metric),
+}
+
+# What a class cannot be built without.
+REQUIRED = {
+    "CosineDecay": {"initial_learning_rate": 0.1, "decay_steps": 10},
+    "CosineDecayRestarts": {"initial_learning_rate": 0.1, "first_decay_steps": 10},
+    "ExponentialDecay": {"initial_learning_rate": 0.1, "decay_steps": 10, "decay_rate": 0.5},
+    "InverseTimeDecay": {"initial_learning_rate": 0.1, "decay_steps": 10, "decay_rate": 0.5},
+    "PiecewiseConstantDecay": {"boundaries": [10], "values": [0.1, 0.01]},
+    "PolynomialDecay": {"initial_learning_rate": 0.1, "decay_steps": 10},
+    "IoU": {"num_classes": 2, "target_class_ids": [0]},
+    "BinaryIoU": {"target_class_ids": [0]},
+    "MeanIoU": {"num_classes": 2},
+    "OneHotIoU": {"num_classes": 2, "target_class_ids": [0]},
+    "OneHotMeanIoU": {"num_classes": 2},
+    "PrecisionAtRecall": {"recall": 0.5},
+    "RecallAtPrecision": {"precision": 0.5},
+    "SensitivityAtSpecificity": {"specificity": 0.5},
+    "SpecificityAtSensitivity": {"sensitivity": 0.5},
+}
+
+# These wrap an object that no config text can write down but as a reference.
+WRAPPERS = ("LossScaleOptimizer", "MultiOptimizer", "MeanMetricWrapper")
+
+
+def public_classes():
+    return [
+        (module, name, getattr(namespace, name))
+        for module, (namespace, base) in KINDS.items()
+        for name in dir(namespace)
+        if inspect.isclass(getattr(namespace, name))
+        and issubclass(getattr(namespace, name), base)
+        and getattr(namespace, name) is not base
+        and name not in WRAPPERS
+    ]
+
+
+def bound_by_gin(name: str):
+    """What `@name` is in a config."""
+    register_keras()
+    return gin.get_configurable(name)
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Parses a gin text as a file, then bindings."""
+
+    def parse_text(text: str, *gin_params: str, search_paths=()):
+        path = tmp_path / "config.gin"
+        path.write_text(text)
+        parse_config([str(path)], gin_params, search_paths)
+
+    register_keras()
+    return parse_text
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "keras_class"), public_classes(), ids=lambda value: getattr(value, "__name__", value)
+)
+def test_every_public_keras_class_is_bindable_and_builds_the_true_keras_type(module, name, keras_class):
+    shared = module == "keras.metrics" and hasattr(keras.losses, name)
+    builder = bound_by_gin(f"metrics.{name}" if shared else name)
+    built = builder(**REQUIRED.get(name, {}))
+    assert type(built) is keras_class
+    again = keras_class.from_config(built.get_config())
+    assert type(again) is keras_class
+
+
+def test_an_optimizer_that_wraps_another_is_built_from_its_reference(parse):
+    parse("optimizers.LossScaleOptimizer.inner_optimizer = @SGD()\nSGD.learning_rate = 0.25")
+    built = bound_by_gin("LossScaleOptimizer")()
+    assert type(built) is keras.optimizers.LossScaleOptimizer
+    assert float(built.inner_optimizer.learning_rate) == 0.25
+
+
+def test_a_bare_name_that_loss_and_metric_share_is_the_loss():
+    assert isinstance(bound_by_gin("MeanSquaredError")(), keras.losses.Loss)
+    assert isinstance(bound_by_gin("metrics.MeanSquaredError")(), keras.metrics.Metric)
+
+
+APPLICATIONS = [name for name in dir(keras.applications) if inspect.isfunction(getattr(keras.applications, name))]
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_every_keras_application_is_bindable_and_downloads_no_weights_by_itself(name):
+    parameters = inspect.signature(bound_by_gin(name)).parameters
+    assert parameters["weights"].default is None
+
+
+def test_a_keras_application_is_built_with_what_the_config_binds(parse):
+    assert len(APPLICATIONS) > 30
+    parse("MobileNet.input_shape = (32, 32, 3)\nMobileNet.classes = 3\nMobileNet.alpha = 0.25")
+    model = bound_by_gin("MobileNet")()
+    assert model.output_shape == (None, 3)
+
+
+def test_a_value_that_keras_refuses_is_the_users_mistake_and_names_the_class(parse):
+    parse("SGD.momentum = 7")
+    with pytest.raises(trainer.UserError, match=r"Keras does not take SGD\(momentum=7\).*between"):
+        bound_by_gin("SGD")()
+
+
+def test_the_last_binding_wins_over_earlier_ones_and_over_files(parse):
+    parse("SGD.momentum = 0.1", "SGD.momentum = 0.2", "SGD.momentum = 0.3")
+    assert gin.query_parameter("SGD.momentum") == 0.3
+
+
+def test_the_last_file_wins(tmp_path, parse):
+    (tmp_path / "second.gin").write_text("SGD.momentum = 0.2")
+    (tmp_path / "first.gin").write_text("SGD.momentum = 0.1")
+    parse_config([str(tmp_path / "first.gin"), str(tmp_path / "second.gin")], [])
+    assert gin.query_parameter("SGD.momentum") == 0.2
+
+
+def test_files_and_includes_are_found_in_the_search_paths(tmp_path, monkeypatch, parse):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/rate.gin").write_text("SGD.learning_rate = 0.5")
+    (tmp_path / "mine/run.gin").write_text("include 'rate.gin'\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    parse_config(["run.gin"], [], search_paths=[str(tmp_path / "mine")])
+    assert gin.query_parameter("SGD.learning_rate") == 0.5
+
+
+def test_shipped_files_are_found_from_any_folder_without_a_word_on_stderr(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    register_keras()
+    parse_config([ADAM_TO_SGD], [])
+    assert gin.query_parameter("%NUM_STEPS") == 100
+    assert capfd.readouterr().err == ""
+
+
+def test_a_file_in_the_working_folder_comes_before_one_in_a_search_path(tmp_path, monkeypatch, parse):
+    for folder, value in (("here", 0.1), ("there", 0.2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rate.gin").write_text(f"SGD.momentum = {value}")
+    monkeypatch.chdir(tmp_path / "here")
+    parse_config(["rate.gin"], [], search_paths=[str(tmp_path / "there")])
+    assert gin.query_parameter("SGD.momentum") == 0.1
+
+
+def test_another_optimizer_on_the_command_line_leaves_the_files_bindings_of_the_first_unused():
+    register_keras()
+    parse_config([ADAM_TO_SGD], ["OPTIMIZER = @Adam", "Adam.learning_rate = 0.01"])
+    assert gin.query_parameter("SGD.momentum") == 0.9
+
+
+def test_a_module_of_the_users_may_use_what_no_line_of_the_config_refers_to():
+    register_keras()
+    parse_config(["configs/runs/custom_step_source.gin"], ["small_cnn.width = 4"])
+    assert gin.query_parameter("small_cnn.width") == 4
+
+
+def test_the_operative_config_names_what_was_used_and_not_what_was_not(parse):
+    parse("SGD.momentum = 0.9\nAdam.learning_rate = 0.5")
+    bound_by_gin("SGD")()
+    assert "SGD.momentum = 0.9" in operative_config()
+    assert "Adam" not in operative_config()
+
+
+def test_differing_lines_names_a_changed_a_new_and_a_removed_binding():
+    old = "SGD.momentum = 0.9\nSGD.nesterov = True\n"
+    new = "SGD.momentum = 0.5\nSGD.clipnorm = 1.0\n"
+    assert differing_lines(old, new) == [
+        ("SGD.momentum = 0.9", "SGD.momentum = 0.5"),
+        ("SGD.nesterov = True", "SGD.nesterov is not set"),
+        ("SGD.clipnorm is not set", "SGD.clipnorm = 1.0"),
+    ]
+
+
+def test_differing_lines_reads_a_value_over_several_lines_as_one():
+    old = "in_memory.examples = \\\n    {'x': [1.0],\n     'y': [2.0]}\n"
+    assert differing_lines(old, old) == []
+    assert len(differing_lines(old, old.replace("2.0", "3.0"))) == 1
+
+
+def test_a_longer_run_or_another_interval_is_still_the_same_run():
+    old = "NUM_STEPS = 100\ntrain.eval_every = 20\ntrain.log_every = 1\n"
+    new = "NUM_STEPS = 200\ntrain.eval_every = 50\ntrain.checkpoint_every = 7\n"
+    assert differing_lines(old, new) == []
+
+
+def test_configurables_lists_every_name_once_with_its_defaults():
+    register_keras()
+    listed = configurables()
+    found = dict(listed)
+    assert len(found) == len(listed)
+    assert found["models.small_cnn"] == "num_classes=10, width=16"
+    assert found["keras.optimizers.SGD"].startswith("learning_rate=0.01, momentum=0.0")
+    assert "split=<REQUIRED>" in found["pipeline.tfds_data"] or "split=" in found["pipeline.tfds_data"]
+    assert not any(selector.startswith("gin.") for selector in found)

@@ -1,0 +1,87 @@
+"""Every shipped config parses, builds and dry-runs, and says with which command."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import gin
+import pytest
+from conftest import REPOSITORY, make_strategy
+
+from trainer import experiment
+from trainer.config import parse_config, register_keras
+
+RUNS = sorted((REPOSITORY / "configs/runs").glob("*.gin"))
+PARTS = sorted(path for path in (REPOSITORY / "configs").rglob("*.gin") if path.parent.name != "runs")
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def start(config: str, *gin_params: str, **arguments):
+    """One run of a config in this process, on one replica."""
+    gin.clear_config()
+    register_keras()
+    parse_config([config], gin_params)
+    return experiment.train(strategy=make_strategy(1), **arguments)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """name -> the checkpoints of the source config of that name, run once for a single step."""
+    folder = tmp_path_factory.mktemp("sources")
+
+    def train_source(name: str) -> Path:
+        if not (folder / name).exists():
+            start(f"configs/runs/{name}.gin", "NUM_STEPS = 1", model_dir=folder / name)
+        return folder / name / "checkpoints"
+
+    return train_source
+
+
+def test_there_are_shipped_configs():
+    assert len(RUNS) >= 8
+
+
+@pytest.mark.parametrize("path", RUNS, ids=shown)
+def test_a_run_config_parses_builds_and_dry_runs(path, source, tmp_path, capsys):
+    register_keras()
+    parse_config([shown(path)], [])
+    start_from = gin.query_parameter("%INIT_CHECKPOINT")
+    given = []
+    if start_from is not None:
+        where, name, last = Path(start_from).parts
+        assert (where, last) == ("runs", "checkpoints"), "a config starts from what another shipped config wrote"
+        given = [f"INIT_CHECKPOINT = '{source(name)}'"]
+    capsys.readouterr()
+    start(shown(path), *given, model_dir=tmp_path / "run", dry_run=True)
+    page = capsys.readouterr().out
+    for word in ("strategy", "trained", "frozen", "learning rate", "memory a replica"):
+        assert word in page
+    assert ("from scratch" in page) == (start_from is None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", RUNS, ids=shown)
+def test_the_header_of_a_run_config_gives_the_command_with_its_own_path(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert f"python -m launch.train --gin_file={shown(path)} --model_dir=runs/{path.stem}" in "\n".join(header)
+
+
+@pytest.mark.parametrize("path", PARTS, ids=shown)
+def test_a_part_says_what_it_is_for_and_goes_together_with_a_run(path):
+    assert path.read_text().startswith("# ")
+    register_keras()
+    parse_config(["configs/runs/digits_source.gin", shown(path)], [])
+
+
+@pytest.mark.skipif(
+    shutil.which("git") is None or not (REPOSITORY / ".git").exists(), reason="needs git and a checkout of the project"
+)
+def test_git_keeps_every_shipped_config():
+    paths = [shown(path) for path in [*RUNS, *PARTS]]
+    ignored = subprocess.run(
+        ["git", "check-ignore", *paths], cwd=REPOSITORY, capture_output=True, text=True
+    ).stdout.split()
+    assert ignored == [], "a clean clone would lack these; see .gitignore"
