@@ -18,8 +18,8 @@ install: .venv/installed  ## .venv with the pinned versions of requirements.lock
 	@touch $@
 
 finetune: runs/digits_source/summary.json  ## the main job: Adam checkpoint -> SGD + cosine on rotated digits, two replicas
-	$(TRAIN) --gin_file=configs/runs/digits_from_scratch.gin --model_dir=runs/digits_from_scratch $(REPLICAS)
 	$(TRAIN) --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/digits_adam_to_sgd $(REPLICAS)
+	$(TRAIN) --gin_file=configs/runs/digits_from_scratch.gin --model_dir=runs/digits_from_scratch $(REPLICAS)
 	@$(BIN)/python -m launch.report --model_dir=runs/digits_adam_to_sgd --model_dir=runs/digits_from_scratch
 
 story-linear: runs/linear_source/summary.json  ## seed story 1: one linear unit, Adam -> SGD

@@ -22,11 +22,14 @@ def main() -> None:
     if not flags.FLAGS.model_dir:
         raise UserError("--model_dir is missing: name at least one finished run.")
     table = Table(title=f"{flags.FLAGS.metric} on the evaluation split", title_justify="left")
-    for column in ("run", "starts from", "optimizer", "steps", "at step 0", "at the end", "plot"):
+    for column in ("run", "starts from", "optimizer", "steps", "at step 0", "at the end"):
         table.add_column(column, overflow="fold")
     for model_dir in flags.FLAGS.model_dir:
         table.add_row(*_row(model_dir, flags.FLAGS.metric))
-    Console(width=None if os.isatty(1) else 140).print(table)
+    console = Console(highlight=False, width=None if os.isatty(1) else 110)
+    console.print(table)
+    for model_dir in flags.FLAGS.model_dir:
+        console.print(f"files {model_dir}   plot {os.path.join(model_dir, 'summary.png')}", soft_wrap=True)
 
 
 def _row(model_dir: str, metric: str) -> list[str]:
@@ -48,7 +51,6 @@ def _row(model_dir: str, metric: str) -> list[str]:
         summary["optimizer"],
         str(summary["step"]),
         *("-" if value is None else f"{value:.3f}" for value in values),
-        os.path.join(model_dir, "summary.png"),
     ]
 
 

@@ -1,5 +1,7 @@
 """`trainer.train` from Python, without gin or flags."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -57,6 +59,31 @@ def test_a_run_starts_from_something_that_was_said():
         train(from_scratch=False)
     with pytest.raises(trainer.UserError, match="Both init_checkpoint and from_scratch"):
         train(init_checkpoint="somewhere")
+
+
+def test_numbers_that_make_no_run_are_refused():
+    for wrong, message in (
+        ({"num_steps": 0}, "num_steps = 0"),
+        ({"num_steps": 1.5}, "num_steps = 1.5"),
+        ({"seed": -1}, "seed = -1"),
+        ({"global_batch_size": 0}, "global_batch_size 0"),
+    ):
+        with pytest.raises(trainer.UserError, match=message):
+            train(**wrong)
+
+
+def test_a_run_does_not_go_back_behind_its_checkpoint(tmp_path):
+    train(model_dir=tmp_path / "run", num_steps=4)
+    with pytest.raises(trainer.UserError, match="at step 4 already, past num_steps = 3"):
+        train(model_dir=tmp_path / "run", num_steps=3)
+
+
+def test_a_finished_runs_summary_names_where_it_started_even_after_a_resume(tmp_path):
+    train(model_dir=tmp_path / "source", num_steps=2)
+    options = {"init_checkpoint": str(tmp_path / "source"), "from_scratch": False, "model_dir": tmp_path / "run"}
+    for num_steps in (2, 4):
+        train(**options, num_steps=num_steps)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["init_checkpoint"] == str(tmp_path / "source")
 
 
 def test_a_model_made_outside_the_strategys_scope_is_refused():

@@ -98,7 +98,7 @@ def train(
     If `model_dir` holds this run's own checkpoint, the run is resumed and `init_checkpoint` is not read.
     Raises `UserError` (`RestoreError` among them) for whatever the caller can fix, before anything is written.
     """
-    _check_start(model, init_checkpoint, from_scratch, num_steps)
+    _check_start(model, init_checkpoint, from_scratch, num_steps, seed)
     intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
     strategy = strategy or build_strategy("auto")
     replica_batch = replica_batch_size(global_batch_size, strategy.num_replicas_in_sync, accumulation_steps)
@@ -121,13 +121,15 @@ def train(
     parts = RunParts(
         strategy, task, train_data, eval_data, state, variables, report, proof,
         global_batch_size, replica_batch, accumulation_steps, num_steps,
+        os.fspath(init_checkpoint) if init_checkpoint else None,
     )  # fmt: skip
-    config = run_config(parts, init_checkpoint, seed)
+    config = run_config(parts, seed)
     if files is not None and resuming:
         check_same_config(files, config)
     if dry_run:
         if files is not None and resuming:
-            parts = dataclasses.replace(parts, resumed_step=Checkpoints(state, files.checkpoints).resume())
+            resumed_step = _resumed_step(Checkpoints(state, files.checkpoints), num_steps)
+            parts = dataclasses.replace(parts, resumed_step=resumed_step)
         print(describe_run(parts))
         return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None)
     if files is None:
@@ -135,7 +137,7 @@ def train(
     with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(state, files.checkpoints, checkpoints_to_keep, is_chief(strategy))
         if resuming:
-            parts = dataclasses.replace(parts, resumed_step=checkpoints.resume())
+            parts = dataclasses.replace(parts, resumed_step=_resumed_step(checkpoints, num_steps))
         return _run(parts, files, checkpoints, intervals, config, seed)
 
 
@@ -211,6 +213,7 @@ def _run(
             split=_split(parts.eval_data) if parts.eval_data else "",
         )  # fmt: skip
         finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
+    writer.flush()
     if chief and files is not None:
         rows = read_rows(files.metrics)
         initial, final = recorded_metrics(rows, initial, final)
@@ -235,7 +238,14 @@ def _writing(files: ModelDir, resuming: bool) -> Iterator[None]:
         yield
 
 
-def _check_start(model, init_checkpoint, from_scratch, num_steps) -> None:
+def _resumed_step(checkpoints: Checkpoints, num_steps: int) -> int:
+    step = checkpoints.resume()
+    if step > num_steps:
+        raise UserError(f"The run is at step {step} already, past num_steps = {num_steps}; it cannot go back.")
+    return step
+
+
+def _check_start(model, init_checkpoint, from_scratch, num_steps, seed) -> None:
     if isinstance(model, keras.Model) or not callable(model):
         raise UserError(
             "model must be a function that builds the model, not a model: its variables have to be made in "
@@ -250,6 +260,8 @@ def _check_start(model, init_checkpoint, from_scratch, num_steps) -> None:
         )
     if not isinstance(num_steps, int) or num_steps < 1:
         raise UserError(f"num_steps = {num_steps!r} must be a whole number, 1 or more.")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed = {seed!r} must be a whole number from 0 to 2**32 - 1.")
 
 
 def _build_model(model: Callable, task: Task, data: Data, strategy: tf.distribute.Strategy) -> keras.Model:

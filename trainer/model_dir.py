@@ -28,10 +28,6 @@ class ModelDir:
         return self.path / "operative_config.gin"
 
     @property
-    def run_identity(self) -> Path:
-        return self.path / "run_identity.json"
-
-    @property
     def restore_report_json(self) -> Path:
         return self.path / "restore_report.json"
 

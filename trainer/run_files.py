@@ -12,13 +12,13 @@ from trainer.strategy import describe_strategy
 from trainer.summary_plot import draw_summary
 
 
-def run_config(parts: RunParts, init_checkpoint, seed: int) -> str:
+def run_config(parts: RunParts, seed: int) -> str:
     """The operative gin config, and as comments what a caller of `train` may have given without gin."""
     optimizer = parts.state.optimizer
     # Keras numbers the names of optimizers by process.
     options = {name: value for name, value in optimizer.get_config().items() if name != "name"}
     given = {
-        "init_checkpoint": init_checkpoint and os.fspath(init_checkpoint),
+        "init_checkpoint": parts.init_checkpoint,
         "global_batch_size": parts.global_batch_size,
         "accumulation_steps": parts.accumulation_steps,
         "seed": seed,
@@ -66,7 +66,6 @@ def start_files(parts: RunParts, files: ModelDir | None, config: str) -> MetricW
 
 
 def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial, final, finished: bool) -> None:
-    writer.flush()
     rows = read_rows(files.metrics)
     draw_summary(rows, files.summary_plot, f"{files.path.name}: {parts.state.model.name}")
     writer.write_image("summary", files.summary_plot, parts.state.current_step())
@@ -85,7 +84,7 @@ def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial
             "replicas": parts.strategy.num_replicas_in_sync,
             "global_batch_size": parts.global_batch_size,
             "optimizer": type(parts.state.optimizer).__name__,
-            "init_checkpoint": parts.report.checkpoint if parts.report else None,
+            "init_checkpoint": parts.init_checkpoint,
             "initial_metrics": initial,
             "final_metrics": final,
             "examples_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,

@@ -17,6 +17,7 @@ from trainer.train_state import TrainState
 class RunParts:
     """Everything of a run up to its first step.
 
+    init_checkpoint: the path as it was given, None from scratch.
     variables: those that the optimizer trains.  report: None from scratch and on a resumed run.
     proof: None on a resumed run, whose optimizer goes on.  resumed_step: 0 on a fresh run.
     """
@@ -33,4 +34,5 @@ class RunParts:
     replica_batch_size: int
     accumulation_steps: int
     num_steps: int
+    init_checkpoint: str | None
     resumed_step: int = 0
