@@ -214,7 +214,7 @@ def test_a_binding_in_a_file_may_wait_for_an_optimizer_or_data_that_another_run_
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("NUM_STEPS = 0", "num_steps = 0 must be 1 or more"),
+        ("NUM_STEPS = 0", "num_steps = 0 must be a whole number, 1 or more"),
         ("GLOBAL_BATCH_SIZE = 0", "global_batch_size 0 .* must both be 1 or more"),
         ("train.eval_every = -1", "eval_every = -1 must be 0 or more"),
         ("train.from_scratch = False", "no init_checkpoint"),

@@ -21,12 +21,16 @@ def small_model():
     return model
 
 
+def build_twins(optimizer, model):
+    return [build_optimizer(optimizer, model.trainable_variables) for _ in range(2)]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_keras_optimizer_is_built_in_scope_and_proved_new(name, strategy):
     with strategy.scope():
         model = small_model()
-        optimizer = build_optimizer(getattr(keras.optimizers, name), model.trainable_variables)
-        proof = prove_new(optimizer, model.trainable_variables, None)
+        optimizer, twin = build_twins(getattr(keras.optimizers, name), model)
+        proof = prove_new(optimizer, twin, None)
     assert proof.iterations == 0 and proof.name == name
     assert proof.learning_rate == pytest.approx(getattr(keras.optimizers, name)().learning_rate)
     assert "is new: iterations 0" in str(proof)
@@ -35,24 +39,23 @@ def test_every_keras_optimizer_is_built_in_scope_and_proved_new(name, strategy):
 def test_slots_that_do_not_start_at_zero_are_told_from_used_ones():
     with make_strategy(2).scope():
         model = small_model()
-        optimizer = build_optimizer(keras.optimizers.Adagrad, model.trainable_variables)
-        assert prove_new(optimizer, model.trainable_variables, None).slots == "at their initial values"
+        assert prove_new(*build_twins(keras.optimizers.Adagrad, model), None).slots == "at their initial values"
 
 
 def test_a_used_optimizer_is_not_called_new():
     model = small_model()
-    optimizer = build_optimizer(lambda: keras.optimizers.SGD(0.1, momentum=0.9), model.trainable_variables)
+    optimizer, twin = build_twins(lambda: keras.optimizers.SGD(0.1, momentum=0.9), model)
     optimizer.apply([tf.ones(variable.shape) for variable in model.trainable_variables], model.trainable_variables)
     with pytest.raises(RuntimeError, match="is not new: iterations 1"):
-        prove_new(optimizer, model.trainable_variables, None)
+        prove_new(optimizer, twin, None)
 
 
 def test_a_single_touched_slot_is_found():
     model = small_model()
-    optimizer = build_optimizer(lambda: keras.optimizers.SGD(0.1, momentum=0.9), model.trainable_variables)
+    optimizer, twin = build_twins(lambda: keras.optimizers.SGD(0.1, momentum=0.9), model)
     optimizer.variables[-1].assign(np.ones(optimizer.variables[-1].shape))
     with pytest.raises(RuntimeError, match="momentum"):
-        prove_new(optimizer, model.trainable_variables, None)
+        prove_new(optimizer, twin, None)
 
 
 def test_an_optimizer_object_is_a_description_of_a_new_one():
@@ -60,9 +63,24 @@ def test_an_optimizer_object_is_a_description_of_a_new_one():
     used = keras.optimizers.SGD(0.25, momentum=0.5)
     used.build(model.trainable_variables)
     used.apply([tf.ones(variable.shape) for variable in model.trainable_variables])
-    optimizer = build_optimizer(used, model.trainable_variables)
-    assert optimizer is not used and optimizer.momentum == 0.5
-    assert prove_new(optimizer, model.trainable_variables, None).learning_rate == 0.25
+    for description in (used, lambda: used):
+        optimizer, twin = build_twins(description, model)
+        assert optimizer is not used and optimizer.momentum == 0.5
+        assert prove_new(optimizer, twin, None).learning_rate == 0.25
+
+
+class StaircaseOfTheUsers(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return tf.where(step < 2, 0.5, 0.25)
+
+    def get_config(self):
+        return {}
+
+
+@pytest.mark.parametrize("rate", [StaircaseOfTheUsers(), lambda: 0.5], ids=["schedule", "function"])
+def test_a_rate_of_the_users_own_needs_no_registration_to_be_proved_new(rate):
+    optimizer, twin = build_twins(lambda: keras.optimizers.SGD(rate, momentum=0.9), small_model())
+    assert prove_new(optimizer, twin, None).learning_rate == 0.5
 
 
 def test_what_is_no_optimizer_is_refused():

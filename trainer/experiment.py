@@ -116,7 +116,7 @@ def train(
         if init_checkpoint and not resuming:
             report = restore_weights(built_model, init_checkpoint, rename, reinitialize, ignore)
         new_optimizer = build_optimizer(optimizer, variables)
-        proof = None if resuming else prove_new(new_optimizer, variables, report)
+        proof = None if resuming else prove_new(new_optimizer, build_optimizer(optimizer, variables), report)
         state = new_train_state(built_model, new_optimizer)
     parts = RunParts(
         strategy, task, train_data, eval_data, state, variables, report, proof,

@@ -40,14 +40,14 @@ def build_optimizer(optimizer: Callable, variables: Sequence[keras.Variable]) ->
     """Creates the optimizer and all its variables; call in the strategy's scope, before any tracing.
 
     optimizer: a function without required arguments that returns a Keras optimizer. A Keras
-      optimizer itself is taken as a description: a new one is made from its config.
+      optimizer itself, or one that has state already, is taken as a description: a new one is made
+      from its config.
     """
-    if isinstance(optimizer, keras.optimizers.Optimizer):
-        built = type(optimizer).from_config(optimizer.get_config())
-    elif callable(optimizer):
+    built = optimizer
+    if callable(optimizer) and not isinstance(optimizer, keras.optimizers.Optimizer):
         built = optimizer()
-    else:
-        built = optimizer
+    if isinstance(built, keras.optimizers.Optimizer) and (built is optimizer or built.built):
+        built = type(built).from_config(built.get_config())
     if not isinstance(built, keras.optimizers.Optimizer):
         raise UserError(f"The optimizer must be a Keras optimizer, e.g. OPTIMIZER = @SGD; it is {built!r}.")
     if built.gradient_accumulation_steps:
@@ -82,15 +82,16 @@ def trained_variables(model: keras.Model, frozen: Sequence[str] = ()) -> list[ke
 
 
 def prove_new(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], report: RestoreReport | None
+    optimizer: keras.optimizers.Optimizer, twin: keras.optimizers.Optimizer, report: RestoreReport | None
 ) -> OptimizerProof:
     """Looks at a built optimizer's every variable and raises `RuntimeError` if any of it is not new.
 
-    A new optimizer has made no step, has each slot at the value that a twin built now has, the
-    configured rate, and no entry of a checkpoint's optimizer was read on the way (counted by the reader).
+    twin: a second optimizer, built from the same config on the same variables for this comparison.
+
+    A new optimizer has made no step, has each slot at the value that its twin has, the configured
+    rate, and no entry of a checkpoint's optimizer was read on the way (counted by the reader).
     """
-    twin = type(optimizer).from_config(optimizer.get_config())
-    twin.build(list(variables))
+    assert twin is not optimizer
     values = [first_value(variable) for variable in optimizer.variables]
     differing = [
         variable.path

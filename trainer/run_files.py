@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 from trainer.config import differing_lines, operative_config
 from trainer.errors import UserError
@@ -23,13 +24,18 @@ def run_config(parts: RunParts, seed: int) -> str:
         "accumulation_steps": parts.accumulation_steps,
         "seed": seed,
         "train_data": f"{parts.train_data.name}, {parts.train_data.num_examples} examples",
-        "optimizer": f"{type(optimizer).__name__} {json.dumps(options, default=str)}",
+        "optimizer": f"{type(optimizer).__name__} {json.dumps(options, default=_stable_text)}",
     }
     return (
         operative_config()
         + "\n# The run was built from:\n"
         + "".join(f"# run.{name} = {value!r}\n" for name, value in given.items())
     )
+
+
+def _stable_text(value) -> str:
+    """What a function is called, without where it happens to lie in this process's memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def check_same_config(files: ModelDir, config: str) -> None:
