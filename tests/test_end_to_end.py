@@ -109,6 +109,23 @@ def test_tuning_improves_on_the_restored_start(unbroken):
     assert summary["final_metrics"]["accuracy"] > summary["initial_metrics"]["accuracy"] + 0.1
 
 
+def test_tuning_beats_the_same_budget_from_random_weights(digits_source, tmp_path):
+    accuracies = {}
+    for config, start in (
+        ("digits_adam_to_sgd", f"INIT_CHECKPOINT = '{digits_source}'"),
+        ("digits_from_scratch", "SEED = 0"),
+    ):
+        done = run_command(
+            "launch.train",
+            f"--gin_file=configs/runs/{config}.gin",
+            f"--gin_param={start}",
+            f"--model_dir={tmp_path / config}",
+        )
+        assert done.returncode == 0, done.stderr
+        accuracies[config] = json.loads((tmp_path / config / "summary.json").read_text())["final_metrics"]["accuracy"]
+    assert accuracies["digits_adam_to_sgd"] > accuracies["digits_from_scratch"] + 0.03
+
+
 @pytest.mark.parametrize("at_step", [50, 300])
 def test_killed_and_started_again_it_ends_with_the_same_bits(command, unbroken, tmp_path, at_step):
     status, text = start_and_signal(command, tmp_path / "run", signal.SIGKILL, at_step)
@@ -120,8 +137,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(command, unbroken, 
     assert rows_of(tmp_path / "run") == rows_of(unbroken[0])
 
 
-def test_sigterm_saves_exits_75_and_the_same_command_goes_on_to_the_same_bits(command, unbroken, tmp_path):
-    status, text = start_and_signal(command, tmp_path / "run", signal.SIGTERM, 100)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_exits_75_and_the_same_command_goes_on_to_the_same_bits(command, unbroken, tmp_path, number):
+    status, text = start_and_signal(command, tmp_path / "run", number, 100)
     assert status == 75, text
     assert "preempted at" in text
     again = run_command(*command, f"--model_dir={tmp_path / 'run'}")
