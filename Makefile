@@ -17,22 +17,22 @@ install: .venv/installed  ## .venv with the pinned versions of requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@
 
-finetune: runs/digits_source/summary.json  ## the main job: Adam checkpoint -> SGD + cosine on rotated digits, two replicas
+finetune: runs/digits_source/final.weights.h5  ## the main job, from an Adam checkpoint to SGD + cosine, on two replicas
 	$(TRAIN) --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/digits_adam_to_sgd $(REPLICAS)
 	$(TRAIN) --gin_file=configs/runs/digits_from_scratch.gin --model_dir=runs/digits_from_scratch $(REPLICAS)
 	@$(BIN)/python -m launch.report --model_dir=runs/digits_adam_to_sgd --model_dir=runs/digits_from_scratch
 
-story-linear: runs/linear_source/summary.json  ## seed story 1: one linear unit, Adam -> SGD
+story-linear: runs/linear_source/final.weights.h5  ## seed story 1, one linear unit from Adam to SGD
 	$(TRAIN) --gin_file=configs/runs/linear_adam_to_sgd.gin --model_dir=runs/linear_adam_to_sgd
 
-story-conv: runs/digits_source/summary.json  ## seed story 2: a convolutional classifier, Adam -> SGD + cosine
+story-conv: runs/digits_source/final.weights.h5  ## seed story 2, a classifier from Adam to SGD + cosine
 	$(TRAIN) --gin_file=configs/runs/conv_adam_to_sgd_cosine.gin --model_dir=runs/conv_adam_to_sgd_cosine
 
-story-custom: runs/custom_step_source/summary.json  ## seed story 3: a loss of the user's own, Adam -> RMSprop
+story-custom: runs/custom_step_source/final.weights.h5  ## seed story 3, a loss of the user's own, from Adam to RMSprop
 	$(TRAIN) --gin_file=configs/runs/custom_step_adam_to_rmsprop.gin --model_dir=runs/custom_step_adam_to_rmsprop
 
-# A source run, by the name of its config.
-runs/%/summary.json: .venv/installed
+# A source run, by the name of its config; the file is there only once it has finished.
+runs/%/final.weights.h5: .venv/installed
 	$(TRAIN) --gin_file=configs/runs/$*.gin --model_dir=runs/$*
 
 configurables: install  ## everything that a config can bind, with defaults
@@ -44,7 +44,7 @@ test: install  ## the whole suite
 test-fast: install  ## the suite without its slow tests
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: install  ## ruff: lint and format
+lint: install  ## ruff, lint and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 typecheck: install  ## mypy

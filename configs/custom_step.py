@@ -24,9 +24,9 @@ def two_dense():
 
 
 @gin.configurable(module="custom_step")
-def smoothed_cross_entropy(model, batch, smoothing=0.1):
+def smoothed_cross_entropy(model, batch, training, smoothing=0.1):
     """The loss of each example, [batch]: cross-entropy against labels that are `smoothing` unsure."""
-    log_probabilities = tf.nn.log_softmax(model(batch["image"], training=True))
+    log_probabilities = tf.nn.log_softmax(model(batch["image"], training=training))
     of_label = tf.gather(log_probabilities, batch["label"], axis=1, batch_dims=1)
     return -(1.0 - smoothing) * of_label - smoothing * tf.reduce_mean(log_probabilities, axis=1)
 

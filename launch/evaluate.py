@@ -9,7 +9,8 @@ import json
 
 from absl import flags
 
-from trainer import command_line, experiment
+import trainer  # noqa: F401  registers what the library makes bindable
+from trainer import command_line, inspection
 from trainer.errors import UserError
 
 command_line.define_config_flags()
@@ -26,10 +27,14 @@ def main() -> None:
     bound = command_line.bindings_of("train", "model", "task", "eval_data", "global_batch_size")
     if bound["eval_data"] is None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
-    report, metrics = experiment.load_and_evaluate(
+    report, metrics = inspection.load_and_evaluate(
         bound["model"], bound["task"], bound["eval_data"], checkpoint, bound["global_batch_size"], strategy
     )
-    print(json.dumps({"checkpoint": report.checkpoint, "split": bound["eval_data"].name, **metrics}))
+    print(
+        json.dumps(
+            {"checkpoint": report.checkpoint, "split": bound["eval_data"].split or bound["eval_data"].name, **metrics}
+        )
+    )
 
 
 if __name__ == "__main__":

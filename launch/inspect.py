@@ -8,7 +8,8 @@ checkpoint, or a restore that would be refused; 1 a bug.
 
 from absl import flags
 
-from trainer import command_line, experiment
+import trainer  # noqa: F401  registers what the library makes bindable
+from trainer import command_line, inspection
 from trainer.errors import UserError
 from trainer.restore import describe_source, find_checkpoint, open_checkpoint
 
@@ -27,7 +28,7 @@ def main() -> None:
     if not flags.FLAGS.gin_file:
         return
     bound = command_line.bindings_of("train", "model", "task", "train_data", "rename", "reinitialize", "ignore")
-    print("\n" + str(experiment.plan_only(path, **bound)))
+    print("\n" + str(inspection.plan_only(path, **bound)))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,17 @@ python -m launch.train --gin_file=configs/runs/digits_adam_to_sgd.gin --model_di
 Exit status: 0 done; 2 a mistake in flags, config or data; 75 preempted, run it again; 1 a bug.
 """
 
+from pathlib import Path
+
+import gin
 from absl import flags
 
-from trainer import command_line, experiment
+import trainer  # noqa: F401  registers what the library makes bindable
+from trainer import command_line
+from trainer.model_dir import ModelDir
 from trainer.preemption import PREEMPTED_EXIT_STATUS
+from trainer.restore import find_checkpoint
+from trainer.run_identity import may_resume
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
@@ -21,7 +28,13 @@ def main() -> int:
     command_line.load_config()
     dry_run = flags.FLAGS.dry_run
     model_dir = flags.FLAGS.model_dir if dry_run else command_line.required_model_dir()
-    result = experiment.train(model_dir=model_dir, strategy=command_line.strategy_from_flags(), dry_run=dry_run)
+    strategy = command_line.strategy_from_flags()
+    # A mistyped path should not wait for the data to be read.
+    init_checkpoint = command_line.bindings_of("train", "init_checkpoint")["init_checkpoint"]
+    if init_checkpoint and not (model_dir and may_resume(ModelDir(Path(model_dir)))):
+        find_checkpoint(init_checkpoint)
+    train = gin.get_configurable("experiment.train")
+    result = train(model_dir=model_dir, strategy=strategy, dry_run=dry_run)
     return 0 if result.finished or dry_run else PREEMPTED_EXIT_STATUS
 
 

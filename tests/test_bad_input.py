@@ -6,11 +6,11 @@ import re
 import time
 from pathlib import Path
 
+import gin
 import pytest
 from conftest import make_strategy, run_command
 
 import trainer
-from trainer import experiment
 from trainer.config import parse_config, register_keras
 
 ADAM_TO_SGD = "configs/runs/digits_adam_to_sgd.gin"
@@ -40,9 +40,10 @@ COMMANDS = {
         "train", [FILE, "SOURCE", param("SGD.learing_rate = 0.5")],
         "SGD has no parameter 'learing_rate'.* Did you mean 'learning_rate'?"),
     "an unknown data set": (
-        "train", [FILE, "SOURCE", param("tfds_data.name = 'mnsit'")], "no TFDS data set 'mnsit'. Did you mean 'mnist'"),
+        "train", [FILE, "SOURCE", param("tfds_data.tfds_name = 'mnsit'")],
+        "no TFDS data set 'mnsit'. Did you mean 'mnist'"),
     "a data set that needs the network": (
-        "train", [FILE, "SOURCE", param("tfds_data.name = 'mnist'")],
+        "train", [FILE, "SOURCE", param("tfds_data.tfds_name = 'mnist'")],
         "mnist is not prepared in .* would need the network: set tfds_data.download = True"),
     "another config's model_dir": (
         "train", ["--gin_file=configs/runs/digits_source.gin", "RUN", param("Adam.learning_rate = 0.5")],
@@ -162,7 +163,7 @@ def refused(*gin_params: str, files=(ADAM_TO_SGD,)) -> str:
         ("MODEL = 'small_cnn'", "train.model must be a reference such as @name"),
         ("TASK = @supervised", "so write @supervised() with parentheses"),
         ("supervised.metrics = [@SparseCategoricalAccuracy]", "supervised.metrics must be a dict"),
-        ("tfds_data.name = 3", "tfds_data.name must be a text in quotes, not 3."),
+        ("tfds_data.tfds_name = 3", "tfds_data.tfds_name must be a text in quotes, not 3."),
         ("tfds_data.features = 'image'", "tfds_data.features must be a list of text in quotes"),
         ("SGD.learning_rate = 'fast'", "SGD.learning_rate must be a number, not 'fast'."),
         ("SGD.nesterov = 'yes'", "SGD.nesterov must be True or False"),
@@ -227,14 +228,14 @@ def test_a_binding_in_a_file_may_wait_for_an_optimizer_or_data_that_another_run_
         ("supervised.inputs = 'imge'", "no feature 'imge'; it has image, label"),
         ("tfds_data.features = ['imag']", "no feature 'imag'.* Did you mean 'image'?"),
         ("train/tfds_data.split = 'trian'", "no split 'trian'.* Did you mean 'train'?"),
-        ("tfds_data.name = 'handwritten_digits/rotatd'", "Did you mean 'rotated'?"),
+        ("tfds_data.tfds_name = 'handwritten_digits/rotatd'", "Did you mean 'rotated'?"),
     ],
 )
 def test_a_value_that_no_run_can_have_is_refused_and_nothing_is_written(tmp_path, binding, message):
     register_keras()
     with pytest.raises(trainer.UserError, match=message):
         parse_config(["configs/runs/digits_source.gin"], [binding])
-        experiment.train(model_dir=tmp_path / "run", strategy=make_strategy(1))
+        gin.get_configurable("experiment.train")(model_dir=tmp_path / "run", strategy=make_strategy(1))
     assert not (tmp_path / "run").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -101,6 +102,130 @@ def test_features_that_the_task_wants_and_the_data_lacks_are_named_before_anythi
         with pytest.raises(trainer.UserError, match=f"no feature '{next(iter(wrong.values()))}'"):
             train(task=task, model_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def classification(**options):
+    return trainer.supervised(
+        **{
+            "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "inputs": "x",
+            "target": "label",
+            **options,
+        }
+    )
+
+
+def refused(message, tmp_path, **options):
+    with pytest.raises(trainer.UserError, match=message):
+        train(**options, model_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "nothing is written before everything fits"
+
+
+def test_labels_that_the_model_has_no_output_for_are_named_before_anything_is_written(tmp_path):
+    narrow = lambda: keras.Sequential([keras.layers.Dense(2)])  # noqa: E731
+    refused("run from 0 to 2, but the model has 2 outputs", tmp_path, model=narrow)
+
+
+def test_losses_and_metrics_that_cannot_be_are_named_before_anything_is_written(tmp_path):
+    refused("task's loss cannot be computed", tmp_path, task=classification(loss=keras.losses.MeanSquaredError()))
+    refused("one number is needed", tmp_path, task=classification(metrics={"each": VectorMetric}))
+    own = trainer.custom_loss(loss=lambda model, batch: model(batch["x"]) - batch["lable"], inputs="x")
+    refused("KeyError: 'lable'", tmp_path, task=own)
+    scalar = trainer.custom_loss(
+        loss=lambda model, batch: tf.reduce_sum(model(batch["x"]), 1), inputs="x",
+        metrics={"mean": lambda model, batch: tf.constant(1.0)},
+    )  # fmt: skip
+    refused("a value for each example", tmp_path, task=scalar)
+    refused("checkpoints_to_keep = 0", tmp_path, checkpoints_to_keep=0)
+    refused("must be a tf.distribute.Strategy", tmp_path, strategy="mirrored")
+    for metrics, message in (
+        ({"accuracy": keras.metrics.SparseCategoricalAccuracy()}, "is a metric already"),
+        ({"accuracy": "accuracy"}, "must be a metric's class"),
+        ({"loss": keras.metrics.Mean}, "must not be named 'loss'"),
+        (["accuracy"], "maps names to metrics"),
+    ):
+        with pytest.raises(trainer.UserError, match=message):
+            classification(metrics=metrics)
+    with pytest.raises(trainer.UserError, match="must be a Keras loss"):
+        classification(loss=keras.losses.sparse_categorical_crossentropy)
+
+
+class VectorMetric(keras.metrics.Mean):
+    def result(self):
+        return tf.stack([super().result(), super().result()])
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(tf.cast(y_true, tf.float32), sample_weight=sample_weight)
+
+
+def test_a_model_takes_its_inputs_by_name():
+    def build():
+        inputs = {"a": keras.Input([4], name="a"), "b": keras.Input([4], name="b")}
+        return keras.Model(inputs, keras.layers.Dense(3)(inputs["a"] - inputs["b"]))
+
+    data = {"left": DATA["x"], "right": DATA["x"], "label": DATA["label"]}
+    task = classification(inputs={"a": "left", "b": "right"})
+    result = train(model=build, train_data=data, eval_data=data, task=task)
+    assert result.initial_metrics["loss"] == pytest.approx(np.log(3)), "a - b is 0, and so are the logits"
+
+
+def test_the_final_weights_hold_no_optimizer_even_of_a_model_that_came_compiled(tmp_path):
+    def compiled():
+        model = small()
+        model.compile(optimizer=keras.optimizers.Adam(), loss="mse")
+        model.build((None, 4))
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    result = train(model=compiled, model_dir=tmp_path / "run")
+    with h5py.File(tmp_path / "run/final.weights.h5") as file:
+        assert "optimizer" not in file
+    fresh = small()
+    fresh.build((None, 4))
+    fresh.load_weights(tmp_path / "run/final.weights.h5")
+    np.testing.assert_array_equal(fresh.get_weights()[0], result.model.get_weights()[0])
+
+
+def test_the_default_strategy_trains_too():
+    assert train(strategy=tf.distribute.get_strategy()).finished
+
+
+def test_a_folder_of_somebodys_checkpoints_is_no_model_dir(tmp_path):
+    source = small()
+    source.build((None, 4))
+    tf.train.Checkpoint(model=source).save(str(tmp_path / "ckpt"))
+    with pytest.raises(trainer.UserError, match="holds checkpoints that no run wrote"):
+        train(model_dir=tmp_path, init_checkpoint=str(tmp_path), from_scratch=False)
+
+
+def test_a_run_whose_checkpoints_lost_their_data_is_not_started_over_in_silence(tmp_path):
+    train(model_dir=tmp_path / "run")
+    record = (tmp_path / "run/metrics.jsonl").read_text()
+    for shard in (tmp_path / "run/checkpoints").glob("*.data-*"):
+        shard.unlink()
+    with pytest.raises(trainer.UserError, match="ckpt-4 lacks ckpt-4.data-00000-of-00001"):
+        train(model_dir=tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_text() == record
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"task": classification(loss=keras.losses.SparseCategoricalCrossentropy())}, "train.task.from_logits"),
+        ({"frozen": ["bias"]}, "train.frozen"),
+        ({"seed": 5}, "train.seed"),
+        ({"global_batch_size": 5}, "train.global_batch_size"),
+        ({"optimizer": lambda: keras.optimizers.SGD(0.2)}, "train.optimizer.learning_rate"),
+    ],
+)
+def test_what_would_make_it_another_run_is_named_line_by_line(tmp_path, changed, named):
+    train(model_dir=tmp_path / "run")
+    with pytest.raises(trainer.UserError, match="holds a run of another config") as refusal:
+        train(model_dir=tmp_path / "run", num_steps=8, **changed)
+    assert named in str(refusal.value) and str(refusal.value).count("was:") == 1
+    assert train(model_dir=tmp_path / "run", num_steps=8, seed=0, frozen=[]).step == 8, (
+        "defaults spelled out are no change"
+    )
 
 
 def test_a_head_for_other_classes_starts_fresh_by_rule_and_the_rest_is_restored(tmp_path):

@@ -14,8 +14,8 @@ FLOORS = [
         "restore", "config", "summary_plot",
     },
     {"pipeline", "tasks", "optimizers", "train_state"},
-    {"checkpoints", "train_step", "evaluation", "run_parts"},
-    {"loop", "description", "run_files"},
+    {"checkpoints", "train_step", "evaluation", "run_parts", "assembly"},
+    {"loop", "description", "run_files", "run_identity", "inspection"},
     {"experiment"},
     {"command_line"},
 ]  # fmt: skip

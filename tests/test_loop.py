@@ -93,6 +93,13 @@ def test_asked_to_stop_it_saves_and_says_that_it_is_not_done():
     assert diary.entries == ["steps to 2", "steps to 4", "flush", "save"]
 
 
+def test_a_loss_that_is_not_finite_is_never_saved_even_between_two_logs():
+    diary = Diary(losses={2: np.nan, 4: np.nan})
+    with pytest.raises(UserError, match="at step 2"):
+        diary.run(10, log_every=0, eval_every=0, checkpoint_every=2, steps_per_loop=2)
+    assert "save" not in diary.entries
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(bad):
     diary = Diary(losses={4: bad})

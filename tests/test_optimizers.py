@@ -96,6 +96,10 @@ def test_frozen_variables_are_left_out_by_regex():
     assert trained_variables(model, ["^hidden/"]) == model.layers[1].trainable_variables
     with pytest.raises(UserError, match="matches no trainable variable"):
         trained_variables(model, ["^hiden/"])
+    with pytest.raises(UserError, match="is a list of patterns"):
+        trained_variables(model, "^hidden/")
+    with pytest.raises(UserError, match="is not a regular expression"):
+        trained_variables(model, ["("])
     with pytest.raises(UserError, match="No variable is left"):
         trained_variables(model, ["."])
 

@@ -61,6 +61,7 @@ ROWS = {
     "adagrad": {"optimizer": lambda: keras.optimizers.Adagrad(0.05)},
     "accumulation": {"accumulation_steps": 2},
     "batch norm": {"model": net(keras.layers.BatchNormalization)},
+    "batch norm and accumulation": {"model": net(keras.layers.BatchNormalization), "accumulation_steps": 2},
     "layer norm": {"model": net(keras.layers.LayerNormalization)},
     "embedding": {
         "model": token_net,

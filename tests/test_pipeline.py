@@ -41,6 +41,13 @@ def test_the_workers_parts_together_are_the_global_batches(num_workers):
     assert [sum(step, []) for step in zip(*parts, strict=True)] == whole
 
 
+def test_the_workers_parts_together_are_the_same_micro_batches():
+    whole = take(train_batches(numbers(24), 8, seed=3), 3)
+    parts = [take(train_batches(numbers(24), 8, 3, 0, 2, index, accumulation_steps=2), 3) for index in range(2)]
+    for step, first, second in zip(whole, *parts, strict=True):
+        assert step == first[:2] + second[:2] + first[2:] + second[2:]
+
+
 def test_a_batch_may_be_larger_than_the_data():
     assert sorted(take(train_batches(numbers(3), 6, seed=0), 1)[0]) == [0, 0, 1, 1, 2, 2]
 
@@ -103,5 +110,13 @@ def test_data_that_cannot_be_used_is_refused_by_name():
         as_data([1, 2], "eval_data")
     with pytest.raises(UserError, match="size .* must be known"):
         as_data(tf.data.Dataset.from_tensors({"x": 1}).repeat(), "train_data")
+    with pytest.raises(UserError, match="above 0, and is 0"):
+        as_data(tf.data.Dataset.from_tensors({"x": 1}).take(0), "train_data")
+    with pytest.raises(UserError, match="'x' is not a tensor"):
+        as_data(tf.data.Dataset.from_tensors({"x": {"y": 1}}), "train_data")
+    with pytest.raises(UserError, match="maps feature names"):
+        in_memory(examples=[[1, 2]])
+    with pytest.raises(UserError, match="different shapes"):
+        in_memory(examples={"x": [[1], [1, 2]]})
     with pytest.raises(UserError, match="as dicts"):
         as_data(tf.data.Dataset.range(3), "train_data")

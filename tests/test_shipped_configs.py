@@ -8,7 +8,7 @@ import gin
 import pytest
 from conftest import REPOSITORY, make_strategy
 
-from trainer import experiment
+import trainer  # noqa: F401  registers what configs bind
 from trainer.config import parse_config, register_keras
 
 RUNS = sorted((REPOSITORY / "configs/runs").glob("*.gin"))
@@ -24,7 +24,7 @@ def start(config: str, *gin_params: str, **arguments):
     gin.clear_config()
     register_keras()
     parse_config([config], gin_params)
-    return experiment.train(strategy=make_strategy(1), **arguments)
+    return gin.get_configurable("experiment.train")(strategy=make_strategy(1), **arguments)
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,19 @@ def test_story_3_a_loss_of_the_users_own_goes_from_adam_to_rmsprop(tmp_path):
     assert summary["final_metrics"]["loss"] < summary["initial_metrics"]["loss"]
 
 
+@pytest.mark.slow
+def test_story_3_a_changed_parameter_of_the_users_loss_is_another_config(tmp_path):
+    train("custom_step_source", tmp_path / "run", "--gin_param=NUM_STEPS = 10")
+    operative = (tmp_path / "run/operative_config.gin").read_text()
+    assert "smoothed_cross_entropy.smoothing = 0.1" in operative, "what the step will use is on record"
+    other = run_command(
+        "launch.train", "--gin_file=configs/runs/custom_step_source.gin", f"--model_dir={tmp_path / 'run'}",
+        "--gin_param=NUM_STEPS = 20", "--gin_param=smoothed_cross_entropy.smoothing = 0.4",
+    )  # fmt: skip
+    assert other.returncode == 2 and "smoothed_cross_entropy.smoothing = 0.4" in other.stderr
+    train("custom_step_source", tmp_path / "run", "--gin_param=NUM_STEPS = 20")
+
+
 class TwoDense(keras.Model):
     def __init__(self, width=8):
         super().__init__()

@@ -138,9 +138,16 @@ def test_steps_in_one_device_loop_are_the_steps_one_by_one(strategy):
 
 
 def test_a_variable_without_gradient_stays_as_it_is_even_with_weight_decay(strategy):
-    optimizer = lambda: keras.optimizers.SGD(0.1)  # noqa: E731
+    optimizer = lambda: keras.optimizers.SGD(0.1, weight_decay=0.1)  # noqa: E731
     model, _, _ = w_after(strategy, optimizer, [pulls(1, 1)], pull_task())
     assert value_of(model.bystander) == 1.0
+
+
+def test_grad_norm_is_that_of_the_loss_and_not_of_the_scaled_loss(strategy):
+    optimizer = lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=1024.0)  # noqa: E731
+    model, metrics, _ = w_after(strategy, optimizer, [pulls(2, 4)], pull_task())
+    assert metrics["grad_norm"] == pytest.approx(3.0)
+    assert value_of(model.w) == pytest.approx(0.3)
 
 
 def test_a_loss_that_depends_on_nothing_trained_is_named():

@@ -3,7 +3,7 @@
 from trainer import models  # its builders become bindable by gin
 from trainer.errors import UserError
 from trainer.experiment import TrainResult, train
-from trainer.pipeline import in_memory, tfds_data
+from trainer.pipeline import in_memory, resize_image, scale_image, tfds_data
 from trainer.restore import RestoreError, RestoreReport, restore_weights
 from trainer.tasks import custom_loss, supervised
 
@@ -15,7 +15,9 @@ __all__ = [
     "custom_loss",
     "in_memory",
     "models",
+    "resize_image",
     "restore_weights",
+    "scale_image",
     "supervised",
     "tfds_data",
     "train",

@@ -1,5 +1,6 @@
 """What all commands share: flags, the gin config they name, and an exit status a supervisor can act on."""
 
+import copy
 import inspect
 import os
 import sys
@@ -46,8 +47,9 @@ def load_config() -> None:
     if not FLAGS.gin_file:
         raise UserError("--gin_file is missing: name a config, e.g. --gin_file=configs/runs/digits_adam_to_sgd.gin.")
     register_keras()
-    # `import` lines of a config find the user's modules in the working folder, and ours beside us.
-    sys.path += [folder for folder in (os.getcwd(), str(REPOSITORY)) if folder not in sys.path]
+    # `import` lines of a config find modules in the working folder, beside the config, and beside us.
+    folders = [os.getcwd(), *(os.path.dirname(os.path.abspath(path)) for path in FLAGS.gin_file), str(REPOSITORY)]
+    sys.path += [folder for folder in folders if folder not in sys.path]
     parse_config(FLAGS.gin_file, [*FLAGS.gin_param, *FLAGS.gin_bindings], FLAGS.gin_search_path)
 
 
@@ -66,12 +68,13 @@ def bindings_of(configurable: str, *names: str) -> dict:
 
     Raises `UserError` for one that has no default and is not bound.
     """
-    bound = gin.get_bindings(configurable)
+    bound = gin.get_bindings(configurable, resolve_references=False)
     defaults = inspect.signature(gin.get_configurable(configurable)).parameters
     for name in names:
         if name not in bound and defaults[name].default is gin.REQUIRED:
             raise UserError(f"The config does not set {configurable}.{name}, and there is no default.")
-    return {name: bound.get(name, defaults[name].default) for name in names}
+    # A copy of a reference is what it refers to, built: only what was asked for is.
+    return {name: copy.deepcopy(bound[name]) if name in bound else defaults[name].default for name in names}
 
 
 def run(main: Callable[..., int | None], takes_words: bool = False) -> None:

@@ -5,6 +5,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
+from trainer.restore import weights_of
 from trainer.run_parts import RunParts
 from trainer.schedules import sample_learning_rate
 from trainer.strategy import describe_strategy
@@ -13,7 +14,7 @@ from trainer.strategy import describe_strategy
 def describe_start(parts: RunParts) -> str:
     """What the run starts from: the restore report and the proof that the optimizer is new."""
     lines = [f"strategy         {describe_strategy(parts.strategy)}"]
-    if parts.resumed_step:
+    if parts.resumed_step is not None:
         lines.append(f"resumed          this run's own checkpoint of step {parts.resumed_step}; nothing else is read")
     elif parts.report is not None:
         lines.append(f"restore          {parts.report}")
@@ -43,7 +44,10 @@ def memory_estimate_bytes(parts: RunParts) -> dict[str, int]:
 def _table(parts: RunParts) -> Table:
     model = parts.state.model
     trained = {id(variable) for variable in parts.variables}
-    frozen = [weight for weight in model.weights if id(weight) not in trained]
+    others = [weight for weight in weights_of(model) if id(weight.variable) not in trained]
+    # Moving averages of normalization layers follow the data; no optimizer and no rule moves them.
+    statistics = [weight for weight in others if weight.name.rsplit("/", 1)[-1].startswith("moving_")]
+    frozen = [weight for weight in others if weight not in statistics]
     steps_per_epoch = parts.train_data.num_examples / parts.global_batch_size
     epochs = parts.num_steps / steps_per_epoch
     memory = memory_estimate_bytes(parts)
@@ -62,10 +66,11 @@ def _table(parts: RunParts) -> Table:
         "model": f"{model.name}: {weights:,} weights in {len(model.weights)} variables, {_size(_bytes(model.weights))}",
         "trained": f"{trained_count:,} weights in {len(parts.variables)} variables",
         "frozen": f"{_count(frozen):,} weights in {len(frozen)} variables" + _names(frozen),
+        **({"statistics": f"{len(statistics)} variables" + _names(statistics)} if statistics else {}),
         "learning rate": rates,
-        "train data": f"{parts.train_data.name}, {parts.train_data.num_examples:,} examples an epoch",
+        "train data": f"{parts.train_data.label}, {parts.train_data.num_examples:,} examples an epoch",
         "steps": f"{parts.num_steps:,}, at {steps_per_epoch:.1f} an epoch {epochs:.1f} epochs",
-        "eval data": f"{parts.eval_data.name}, {parts.eval_data.num_examples:,} examples"
+        "eval data": f"{parts.eval_data.label}, {parts.eval_data.num_examples:,} examples"
         if parts.eval_data
         else "none",
         "memory a replica": f"about {_size(sum(memory.values()))}: "
@@ -118,7 +123,7 @@ def _size(size_bytes: int) -> str:
     return f"{size:.2f} GiB"
 
 
-def _names(variables) -> str:
-    if not variables:
+def _names(weights) -> str:
+    if not weights:
         return ""
-    return ": " + ", ".join(v.path for v in variables[:6]) + ", ..." * (len(variables) > 6)
+    return ": " + ", ".join(weight.name for weight in weights[:6]) + ", ..." * (len(weights) > 6)

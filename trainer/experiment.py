@@ -10,6 +10,7 @@ import gin
 import keras
 import tensorflow as tf
 
+from trainer.assembly import assemble_model, try_task
 from trainer.checkpoints import Checkpoints, newest_checkpoint
 from trainer.description import describe_run, describe_start
 from trainer.errors import UserError
@@ -21,16 +22,11 @@ from trainer.optimizers import OptimizerProof, build_optimizer, prove_new, train
 from trainer.pipeline import Data, as_data, replica_batch_size, train_batches
 from trainer.preemption import Preemption
 from trainer.progress import StepProgress
-from trainer.restore import RestoreReport, build_model, plan_weights, restore_weights
-from trainer.run_files import check_same_config, finish_files, recorded_metrics, run_config, start_files
+from trainer.restore import RestoreReport, restore_weights
+from trainer.run_files import finish_files, recorded_metrics, start_files
+from trainer.run_identity import check_same_run, may_resume, run_identity
 from trainer.run_parts import RunParts
-from trainer.strategy import (
-    build_strategy,
-    is_chief,
-    local_replicas,
-    num_workers,
-    worker_index,
-)
+from trainer.strategy import build_strategy, is_chief, local_replicas, num_workers, worker_index
 from trainer.tasks import Task
 from trainer.train_state import new_train_state
 from trainer.train_step import build_train_loop
@@ -55,7 +51,7 @@ class TrainResult:
     model_dir: Path | None
 
 
-@gin.configurable(module="experiment")
+@gin.register(module="experiment")
 def train(
     model: Callable[[], keras.Model] = gin.REQUIRED,
     train_data=gin.REQUIRED,
@@ -98,7 +94,15 @@ def train(
     If `model_dir` holds this run's own checkpoint, the run is resumed and `init_checkpoint` is not read.
     Raises `UserError` (`RestoreError` among them) for whatever the caller can fix, before anything is written.
     """
-    _check_start(model, init_checkpoint, from_scratch, num_steps, seed)
+    _check_given(
+        model=model,
+        train_data=train_data,
+        task=task,
+        optimizer=optimizer,
+        global_batch_size=global_batch_size,
+        num_steps=num_steps,
+    )
+    _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
     intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
     strategy = strategy or build_strategy("auto")
     replica_batch = replica_batch_size(global_batch_size, strategy.num_replicas_in_sync, accumulation_steps)
@@ -107,10 +111,10 @@ def train(
     keras.utils.set_random_seed(seed)
 
     files = ModelDir(Path(model_dir)) if model_dir else None
-    resuming = files is not None and newest_checkpoint(files.checkpoints) is not None
+    resuming = files is not None and may_resume(files)
 
     with strategy.scope():
-        built_model = _build_model(model, task, train_data, strategy)
+        built_model = assemble_model(model, task, train_data, strategy)
         variables = trained_variables(built_model, frozen)
         report = None
         if init_checkpoint and not resuming:
@@ -118,14 +122,28 @@ def train(
         new_optimizer = build_optimizer(optimizer, variables)
         proof = None if resuming else prove_new(new_optimizer, build_optimizer(optimizer, variables), report)
         state = new_train_state(built_model, new_optimizer)
+    for data in (train_data, eval_data) if eval_data is not None else (train_data,):
+        try_task(built_model, task, data, replica_batch)
     parts = RunParts(
-        strategy, task, train_data, eval_data, state, variables, report, proof,
-        global_batch_size, replica_batch, accumulation_steps, num_steps,
-        os.fspath(init_checkpoint) if init_checkpoint else None,
-    )  # fmt: skip
-    config = run_config(parts, seed)
-    if files is not None and resuming:
-        check_same_config(files, config)
+        strategy=strategy,
+        task=task,
+        train_data=train_data,
+        eval_data=eval_data,
+        state=state,
+        variables=variables,
+        report=report,
+        proof=proof,
+        global_batch_size=global_batch_size,
+        replica_batch_size=replica_batch,
+        accumulation_steps=accumulation_steps,
+        num_steps=num_steps,
+        init_checkpoint=os.fspath(init_checkpoint) if init_checkpoint else None,
+        seed=seed,
+        rules={"rename": rename, "reinitialize": reinitialize, "ignore": ignore, "frozen": frozen},
+    )
+    identity = run_identity(parts)
+    if files is not None:
+        check_same_run(files, identity)
     if dry_run:
         if files is not None and resuming:
             resumed_step = _resumed_step(Checkpoints(state, files.checkpoints), num_steps)
@@ -133,52 +151,19 @@ def train(
         print(describe_run(parts))
         return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None)
     if files is None:
-        return _run(parts, None, None, intervals, config, seed)
+        return _run(parts, None, None, intervals, identity)
     with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(state, files.checkpoints, checkpoints_to_keep, is_chief(strategy))
         if resuming:
             parts = dataclasses.replace(parts, resumed_step=_resumed_step(checkpoints, num_steps))
-        return _run(parts, files, checkpoints, intervals, config, seed)
+        return _run(parts, files, checkpoints, intervals, identity)
 
 
-def load_and_evaluate(
-    model: Callable,
-    task: Task,
-    data,
-    checkpoint: str,
-    global_batch_size: int,
-    strategy: tf.distribute.Strategy,
-) -> tuple[RestoreReport, dict[str, float]]:
-    """Restores a checkpoint's weights into a new model and evaluates it on every example of `data`."""
-    data = as_data(data, "eval_data")
-    replica_batch_size(global_batch_size, strategy.num_replicas_in_sync)
-    with strategy.scope():
-        built_model = _build_model(model, task, data, strategy)
-        report = restore_weights(built_model, checkpoint)
-    evaluate = build_evaluate(
-        strategy, built_model, task, global_batch_size, num_workers(strategy), worker_index(strategy)
-    )
-    return report, evaluate(data)
-
-
-def plan_only(
-    checkpoint: str, model: Callable, task: Task, train_data, rename=(), reinitialize=(), ignore=()
-) -> RestoreReport:
-    """How `checkpoint` would be restored into a new model; reads no tensor and assigns nothing.
-
-    Raises `RestoreError`, with the plan, if it would be refused.
-    """
-    built_model = _build_model(model, task, as_data(train_data, "train_data"), tf.distribute.get_strategy())
-    return plan_weights(built_model, checkpoint, rename, reinitialize, ignore)
-
-
-def _run(
-    parts: RunParts, files: ModelDir | None, checkpoints, intervals: Intervals, config: str, seed: int
-) -> TrainResult:
+def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Intervals, identity: str) -> TrainResult:
     strategy, state = parts.strategy, parts.state
     chief = is_chief(strategy)
     place = {"num_workers": num_workers(strategy), "worker_index": worker_index(strategy)}
-    writer = start_files(parts, files if chief else None, config)
+    writer = start_files(parts, files if chief else None, identity)
     progress = StepProgress(parts.num_steps, state.current_step(), visible=chief)
     progress.say(describe_start(parts))
 
@@ -196,7 +181,14 @@ def _run(
         final = evaluate(parts.eval_data)
         return final
 
-    batches = train_batches(parts.train_data, parts.global_batch_size, seed, state.current_step(), **place)
+    batches = train_batches(
+        parts.train_data,
+        parts.global_batch_size,
+        parts.seed,
+        state.current_step(),
+        accumulation_steps=parts.accumulation_steps,
+        **place,
+    )
     with progress, Preemption(strategy) as preemption:
         loop_parts = LoopParts(
             state=state,
@@ -221,6 +213,8 @@ def _run(
     writer.close()
     step = state.current_step()
     progress.say(f"{'step' if finished else 'preempted at'} {step:<11} {_show(final)}")
+    if not finished:
+        progress.say("Run the same command again to go on from here.")
     if chief and files is not None:
         progress.say(f"files            {files.path}\nplot             {files.summary_plot}")
     return TrainResult(
@@ -245,7 +239,15 @@ def _resumed_step(checkpoints: Checkpoints, num_steps: int) -> int:
     return step
 
 
-def _check_start(model, init_checkpoint, from_scratch, num_steps, seed) -> None:
+def _check_given(**arguments) -> None:
+    missing = [name for name, value in arguments.items() if value is gin.REQUIRED]
+    if missing:
+        raise UserError(f"train() was not given {', '.join(missing)}.")
+    if not isinstance(arguments["task"], Task):
+        raise UserError(f"task must be made by supervised() or custom_loss(), not {arguments['task']!r}.")
+
+
+def _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy) -> None:
     if isinstance(model, keras.Model) or not callable(model):
         raise UserError(
             "model must be a function that builds the model, not a model: its variables have to be made in "
@@ -262,25 +264,14 @@ def _check_start(model, init_checkpoint, from_scratch, num_steps, seed) -> None:
         raise UserError(f"num_steps = {num_steps!r} must be a whole number, 1 or more.")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed!r} must be a whole number from 0 to 2**32 - 1.")
-
-
-def _build_model(model: Callable, task: Task, data: Data, strategy: tf.distribute.Strategy) -> keras.Model:
-    built = model()
-    if not isinstance(built, keras.Model):
-        raise UserError(f"The model builder must return a keras.Model; it returned {type(built).__name__}.")
-    task.check_features(data.batch_spec)
-    task.new_metrics()  # only to refuse what is no metric while nothing is on disk yet
-    build_model(built, task.model_inputs(data.batch_spec))
-    if strategy.num_replicas_in_sync > 1:
-        for layer in built._flatten_layers():
-            # Apart, the replicas' statistics drift, and the first one's would be saved for all.
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.synchronized = True
-    return built
+    if checkpoints_to_keep < 1:
+        raise UserError(f"checkpoints_to_keep = {checkpoints_to_keep} must be 1 or more; a run needs its last one.")
+    if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
+        raise UserError(f"strategy must be a tf.distribute.Strategy, not {strategy!r}; build_strategy() makes one.")
 
 
 def _split(data: Data) -> str:
-    return data.name.rsplit(":", 1)[-1]
+    return data.split or data.name
 
 
 def _show(metrics: dict[str, float]) -> str:

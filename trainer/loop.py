@@ -1,8 +1,9 @@
 """The outer loop: steps; at intervals log, evaluate, save; leave when done or asked to."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -75,10 +76,12 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
         def due(every: int, step=step) -> bool:
             return step == num_steps or (every > 0 and step % every == 0)
 
-        if due(intervals.log_every):
+        if due(intervals.log_every) or due(intervals.checkpoint_every):
             values = {name: float(value.numpy()) for name, value in metrics.items()}
+            _stop_on_nan(values["loss"], step)  # before it is saved, too
+        if due(intervals.log_every):
             steps_per_second = clock.lap(step)
-            _stop_on_nan(values["loss"], step)
+            # The schedule at `step`: what the next update uses, and what one plots a schedule against.
             values["learning_rate"] = learning_rate_at(state.optimizer, step)
             values["examples_per_second"] = steps_per_second * global_batch_size
             parts.writer.write(step, values)
@@ -123,16 +126,8 @@ class _Clock:
         self._step, self._start, self._paused_seconds = step, now, 0.0
         return rate
 
-    def stopped(self):
-        return _Pause(self)
-
-
-class _Pause:
-    def __init__(self, clock: _Clock):
-        self._clock = clock
-
-    def __enter__(self):
-        self._start = time.monotonic()
-
-    def __exit__(self, *unused):
-        self._clock._paused_seconds += time.monotonic() - self._start
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._paused_seconds += time.monotonic() - start

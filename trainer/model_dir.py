@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -26,6 +27,10 @@ class ModelDir:
     @property
     def operative_config(self) -> Path:
         return self.path / "operative_config.gin"
+
+    @property
+    def run_identity(self) -> Path:
+        return self.path / "run_identity.txt"
 
     @property
     def restore_report_json(self) -> Path:
@@ -61,6 +66,8 @@ class ModelDir:
 
     def create(self) -> None:
         """Makes the folder; raises `UserError` where it cannot be made or written."""
+        if re.match(r"\w+:/", str(self.path)):
+            raise UserError(f"model_dir {self.path} is remote; runs are written to local and mounted folders only.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

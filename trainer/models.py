@@ -39,13 +39,13 @@ class SmallCNN(keras.Model):
         return self.head(self.hidden(self.flatten(x)))
 
 
-@gin.configurable(module="models")
+@gin.register(module="models")
 def linear() -> keras.Model:
     """A one-unit linear model."""
     return Linear()
 
 
-@gin.configurable(module="models")
+@gin.register(module="models")
 def small_cnn(num_classes: int = 10, width: int = 16) -> keras.Model:
     """A convolutional classifier; `width` is the number of channels of the first convolution."""
     return SmallCNN(num_classes, width)

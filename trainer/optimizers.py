@@ -9,8 +9,7 @@ import numpy as np
 
 from trainer.errors import UserError
 from trainer.replicas import first_value
-from trainer.restore import RestoreReport
-from trainer.restore.live import live_tree, live_variables
+from trainer.restore import RestoreReport, weights_of
 from trainer.schedules import learning_rate_at
 
 
@@ -50,7 +49,9 @@ def build_optimizer(optimizer: Callable, variables: Sequence[keras.Variable]) ->
         built = type(built).from_config(built.get_config())
     if not isinstance(built, keras.optimizers.Optimizer):
         raise UserError(f"The optimizer must be a Keras optimizer, e.g. OPTIMIZER = @SGD; it is {built!r}.")
-    if built.gradient_accumulation_steps:
+    if any(
+        getattr(each, "gradient_accumulation_steps", None) for each in (built, getattr(built, "inner_optimizer", None))
+    ):
         raise UserError(
             f"{built.name}.gradient_accumulation_steps counts micro-batches as steps; "
             "use train.accumulation_steps instead."
@@ -65,7 +66,9 @@ def trained_variables(model: keras.Model, frozen: Sequence[str] = ()) -> list[ke
     Raises `UserError` for a pattern that matches no trainable variable, and if nothing is left to train.
     """
     trainable = {id(variable) for variable in model.trainable_variables}
-    named = [weight for weight in live_variables(model, live_tree(model)) if id(weight.variable) in trainable]
+    named = [weight for weight in weights_of(model) if id(weight.variable) in trainable]
+    if isinstance(frozen, str):
+        raise UserError(f"frozen is a list of patterns; write frozen = [{frozen!r}].")
     for pattern in frozen:
         try:
             re.compile(pattern)

@@ -19,6 +19,7 @@ _STEPS_PER_INDEX_BLOCK = 64
 class Data:
     """Examples of one split, and how they become batches.
 
+    split: as TFDS spells it, "" for data of another kind.
     examples: feature name -> [num_examples, ...] in memory, or None if they are streamed.
     stream: makes a fresh `tf.data.Dataset` over one epoch of single examples in stored order, or None.
     preprocess: batch -> batch, a vectorised TensorFlow function applied after batching, or None.
@@ -26,10 +27,16 @@ class Data:
 
     name: str
     num_examples: int
+    split: str = ""
     examples: Mapping[str, np.ndarray] | None = None
     stream: Callable[[], tf.data.Dataset] | None = None
     preprocess: Callable | None = None
     shuffle_buffer: int = 10_000
+
+    @property
+    def label(self) -> str:
+        """Name and split, for people."""
+        return f"{self.name} {self.split}".strip()
 
     @property
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
@@ -37,19 +44,21 @@ class Data:
         return eval_batches(self, batch_size=2).unbatch().batch(2).element_spec[0]
 
 
-@gin.configurable(module="pipeline")
+@gin.register(module="pipeline")
 def in_memory(examples=gin.REQUIRED, name: str = "in_memory", preprocess: Callable | None = None) -> Data:
     """Data given outright: `examples` maps feature names to equally long lists or arrays."""
-    arrays = {key: _as_array(value) for key, value in examples.items()}
+    if not isinstance(examples, Mapping):
+        raise UserError(f"in_memory.examples maps feature names to lists or arrays; it is {type(examples).__name__}.")
+    arrays = {key: _as_array(key, value) for key, value in examples.items()}
     sizes = {key: len(value) for key, value in arrays.items()}
     if not arrays or len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
         raise UserError(f"in_memory.examples needs features of one length above 0; here are {sizes}.")
-    return Data(name, next(iter(sizes.values())), arrays, preprocess=preprocess)
+    return Data(name, next(iter(sizes.values())), examples=arrays, preprocess=preprocess)
 
 
-@gin.configurable(module="pipeline")
+@gin.register(module="pipeline")
 def tfds_data(
-    name: str = gin.REQUIRED,
+    tfds_name: str = gin.REQUIRED,
     split: str = gin.REQUIRED,
     data_dir: str | None = None,
     download: bool = False,
@@ -61,7 +70,7 @@ def tfds_data(
 ) -> Data:
     """A split of a TFDS data set.
 
-    name: as TFDS spells it, `mnist` or `handwritten_digits/rotated`.  split: `train`, `train[:80%]`, ...
+    tfds_name: as TFDS spells it, `mnist` or `handwritten_digits/rotated`.  split: `train`, `train[:80%]`, ...
     data_dir: where it is prepared; None is TFDS' own default.
     download: whether it may be fetched over the network when it is not prepared there.
     features: which features to keep; None keeps all but strings, which no accelerator takes.
@@ -73,7 +82,7 @@ def tfds_data(
     Raises `UserError` for an unknown name (naming the nearest), an unknown split or feature, and a
     data set that is not there and would need the network.
     """
-    dataset, num_examples, label = open_split(name, split, data_dir, download, features, prepare)
+    dataset, num_examples, label = open_split(tfds_name, split, data_dir, download, features, prepare)
     size_bytes = in_memory_bytes(dataset, num_examples)
     if size_bytes is None:
         raise UserError(
@@ -81,19 +90,21 @@ def tfds_data(
             "Bind tfds_data.prepare to a function that brings them to one, e.g. @resize_image."
         )
     if size_bytes > memory_limit_bytes:
-        return Data(label, num_examples, stream=lambda: dataset, preprocess=preprocess, shuffle_buffer=shuffle_buffer)
+        return Data(
+            tfds_name, num_examples, split, stream=lambda: dataset, preprocess=preprocess, shuffle_buffer=shuffle_buffer
+        )
     chunks = list(dataset.batch(1024).as_numpy_iterator())
     arrays = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
-    return Data(label, num_examples, arrays, preprocess=preprocess)
+    return Data(tfds_name, num_examples, split, arrays, preprocess=preprocess)
 
 
-@gin.configurable(module="pipeline")
+@gin.register(module="pipeline")
 def scale_image(batch, key: str = "image"):
     """Turns uint8 pixels 0 to 255 into float32 0 to 1."""
     return {**batch, key: tf.cast(batch[key], tf.float32) / 255.0}
 
 
-@gin.configurable(module="pipeline")
+@gin.register(module="pipeline")
 def resize_image(example, height: int = gin.REQUIRED, width: int = gin.REQUIRED, key: str = "image"):
     """Brings an image to one size, as uint8; for `tfds_data.prepare`."""
     image = tf.image.resize(example[key], [height, width], antialias=True)
@@ -110,10 +121,14 @@ def as_data(data, what: str) -> Data:
         if not isinstance(data.element_spec, Mapping):
             raise UserError(f"{what}: a tf.data.Dataset must yield single examples as dicts, not {data.element_spec}.")
         size = int(data.cardinality())
-        if size < 0:
+        if size <= 0:
             raise UserError(
-                f"{what}: the size of the tf.data.Dataset must be known; use assert_cardinality, not repeat."
+                f"{what}: the size of the tf.data.Dataset must be known and above 0, and is {size}; "
+                "use assert_cardinality, not repeat."
             )
+        nested = [key for key, spec in data.element_spec.items() if not isinstance(spec, tf.TensorSpec)]
+        if nested:
+            raise UserError(f"{what}: the feature {nested[0]!r} is not a tensor; features must not be nested.")
         return Data(what, size, stream=lambda: data)
     raise UserError(
         f"{what} must be a dict of arrays, a tf.data.Dataset of dicts, or made by tfds_data(); "
@@ -146,6 +161,7 @@ def train_batches(
     start_step: int = 0,
     num_workers: int = 1,
     worker_index: int = 0,
+    accumulation_steps: int = 1,
 ) -> tf.data.Dataset:
     """This worker's part of every global batch from `start_step` on, without end.
 
@@ -154,25 +170,26 @@ def train_batches(
     Epochs follow one another without a gap, each in an order of its own: a batch may hold the end
     of one and the beginning of the next, every example comes exactly once an epoch, and no batch
     is short. In memory, the order is NumPy's Philox permutation keyed by (seed, epoch), so that any
-    step is reached at once; the same global batches come out for any number of workers.
+    step is reached at once; the same global batches come out for any number of workers, and the
+    same micro-batches: each worker has its part of every one of `accumulation_steps`.
     """
-    part = _part(global_batch_size, num_workers, worker_index)
+    part = _part(global_batch_size, num_workers, worker_index, accumulation_steps)
     if data.examples is None:
         assert data.stream is not None
         dataset = data.stream().shuffle(data.shuffle_buffer, seed=seed, reshuffle_each_iteration=True).repeat()
         # Before any map: what is skipped need not be computed.
         dataset = dataset.skip(start_step * global_batch_size).batch(global_batch_size, drop_remainder=True)
-        dataset = dataset.map(lambda batch: tf.nest.map_structure(lambda x: x[part], batch))
+        dataset = dataset.map(lambda batch: tf.nest.map_structure(lambda x: tf.gather(x, part), batch))
     else:
         draw = functools.partial(_index_block, data.num_examples, global_batch_size, seed)
         blocks = tf.data.Dataset.counter(start_step, _STEPS_PER_INDEX_BLOCK, dtype=tf.int64).map(
             lambda step: tf.ensure_shape(
                 tf.numpy_function(lambda s: draw(int(s))[:, part], [step], tf.int64, stateful=False),
-                [_STEPS_PER_INDEX_BLOCK, part.stop - part.start],
+                [_STEPS_PER_INDEX_BLOCK, len(part)],
             )
         )
         dataset = _gather(data, blocks.flat_map(tf.data.Dataset.from_tensor_slices))
-    weight = tf.ones([part.stop - part.start])
+    weight = tf.ones([len(part)])
     return _finish(dataset.map(lambda batch: (batch, weight)), data)
 
 
@@ -187,7 +204,7 @@ def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index
     if data.examples is None:
         assert data.stream is not None
         filled = data.stream().batch(batch_size).map(functools.partial(_fill_up, batch_size))
-        dataset = filled.map(lambda *pair: tf.nest.map_structure(lambda x: x[part], pair))
+        dataset = filled.map(lambda *pair: tf.nest.map_structure(lambda x: tf.gather(x, part), pair))
     else:
         positions = np.arange(steps * batch_size).reshape(steps, batch_size)
         real = (positions < data.num_examples).astype(np.float32)
@@ -238,13 +255,16 @@ def _fill_up(batch_size: int, batch):
     )
 
 
-def _part(batch_size: int, num_workers: int, worker_index: int) -> slice:
-    size = batch_size // num_workers
-    return slice(worker_index * size, (worker_index + 1) * size)
+def _part(batch_size: int, num_workers: int, worker_index: int, accumulation_steps: int = 1) -> np.ndarray:
+    """Which rows of a global batch a worker takes: its part of each micro-batch."""
+    return np.arange(batch_size).reshape(accumulation_steps, num_workers, -1)[:, worker_index].ravel()
 
 
-def _as_array(value) -> np.ndarray:
-    array = np.asarray(value)
+def _as_array(key: str, value) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise UserError(f"The feature {key!r} is not an array: its examples have different shapes.") from error
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 

@@ -50,7 +50,7 @@ class StepProgress:
 
     def show_rate(self, steps_per_second: float, examples_per_second: float, loss: float) -> None:
         """States speed and loss at a log; where no bar can be drawn, in a line with the time left, once a second."""
-        rate = f"loss {loss:.4f}  {steps_per_second:.4g} steps/s  {examples_per_second:,.0f} examples/s"
+        rate = f"training loss {loss:.4f}  {steps_per_second:.4g} steps/s  {examples_per_second:,.0f} examples/s"
         self._bar.update(self._task, rate=rate)
         now = time.monotonic()
         if self._visible and not self._console.is_terminal and now - self._last_line > 1.0:

@@ -1,11 +1,10 @@
-"""Writes what a run starts from and what it reached; tells whether a model_dir holds another config's run."""
+"""Writes what a run starts from and what it reached."""
 
-import json
 import os
-import re
 
-from trainer.config import differing_lines, operative_config
-from trainer.errors import UserError
+import keras
+
+from trainer.config import operative_config
 from trainer.metric_writer import MetricWriter, read_rows
 from trainer.model_dir import ModelDir, write_json, write_text
 from trainer.run_parts import RunParts
@@ -13,56 +12,17 @@ from trainer.strategy import describe_strategy
 from trainer.summary_plot import draw_summary
 
 
-def run_config(parts: RunParts, seed: int) -> str:
-    """The operative gin config, and as comments what a caller of `train` may have given without gin."""
-    optimizer = parts.state.optimizer
-    # Keras numbers the names of optimizers by process.
-    options = {name: value for name, value in optimizer.get_config().items() if name != "name"}
-    given = {
-        "init_checkpoint": parts.init_checkpoint,
-        "global_batch_size": parts.global_batch_size,
-        "accumulation_steps": parts.accumulation_steps,
-        "seed": seed,
-        "train_data": f"{parts.train_data.name}, {parts.train_data.num_examples} examples",
-        "optimizer": f"{type(optimizer).__name__} {json.dumps(options, default=_stable_text)}",
-    }
-    return (
-        operative_config()
-        + "\n# The run was built from:\n"
-        + "".join(f"# run.{name} = {value!r}\n" for name, value in given.items())
-    )
-
-
-def _stable_text(value) -> str:
-    """What a function is called, without where it happens to lie in this process's memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
-
-
-def check_same_config(files: ModelDir, config: str) -> None:
-    if not files.operative_config.exists():
-        return
-    changed = differing_lines(_uncommented(files.operative_config.read_text()), _uncommented(config))
-    if changed:
-        lines = "\n".join(f"  was: {old}\n  now: {new}" for old, new in changed[:8])
-        raise UserError(
-            f"model_dir {files.path} holds a run of another config:\n{lines}\n"
-            "Choose another --model_dir, or go back to the config that the run was started with."
-        )
-
-
-def _uncommented(config: str) -> str:
-    """The config with its lines `# run.x = y`, comments to gin, as bindings that can be compared."""
-    return config.replace("\n# run.", "\nrun.")
-
-
-def start_files(parts: RunParts, files: ModelDir | None, config: str) -> MetricWriter:
+def start_files(parts: RunParts, files: ModelDir | None, identity: str) -> MetricWriter:
     """Opens the metrics of the chief and writes what the run starts from; other workers write nothing."""
     if files is None:
         return MetricWriter(None, {}, enabled=False)
     writer = MetricWriter(
-        files.metrics, {name: files.events(name) for name in ("train", "eval")}, start_step=parts.resumed_step
+        files.metrics, {name: files.events(name) for name in ("train", "eval")}, start_step=parts.resumed_step or 0
     )
-    write_text(files.operative_config, config)
+    given = "".join(f"# {line}\n" for line in identity.splitlines())
+    config = operative_config().strip() or "# Called from Python, without gin:\n" + given
+    write_text(files.operative_config, config + "\n")
+    write_text(files.run_identity, identity)
     writer.write_text("operative_config", config)
     if parts.report is not None:
         write_text(files.restore_report_text, f"{parts.report}\n{parts.proof}\n")
@@ -76,9 +36,7 @@ def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial
     draw_summary(rows, files.summary_plot, f"{files.path.name}: {parts.state.model.name}")
     writer.write_image("summary", files.summary_plot, parts.state.current_step())
     if finished:
-        whole = files.final_weights.with_name(".tmp.weights.h5")
-        parts.state.model.save_weights(whole)
-        os.replace(whole, files.final_weights)
+        _save_final_weights(parts.state.model, files)
     speeds = [row["examples_per_second"] for row in rows if "examples_per_second" in row]
     write_json(
         files.summary,
@@ -96,6 +54,24 @@ def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial
             "examples_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
         },
     )
+
+
+def _save_final_weights(model: keras.Model, files: ModelDir) -> None:
+    """Writes the weights alone, whole or not at all.
+
+    A model that its builder compiled has an optimizer of its own, never used here; Keras would
+    write it too, and load it into whatever model loads the weights.
+    """
+    whole = files.final_weights.with_name(".tmp.weights.h5")
+    compiled_with = getattr(model, "optimizer", None)
+    if compiled_with is not None:
+        model.optimizer = None
+    try:
+        model.save_weights(whole)
+    finally:
+        if compiled_with is not None:
+            model.optimizer = compiled_with
+    os.replace(whole, files.final_weights)
 
 
 def recorded_metrics(rows: list[dict], initial: dict, final: dict) -> tuple[dict, dict]:

@@ -1,7 +1,7 @@
 """What a run consists of before its first step, for those that describe, record and run it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -19,7 +19,8 @@ class RunParts:
 
     init_checkpoint: the path as it was given, None from scratch.
     variables: those that the optimizer trains.  report: None from scratch and on a resumed run.
-    proof: None on a resumed run, whose optimizer goes on.  resumed_step: 0 on a fresh run.
+    proof: None on a resumed run, whose optimizer goes on.  resumed_step: None on a fresh run.
+    rules: the patterns of rename, reinitialize, ignore and frozen.
     """
 
     strategy: tf.distribute.Strategy
@@ -35,4 +36,6 @@ class RunParts:
     accumulation_steps: int
     num_steps: int
     init_checkpoint: str | None
-    resumed_step: int = 0
+    seed: int
+    rules: Mapping[str, Sequence]
+    resumed_step: int | None = None

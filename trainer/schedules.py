@@ -13,10 +13,10 @@ def learning_rate_at(optimizer: keras.optimizers.Optimizer, step: int) -> float:
     (`LossScaleOptimizer`) all answer.
     """
     rate = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) or (
-        callable(rate) and not isinstance(rate, keras.Variable)
-    ):
-        rate = rate(step) if not _takes_nothing(rate) else rate()
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        rate = rate(step)
+    elif callable(rate) and not isinstance(rate, keras.Variable):
+        rate = rate()  # as Keras calls it: a function of nothing
     return float(first_value(rate) if isinstance(rate, keras.Variable) else np.asarray(rate))
 
 
@@ -25,7 +25,3 @@ def sample_learning_rate(optimizer: keras.optimizers.Optimizer, num_steps: int) 
     last = max(num_steps - 1, 0)
     steps = sorted({0, last // 4, last // 2, (3 * last) // 4, last})
     return [(step, learning_rate_at(optimizer, step)) for step in steps]
-
-
-def _takes_nothing(rate) -> bool:
-    return hasattr(rate, "__code__") and rate.__code__.co_argcount == 0

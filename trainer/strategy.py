@@ -81,7 +81,10 @@ def worker_index(strategy: tf.distribute.Strategy) -> int:
 def describe_strategy(strategy: tf.distribute.Strategy) -> str:
     """One line: `MirroredStrategy, 2 replicas on CPU:0, CPU:1`."""
     replicas = strategy.num_replicas_in_sync
-    devices = getattr(strategy.extended, "worker_devices", ())
+    try:
+        devices = strategy.extended.worker_devices
+    except RuntimeError:  # the default strategy, of a process that chose none
+        devices = ()
     places = ", ".join(_short(device) for device in devices) or "the default device"
     workers = f" in {num_workers(strategy)} workers" if num_workers(strategy) > 1 else ""
     name = "MultiWorkerMirroredStrategy" if _is_multi_worker(strategy) else type(strategy).__name__
@@ -119,7 +122,7 @@ def _one_device() -> tf.distribute.Strategy:
 def _mirrored() -> tf.distribute.Strategy:
     gpus = tf.config.list_logical_devices("GPU")
     cpus = tf.config.list_logical_devices("CPU")
-    if len(cpus) > 1:
+    if len(cpus) > 1 and len(gpus) < 2:
         return _mirrored_on(tuple(device.name for device in cpus))
     if not gpus:
         raise UserError(

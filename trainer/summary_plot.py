@@ -44,4 +44,5 @@ def draw_summary(rows: list[dict], path, title: str) -> None:
 def _line(axis, rows: list[dict], name: str, label: str, **style) -> None:
     points = [(row["step"], row[name]) for row in rows if name in row]
     if points:
-        axis.plot(*zip(*points, strict=True), label=label, markersize=3, linewidth=1.2, **style)
+        marker = style.get("marker", "o" if len(points) == 1 else None)  # a single point is no line
+        axis.plot(*zip(*points, strict=True), label=label, markersize=3, linewidth=1.2, marker=marker)

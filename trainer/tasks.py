@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError
@@ -14,21 +15,32 @@ from trainer.errors import UserError
 class Task:
     """What every task answers. A batch is a dict of features; `weight` [batch] is 0 for filling.
 
-    inputs: the feature, or features, that the model is called with.
+    inputs: the feature that the model is called with, a list of them, or a dict of the model's names for them.
     """
 
-    def __init__(self, inputs: str | Sequence[str]):
+    def __init__(self, inputs: str | Sequence[str] | Mapping[str, str]):
         self.inputs = inputs
 
     def model_inputs(self, batch):
-        """The features (or their specs) that the model is called with, as one value or a list."""
+        """The features (or their specs) that the model is called with, as one value, a list or a dict."""
         if isinstance(self.inputs, str):
             return _feature(batch, self.inputs)
+        if isinstance(self.inputs, Mapping):
+            return {name: _feature(batch, feature) for name, feature in self.inputs.items()}
         return [_feature(batch, name) for name in self.inputs]
 
     def features(self) -> list[str]:
         """The features that a batch must have; a loss of the user's own may want more."""
-        return [self.inputs] if isinstance(self.inputs, str) else list(self.inputs)
+        if isinstance(self.inputs, str):
+            return [self.inputs]
+        return list(self.inputs.values() if isinstance(self.inputs, Mapping) else self.inputs)
+
+    def describe(self) -> dict:
+        """What distinguishes this task from another, as JSON values."""
+        raise NotImplementedError
+
+    def check_values(self, outputs: tf.TensorSpec, examples: Mapping) -> None:
+        """Raises `UserError` for examples, feature -> [num_examples, ...], that don't fit the model's outputs."""
 
     def check_features(self, batch_spec: Mapping) -> None:
         """Raises `UserError` for the first feature that the data lacks."""
@@ -59,6 +71,27 @@ class SupervisedTask(Task):
         self._loss = copy.copy(loss)
         # The mean is ours to take: its denominator is the whole global batch, on all replicas.
         self._loss.reduction = "none"
+
+    def describe(self):
+        options = {name: value for name, value in self._loss.get_config().items() if name not in ("name", "reduction")}
+        return {
+            "inputs": self.inputs,
+            "target": self._target,
+            "sample_weight": self._sample_weight,
+            "loss": type(self._loss).__name__,
+            **options,
+        }
+
+    def check_values(self, outputs, examples):
+        labels = np.asarray(examples.get(self._target, ()))
+        classes = (outputs.shape[-1] if outputs.shape.rank else None) or 0
+        counted = isinstance(self._loss, keras.losses.SparseCategoricalCrossentropy) and labels.size and classes
+        # TensorFlow would stop at such a label on a CPU, and go on with NaN on a GPU.
+        if counted and (labels.min() < 0 or labels.max() >= classes):
+            raise UserError(
+                f"The labels {self._target!r} run from {labels.min()} to {labels.max()}, but the model has "
+                f"{classes} outputs, for classes 0 to {classes - 1}."
+            )
 
     def features(self):
         return [*super().features(), self._target, *([self._sample_weight] if self._sample_weight else [])]
@@ -114,6 +147,9 @@ class CustomLossTask(Task):
         weights = _spread(weight, values)
         return tf.reduce_sum(values * weights), tf.reduce_sum(weights)
 
+    def describe(self):
+        return {"inputs": self.inputs, "loss": getattr(self._loss, "__qualname__", repr(self._loss))}
+
     def new_metrics(self):
         return {name: keras.metrics.Mean(name=name) for name in ("loss", *self._metrics)}
 
@@ -138,7 +174,7 @@ class CustomLossTask(Task):
         return tf.where(count > 0, mean * count, 0.0), count
 
 
-@gin.configurable(module="tasks")
+@gin.register(module="tasks")
 def supervised(
     loss=gin.REQUIRED,
     inputs: str | Sequence[str] = "image",
@@ -149,19 +185,27 @@ def supervised(
     """Trains a model to predict a feature.
 
     loss: a Keras loss. It is averaged over the global batch; its own reduction is not used.
-    inputs: feature name, or list of names, that the model is called with.  target: feature to predict.
+    inputs: feature name that the model is called with, or a list of names, or a dict {model's name: feature}.
+    target: feature to predict.
     metrics: name -> Keras metric class or builder, `{'accuracy': @SparseCategoricalAccuracy}`.
     sample_weight: name of a feature that weighs the examples, or None.
     """
-    loss = loss() if inspect.isfunction(loss) or inspect.isclass(loss) else loss
+    loss = loss() if _is_builder(loss) else loss
     if not isinstance(loss, keras.losses.Loss):
         raise UserError(f"supervised.loss must be a Keras loss such as @MeanSquaredError(), not {loss!r}.")
+    _check_metrics(metrics)
+    for name, metric in (metrics or {}).items():
+        if isinstance(metric, keras.metrics.Metric):
+            raise UserError(
+                f"supervised.metrics[{name!r}] is a metric already; give its class or a function that makes one, "
+                f"e.g. @{type(metric).__name__} without parentheses: its variables belong into the strategy's scope."
+            )
     if loss.reduction == "sum":
         raise UserError("supervised.loss has reduction='sum'; the loss is always the mean over the global batch.")
     return SupervisedTask(inputs, target, loss, dict(metrics or {}), sample_weight)
 
 
-@gin.configurable(module="tasks")
+@gin.register(module="tasks")
 def custom_loss(
     loss: Callable = gin.REQUIRED,
     inputs: str | Sequence[str] = "image",
@@ -174,7 +218,31 @@ def custom_loss(
     inputs: feature name, or list of names, that the model is called with (to build its variables).
     metrics: name -> function (model, batch) -> a value for each example, [batch].
     """
+    if not callable(loss):
+        raise UserError(f"custom_loss.loss must be a function of (model, batch), not {loss!r}.")
+    _check_metrics(metrics)
     return CustomLossTask(inputs, loss, dict(metrics or {}))
+
+
+def _is_builder(loss) -> bool:
+    """Whether it is a class or a function that makes a loss, and not a function of labels and predictions."""
+    if not inspect.isclass(loss) and not inspect.isfunction(loss):
+        return False
+    parameters = inspect.signature(loss).parameters.values()
+    return all(
+        parameter.default is not parameter.empty or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in parameters
+    )
+
+
+def _check_metrics(metrics) -> None:
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise UserError(f"metrics maps names to metrics, {{'accuracy': ...}}; it is {metrics!r}.")
+    for name, metric in (metrics or {}).items():
+        if name in ("loss", "num_examples"):
+            raise UserError(f"A metric must not be named {name!r}; every evaluation has one of that name.")
+        if not callable(metric):
+            raise UserError(f"metrics[{name!r}] must be a metric's class or a function, not {metric!r}.")
 
 
 def _feature(batch, name: str):

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from trainer.replicas import first_value
-from trainer.restore.live import live_tree, live_variables
+from trainer.restore import weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TrainState:
         What TensorFlow does not reach from the model, which are layers held in Python lists and the
         states of random generators, stands beside it under its own name.
         """
-        names = {id(weight.variable): weight.name for weight in live_variables(self.model, live_tree(self.model))}
+        names = {id(weight.variable): weight.name for weight in weights_of(self.model)}
         untracked = _untracked(self.model)
         weights = {names[id(variable)]: variable for variable in untracked if id(variable) in names}
         # Keras numbers their paths by process (`seed_generator_8/...`): the order is what lasts.

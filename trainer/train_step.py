@@ -44,8 +44,12 @@ def build_train_loop(
         return dense, loss_sum, weight_sum
 
     def replica_gradients(batch, weight):
-        share = _part_of((batch, weight), _replica_in_process(local_replicas), local_replicas)
-        parts = [micro_batch_gradients(*_part_of(share, i, accumulation_steps)) for i in range(accumulation_steps)]
+        replica = _replica_in_process(local_replicas)
+        # Micro-batches first: all replicas work on parts of the same one, as synchronised BatchNorm needs.
+        micro_batches = [_part_of((batch, weight), i, accumulation_steps) for i in range(accumulation_steps)]
+        parts = [
+            micro_batch_gradients(*_part_of(micro_batch, replica, local_replicas)) for micro_batch in micro_batches
+        ]
         sums = tf.nest.map_structure(lambda *values: tf.add_n(values), *parts)
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
 

@@ -54,7 +54,7 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "model.keras").write_bytes(b"PK\x03\x04")
-    with pytest.raises(trainer.RestoreError, match="is a file, but not a TensorFlow checkpoint"):
+    with pytest.raises(trainer.RestoreError, match="model.keras is not read yet"):
         find_checkpoint(tmp_path / "model.keras")
 
 

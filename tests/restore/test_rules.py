@@ -6,9 +6,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import make_strategy
 from zoo import FOUR, TwoDense, built, functional, layers, saved, sequential, used_adam, values
 
 import trainer
+from trainer.restore.apply import apply_plan
+from trainer.restore.plan import plan_restore
+from trainer.restore.rules import Rules
+from trainer.restore.source import open_checkpoint
 
 
 def refused(model, path, **rules) -> trainer.RestoreError:
@@ -365,3 +370,76 @@ def test_the_report_can_be_read_by_a_program(model, path):
         "note": "",
     }
     assert (report["optimizer_keys_read"], report["replicas_verified"]) == (0, 1)
+
+
+def test_a_counter_and_a_rate_beside_the_model_do_not_make_the_file_an_optimizer(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.build((None, 3))
+    path = tf.train.Checkpoint(model=model, iter=tf.Variable(3), learning_rate=tf.Variable(0.1)).save(
+        str(tmp_path / "ckpt")
+    )
+    other = keras.Sequential([keras.layers.Dense(2)])
+    other.build((None, 3))
+    report = trainer.restore_weights(other, path, ignore=["^learning_rate$"])
+    assert len(report.restored) == 2
+    np.testing.assert_array_equal(other.get_weights()[0], model.get_weights()[0])
+
+
+def test_a_file_that_is_all_optimizer_is_refused_in_words(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.build((None, 3))
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    path = tf.train.Checkpoint(root=optimizer).save(str(tmp_path / "ckpt"))
+    with pytest.raises(trainer.RestoreError, match="holds the state of an optimizer|fits no variable of the model"):
+        trainer.restore_weights(model, path)
+
+
+def test_a_plain_tf_variable_in_a_layer_is_named_instead_of_being_lost(tmp_path):
+    class Plain(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.scale = tf.Variable(0.0)
+            self.unit = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.unit(x) * self.scale
+
+    source = Plain()
+    source(np.zeros([1, 2], np.float32))
+    path = tf.train.Checkpoint(model=source).save(str(tmp_path / "ckpt"))
+    with pytest.raises(trainer.RestoreError, match="scale is a plain tf.Variable"):
+        trainer.restore_weights(Plain(), path, input_spec=tf.TensorSpec([None, 2]))
+
+
+def test_a_read_of_an_optimizers_entry_is_counted(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.build((None, 3))
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    path = tf.train.Checkpoint(model=model, optimizer=optimizer).save(str(tmp_path / "ckpt"))
+    source = open_checkpoint(path)
+    plan = plan_restore(model, source, Rules())
+    source.read(source.of_kind("optimizer")[0])
+    apply_plan(plan, source)
+    assert plan.report.optimizer_keys_read == 1
+
+
+def test_a_replica_whose_copy_differs_after_the_restore_stops_it(tmp_path):
+    strategy = make_strategy(2)
+    source = keras.Sequential([keras.layers.Dense(2)])
+    source.build((None, 3))
+    path = tf.train.Checkpoint(model=source).save(str(tmp_path / "ckpt"))
+    with strategy.scope():
+        model = keras.Sequential([keras.layers.Dense(2)])
+        model.build((None, 3))
+        kernel = model.weights[0]
+        write_all = kernel.assign
+
+        def write_and_damage_the_second_copy(value):
+            write_all(value)
+            strategy.experimental_local_results(kernel.value)[1].assign(value + 1.0)
+
+        kernel.assign = write_and_damage_the_second_copy
+        with pytest.raises(trainer.RestoreError, match="differs from the checkpoint on replica 1"):
+            trainer.restore_weights(model, path)

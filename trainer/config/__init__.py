@@ -36,6 +36,8 @@ HARMLESS = (
     "checkpoint_every",
     "checkpoints_to_keep",
     "steps_per_loop",
+    "download",
+    "data_dir",
 )
 
 
@@ -137,7 +139,7 @@ def _signature_text(target: Callable) -> str:
 
 
 def _plain(value) -> str:
-    text = str(value) if value is gin.REQUIRED else repr(value)
+    text = "REQUIRED" if value is gin.REQUIRED else repr(value)
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 

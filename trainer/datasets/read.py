@@ -87,9 +87,13 @@ def _builder(name: str, data_dir: str | None):
         return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.registered.DatasetNotFoundError as error:
         base = name.split("/")[0].split(":")[0]
-        near = _did_you_mean(base, [*tfds.list_builders(), *datasets.__all__])
+        prepared = _prepared_names(data_dir)
+        near = _did_you_mean(base, prepared) or _did_you_mean(base, [*tfds.list_builders(), *datasets.__all__])
+        place = f" and {data_dir} holds none of that name" if data_dir else ""
         raise UserError(
-            f"There is no TFDS data set '{name}'.{near or ' `tfds.list_builders()` lists those known.'}"
+            f"There is no TFDS data set '{name}'{place}.{near or ' `tfds.list_builders()` lists those known.'}"
+            + (f" In {data_dir}: {', '.join(prepared[:10])}." if prepared else "")
+            + ("" if data_dir else " If it is one that you prepared yourself, set tfds_data.data_dir.")
         ) from error
     # An AssertionError is how TFDS says that it has no such version.
     except (ValueError, AssertionError, ImportError, OSError) as error:
@@ -103,6 +107,15 @@ def _builder(name: str, data_dir: str | None):
                 ) from error
         said = str(error).strip().rpartition('": ')[-1]
         raise UserError(f"The TFDS data set '{name}' cannot be opened: {said}") from error
+
+
+def _prepared_names(data_dir: str | None) -> list[str]:
+    """The data sets in a data_dir that somebody named; empty for TFDS' own default."""
+    if data_dir is None:
+        return []
+    if not os.path.isdir(data_dir):
+        raise UserError(f"tfds_data.data_dir {data_dir} does not exist.")
+    return sorted(name for name in os.listdir(data_dir) if os.path.isdir(os.path.join(data_dir, name)))
 
 
 def _is_prepared(builder) -> bool:

@@ -7,7 +7,8 @@ import keras
 from trainer.restore.apply import apply_plan
 from trainer.restore.build import build_model
 from trainer.restore.explain import explain_problems
-from trainer.restore.find import find_checkpoint, whole_checkpoints
+from trainer.restore.find import find_checkpoint, unreadable_checkpoints, whole_checkpoints
+from trainer.restore.live import layers_of, weights_of
 from trainer.restore.plan import Plan, plan_restore
 from trainer.restore.report import Record, RestoreError, RestoreReport
 from trainer.restore.rules import Rules
@@ -20,9 +21,12 @@ __all__ = [
     "build_model",
     "describe_source",
     "find_checkpoint",
+    "layers_of",
     "open_checkpoint",
     "plan_weights",
     "restore_weights",
+    "unreadable_checkpoints",
+    "weights_of",
     "whole_checkpoints",
 ]
 

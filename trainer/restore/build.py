@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from trainer.restore.live import unbuilt_layers
+from trainer.restore.live import live_tree, paths, unbuilt_layers
+from trainer.restore.names import join, normalize
 from trainer.restore.report import RestoreError
 
 
@@ -21,6 +22,7 @@ def build_model(model: keras.Model, input_spec=None) -> None:
             f"The model is a {type(model).__module__}.{type(model).__qualname__}; weights go into models of Keras 3."
         )
     if not _is_unbuilt(model):
+        _refuse_plain_variables(model)
         return
     if input_spec is None:
         raise RestoreError(
@@ -42,11 +44,30 @@ def build_model(model: keras.Model, input_spec=None) -> None:
             f"The model {model.name} can't be built from inputs {_show(input_spec)}: "
             f"{type(error).__name__}: {str(error).strip()}\nGive the specification that its call() expects."
         ) from error
+    _refuse_plain_variables(model)
     if _is_unbuilt(model):
         raise RestoreError(
             f"The model {model.name} was called on {_show(input_spec)} and still has layers without variables: "
             f"{', '.join(layer.name for layer in unbuilt_layers(model))}. Call them in call(), or remove them."
         )
+
+
+def _refuse_plain_variables(model: keras.Model) -> None:
+    """Raises `RestoreError` for a `tf.Variable` in a layer: Keras 3 neither trains nor counts it as a weight."""
+    for path, node in paths(live_tree(model)):
+        for name, value in vars(node.layer).items() if node.layer is not None else ():
+            # TensorFlow keeps its own views of a layer's parts under names that begin so.
+            if not name.startswith(("_", "self_")) and _holds_plain_variable(value):
+                place = join(path, normalize(name))
+                raise RestoreError(
+                    f"{place} is a plain tf.Variable: Keras 3 would neither restore nor train it. "
+                    "Make it with self.add_weight(...) in the layer."
+                )
+
+
+def _holds_plain_variable(value) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(part, tf.Variable) for part in parts)
 
 
 def _is_unbuilt(model: keras.Model) -> bool:

@@ -35,6 +35,11 @@ def _find(path: str) -> str:
         if missing:
             raise RestoreError(f"The checkpoint {path} is not whole: {', '.join(missing)} is missing.")
         return path
+    if tf.io.gfile.exists(path) and path.endswith((".h5", ".keras", ".safetensors", ".npz")):
+        raise RestoreError(
+            f"{path} is not read yet: weights are restored from TensorFlow checkpoints and SavedModels. Load the file "
+            "into its model once and write tf.train.Checkpoint(model=model).save(path)."
+        )
     if tf.io.gfile.exists(path):
         raise RestoreError(
             f"{path} is a file, but not a TensorFlow checkpoint; its index file {path}.index is not there."
@@ -59,6 +64,15 @@ def whole_checkpoints(folder) -> list[str]:
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
     prefixes = [os.path.join(folder, name.removesuffix(".index")) for name in names if name.endswith(".index")]
     return sorted((prefix for prefix in prefixes if not _missing(prefix, names)), key=_age)
+
+
+def unreadable_checkpoints(folder) -> list[str]:
+    """A sentence for each checkpoint in `folder` that is not whole, naming what it lacks."""
+    if not tf.io.gfile.isdir(os.fspath(folder)):
+        return []
+    prefixes = sorted(name for name in tf.io.gfile.listdir(os.fspath(folder)) if name.endswith(".index"))
+    lacking = {name: missing_files(os.path.join(os.fspath(folder), name.removesuffix(".index"))) for name in prefixes}
+    return [f"{name.removesuffix('.index')} lacks {', '.join(files)}" for name, files in lacking.items() if files]
 
 
 def missing_files(prefix: str) -> list[str]:

@@ -90,14 +90,23 @@ def live_variables(model: keras.Model, tree: LiveNode) -> list[LiveVariable]:
     return found
 
 
+def weights_of(model: keras.Model) -> list[LiveVariable]:
+    """Every weight of a built model under its normalised name."""
+    return live_variables(model, live_tree(model))
+
+
+def layers_of(model: keras.Model) -> list[keras.Layer]:
+    """The model and every layer in it, those in Python lists and dicts too."""
+    return [node.layer for _, node in paths(live_tree(model)) if node.layer is not None]
+
+
 def unbuilt_layers(model: keras.Model) -> list[keras.Layer]:
     """The layers inside a model that would still create variables when they are called.
 
     A layer without a `build` of its own has none but its parts', and those are looked at too.
     """
     without_build = (keras.Layer.build, keras.Model.build)
-    layers = [node.layer for _, node in paths(live_tree(model)) if node.layer is not None]
-    return [x for x in layers if x is not model and not x.built and type(x).build not in without_build]
+    return [x for x in layers_of(model) if x is not model and not x.built and type(x).build not in without_build]
 
 
 def paths(tree: LiveNode) -> Iterator[tuple[str, LiveNode]]:

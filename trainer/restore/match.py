@@ -30,7 +30,9 @@ def best_match(tree: LiveNode, weights: list[LiveVariable], source: CheckpointSo
     """Walks the trees together from every object of the checkpoint and keeps the one that fits most weights.
 
     Raises `RestoreError` where two objects fit equally well and hold different weights; a rule that
-    ignores one of them decides. Position alone or shape alone never pairs anything.
+    ignores one of them decides. Layers of Functional and Sequential models, which TensorFlow stores
+    without their names, are paired by position where their number and all their variables' names
+    agree; nothing else is ever paired by position or shape.
     """
     shapes = {id(weight.variable): weight.shape for weight in weights}
     walk = _Walk(tree, rules)
@@ -46,7 +48,11 @@ def best_match(tree: LiveNode, weights: list[LiveVariable], source: CheckpointSo
             best, rivals = (score, place, node, found), []
         elif score == best[0] and found and set(found.values()) != set(best[3].values()):
             rivals.append(place)
-    assert best is not None
+    if best is None:
+        raise RestoreError(
+            f"{source.path} holds the state of an optimizer and no model beside it. "
+            "Name a checkpoint that was written with the model in it."
+        )
     score, place, root, found = best
     if rivals:
         raise RestoreError(_ambiguous(source, [place, *rivals], f"{score[-1]} of {len(weights)} variables"))

@@ -92,11 +92,12 @@ class CheckpointSource:
         for node, proto in zip(nodes, graph.nodes, strict=True):
             spelled = normalize_siblings(child.local_name for child in proto.children)
             node.children = {spelled[child.local_name]: nodes[child.node_id] for child in proto.children}
-            node.is_optimizer = bool(proto.slot_variables) or _looks_like_optimizer(node.children)
             slots += [nodes[slot.slot_variable_node_id] for slot in proto.slot_variables]
             for attribute in proto.attributes:
                 if attribute.name == "VARIABLE_VALUE":
                     node.entry = self._entry(attribute.checkpoint_key)
+        for node, proto in zip(nodes, graph.nodes, strict=True):
+            node.is_optimizer = bool(proto.slot_variables) or _looks_like_optimizer(node.children)
         return nodes[0], slots
 
     def _tree_of_names(self) -> Node:
@@ -187,10 +188,17 @@ def _with_inner(optimizers: list[tuple[str, Node]]) -> list[tuple[str, Node]]:
 
 
 def _looks_like_optimizer(children: dict[str, Node]) -> bool:
+    """Whether an object has a step counter and a rate, and nothing but variables and flat lists of them.
+
+    The names alone would take a user's Checkpoint(model=..., iter=..., learning_rate=...) for one.
+    """
     names = set(children)
+    if names & {"inner_optimizer", "base_optimizer"}:
+        return True
     return bool(
-        names & {"inner_optimizer", "base_optimizer"}
-        or (names & {"iterations", "iter"} and names & {"learning_rate", "variables", "current_learning_rate", "decay"})
+        names & {"iterations", "iter"}
+        and names & {"learning_rate", "variables", "current_learning_rate", "decay"}
+        and all(not part.children for child in children.values() for part in child.children.values())
     )
 
 
