@@ -10,7 +10,8 @@ from pathlib import Path
 # Before TensorFlow and TFDS are imported: a hermetic data folder, for the commands that tests start too.
 os.environ.setdefault("TFDS_DATA_DIR", os.path.join(tempfile.gettempdir(), f"regraft-tests-tfds-{os.getuid()}"))
 
-import pytest  # noqa: E402, I001
+import numpy as np  # noqa: E402, I001
+import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import launch  # noqa: E402, F401  imports TensorFlow quietly
@@ -60,6 +61,19 @@ def run_command(module: str, *arguments: str, cwd=REPOSITORY, timeout_seconds: f
         text=True,
         timeout=timeout_seconds,
     )
+
+
+def assert_same_weights(first_model_dir, second_model_dir, num_variables: int, tolerance: float = 1e-5) -> None:
+    """Compares the model's variables in the last checkpoints of two runs, read by TensorFlow alone."""
+    first, second = (
+        tf.train.load_checkpoint(str(path / "checkpoints")) for path in (first_model_dir, second_model_dir)
+    )
+    names = [name for name in first.get_variable_to_shape_map() if name.startswith("model/")]
+    assert len(names) == num_variables
+    for name in names:
+        np.testing.assert_allclose(
+            first.get_tensor(name), second.get_tensor(name), atol=tolerance, rtol=0, err_msg=name
+        )
 
 
 @pytest.fixture(scope="session")

@@ -210,3 +210,10 @@ def test_configurables_lists_every_name_once_with_its_defaults():
     assert found["keras.optimizers.SGD"].startswith("learning_rate=0.01, momentum=0.0")
     assert "split=<REQUIRED>" in found["pipeline.tfds_data"] or "split=" in found["pipeline.tfds_data"]
     assert not any(selector.startswith("gin.") for selector in found)
+
+
+def test_what_is_evaluated_and_where_data_lies_does_not_make_another_run():
+    old = "eval/tfds_data.split = 'test'\nEVAL_DATA = @eval/tfds_data()\ntfds_data.data_dir = 'a'\nNUM_STEPS = 5"
+    new = "eval/tfds_data.split = 'test[:50%]'\nEVAL_DATA = None\ntfds_data.data_dir = 'b'\nNUM_STEPS = 9"
+    assert differing_lines(old, new) == []
+    assert differing_lines("train/tfds_data.split = 'a'", "train/tfds_data.split = 'b'")

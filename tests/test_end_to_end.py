@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, run_command
+from conftest import REPOSITORY, assert_same_weights, run_command
 
 from trainer.metric_writer import read_rows
 
@@ -164,11 +164,7 @@ def test_one_replica_reaches_the_weights_of_two_within_1e_5(command, unbroken, t
     ):
         done = run_command(*flags, steps, *strategy, f"--model_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
-    one, two = (tf.train.load_checkpoint(str(tmp_path / name / "checkpoints")) for name in ("one", "two"))
-    names = [name for name in one.get_variable_to_shape_map() if name.startswith("model/")]
-    assert len(names) == 10
-    for name in names:
-        np.testing.assert_allclose(one.get_tensor(name), two.get_tensor(name), atol=1e-5, rtol=0)
+    assert_same_weights(tmp_path / "one", tmp_path / "two", num_variables=10)
 
 
 def test_the_evaluate_command_agrees_with_the_runs_last_evaluation(command, unbroken):

@@ -2,6 +2,7 @@
 
 import json
 
+import gin
 import h5py
 import keras
 import numpy as np
@@ -126,9 +127,52 @@ def test_labels_that_the_model_has_no_output_for_are_named_before_anything_is_wr
     refused("run from 0 to 2, but the model has 2 outputs", tmp_path, model=narrow)
 
 
+def test_labels_that_are_ignored_or_shifted_or_texts_at_first_are_no_mistake():
+    ignoring = classification(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1))
+    assert train(train_data=DATA | {"label": np.where(DATA["label"] == 2, -1, DATA["label"])}, task=ignoring).finished
+    shifted = trainer.in_memory(
+        examples=DATA | {"label": DATA["label"] + 1}, preprocess=lambda batch: {**batch, "label": batch["label"] - 1}
+    )
+    assert train(train_data=shifted).finished
+    texts = trainer.in_memory(
+        examples=DATA | {"label": DATA["label"].astype(str)},
+        preprocess=lambda batch: {**batch, "label": tf.strings.to_number(batch["label"], tf.int32)},
+    )
+    assert train(train_data=texts).finished
+
+
+class Encoder(keras.Model):
+    """A model that is not called with its inputs alone; built by its builder."""
+
+    def __init__(self):
+        super().__init__()
+        self.unit = keras.layers.Dense(3)
+        self.unit.build((None, 4))
+        self.built = True
+
+    def call(self, x, temperature):
+        return self.unit(x) / temperature
+
+
+def test_a_loss_of_the_users_own_may_call_the_model_in_its_own_way():
+    task = trainer.custom_loss(loss=lambda model, batch: model(batch["x"], temperature=2.0)[:, 0] ** 2, inputs="x")
+    assert train(model=Encoder, task=task).finished
+
+
+def test_a_binding_of_the_users_own_program_is_no_config_of_the_run(tmp_path):
+    gin.external_configurable(lambda a: a, name=f"users_thing_{tmp_path.name}")
+    gin.bind_parameter(f"users_thing_{tmp_path.name}.a", 3)
+    train(model_dir=tmp_path / "run")
+    with pytest.raises(trainer.UserError, match="train.seed"):
+        train(model_dir=tmp_path / "run", seed=2)
+
+
 def test_losses_and_metrics_that_cannot_be_are_named_before_anything_is_written(tmp_path):
     refused("task's loss cannot be computed", tmp_path, task=classification(loss=keras.losses.MeanSquaredError()))
     refused("one number is needed", tmp_path, task=classification(metrics={"each": VectorMetric}))
+    with pytest.raises(trainer.UserError) as told:
+        train(task=classification(loss=keras.losses.MeanSquaredError()), train_data=DATA | {"label": np.zeros([20, 2])})
+    assert "in user code" not in str(told.value) and len(str(told.value).splitlines()) < 5
     own = trainer.custom_loss(loss=lambda model, batch: model(batch["x"]) - batch["lable"], inputs="x")
     refused("KeyError: 'lable'", tmp_path, task=own)
     scalar = trainer.custom_loss(

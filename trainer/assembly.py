@@ -1,8 +1,11 @@
 """Puts model, task and data together, and refuses what does not fit before anything is written."""
 
+import os
+import re
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError
@@ -35,25 +38,38 @@ def try_task(model: keras.Model, task: Task, data: Data, batch_size: int) -> Non
     Raises `UserError` for a loss or metric that can't be computed on such a batch, and for a metric
     that is not one number. Call outside the strategy's scope.
     """
+
+    def sized(spec):
+        dense = isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None
+        return tf.TensorSpec([batch_size, *spec.shape[1:]], spec.dtype) if dense else spec
+
     weight = tf.TensorSpec([batch_size], tf.float32)
-    batch = {key: tf.TensorSpec([batch_size, *spec.shape[1:]], spec.dtype) for key, spec in data.batch_spec.items()}
+    batch = {key: sized(spec) for key, spec in data.batch_spec.items()}
     metrics = task.new_metrics()
 
-    def loss(batch, weight):
-        return task.loss(model, batch, weight, training=True)
+    if type(task).check_values is not Task.check_values:
+        outputs = _trace("outputs", lambda batch, weight: model(task.model_inputs(batch)), batch, weight)
+        if isinstance(outputs, tf.TensorSpec | tf.Tensor):
+            task.check_values(tf.TensorSpec(outputs.shape), _untouched(data))
+    _trace("loss", lambda batch, weight: task.loss(model, batch, weight, training=True), batch, weight)
+    _trace("metrics", lambda batch, weight: task.update_metrics(metrics, model, batch, weight), batch, weight)
+    for name, metric in metrics.items():
+        shape = tf.convert_to_tensor(metric.result()).shape
+        if shape.rank:
+            raise UserError(f"The metric {name!r} gives {shape} values; one number is needed.")
 
-    def evaluated(batch, weight):
-        task.update_metrics(metrics, model, batch, weight)
-        return {name: tf.convert_to_tensor(metric.result()) for name, metric in metrics.items()}
 
-    outputs = _trace("outputs", lambda batch, weight: model(task.model_inputs(batch)), batch, weight)
-    if isinstance(outputs, tf.TensorSpec | tf.Tensor):
-        task.check_values(tf.TensorSpec(outputs.shape), data.examples or {})
-    _trace("loss", loss, batch, weight)
-    results = _trace("metrics", evaluated, batch, weight)
-    for name, value in results.items():
-        if value.shape.rank:
-            raise UserError(f"The metric {name!r} gives {value.shape} values; one number is needed.")
+def _untouched(data: Data) -> dict:
+    """The features in memory that `preprocess` leaves as they are, judged by the first few examples."""
+    if data.examples is None or data.preprocess is None:
+        return dict(data.examples or {})
+    few = {key: value[:8] for key, value in data.examples.items()}
+    after = data.preprocess({key: tf.constant(value) for key, value in few.items()})
+    return {key: data.examples[key] for key, value in few.items() if key in after and _equal(after[key], value)}
+
+
+def _equal(tensor, value: np.ndarray) -> bool:
+    return isinstance(tensor, tf.Tensor) and tensor.dtype == value.dtype and np.array_equal(tensor.numpy(), value)
 
 
 def _trace(what: str, function: Callable, batch, weight):
@@ -63,6 +79,16 @@ def _trace(what: str, function: Callable, batch, weight):
         raise
     except Exception as error:
         specs = ", ".join(f"{key} {spec.dtype.name}{spec.shape}" for key, spec in batch.items())
-        raise UserError(
-            f"The task's {what} cannot be computed on a batch of {specs}:\n{type(error).__name__}: {str(error).strip()}"
-        ) from error
+        raise UserError(f"The task's {what} cannot be computed on a batch of {specs}:\n{_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """Kind, message and the user's own line, without the frames that AutoGraph writes into a message."""
+    kind, text = type(error).__name__, str(error).strip()
+    places = [place for place in re.findall(r'File "([^"]+)", line (\d+)', text) if not _is_ours(place[0])]
+    message = text.rsplit(f"{kind}: ", 1)[-1] if text.startswith("in user code:") else text
+    return f"{kind}: {message}" + (f"\n({places[-1][0]}, line {places[-1][1]})" if places else "")
+
+
+def _is_ours(path: str) -> bool:
+    return "site-packages" in path or path.startswith(os.path.dirname(__file__))

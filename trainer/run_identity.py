@@ -21,8 +21,8 @@ def run_identity(parts: RunParts) -> str:
     Only the bindings where there are some: they say `decay_steps = %NUM_STEPS`, so that a longer
     run is still the same run, where the numbers that came of it differ.
     """
-    bindings = gin.config_str()
-    return bindings if bindings.strip() else _arguments(parts)
+    from_config = gin.get_bindings("experiment.train", resolve_references=False)
+    return gin.config_str() if from_config else _arguments(parts)
 
 
 def may_resume(files: ModelDir) -> bool:

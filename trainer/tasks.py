@@ -85,9 +85,13 @@ class SupervisedTask(Task):
     def check_values(self, outputs, examples):
         labels = np.asarray(examples.get(self._target, ()))
         classes = (outputs.shape[-1] if outputs.shape.rank else None) or 0
-        counted = isinstance(self._loss, keras.losses.SparseCategoricalCrossentropy) and labels.size and classes
+        if not isinstance(self._loss, keras.losses.SparseCategoricalCrossentropy) or not classes:
+            return
+        ignored = self._loss.get_config().get("ignore_class")
+        if ignored is not None:
+            labels = labels[labels != ignored]
         # TensorFlow would stop at such a label on a CPU, and go on with NaN on a GPU.
-        if counted and (labels.min() < 0 or labels.max() >= classes):
+        if np.issubdtype(labels.dtype, np.number) and labels.size and not 0 <= labels.min() <= labels.max() < classes:
             raise UserError(
                 f"The labels {self._target!r} run from {labels.min()} to {labels.max()}, but the model has "
                 f"{classes} outputs, for classes 0 to {classes - 1}."
@@ -190,7 +194,14 @@ def supervised(
     metrics: name -> Keras metric class or builder, `{'accuracy': @SparseCategoricalAccuracy}`.
     sample_weight: name of a feature that weighs the examples, or None.
     """
-    loss = loss() if _is_builder(loss) else loss
+    if inspect.isclass(loss) or inspect.isfunction(loss):
+        try:
+            loss = loss()
+        except TypeError as error:
+            raise UserError(
+                f"supervised.loss must be a Keras loss such as @MeanSquaredError(), or make one; "
+                f"{loss!r} does not: {error}"
+            ) from error
     if not isinstance(loss, keras.losses.Loss):
         raise UserError(f"supervised.loss must be a Keras loss such as @MeanSquaredError(), not {loss!r}.")
     _check_metrics(metrics)
@@ -222,17 +233,6 @@ def custom_loss(
         raise UserError(f"custom_loss.loss must be a function of (model, batch), not {loss!r}.")
     _check_metrics(metrics)
     return CustomLossTask(inputs, loss, dict(metrics or {}))
-
-
-def _is_builder(loss) -> bool:
-    """Whether it is a class or a function that makes a loss, and not a function of labels and predictions."""
-    if not inspect.isclass(loss) and not inspect.isfunction(loss):
-        return False
-    parameters = inspect.signature(loss).parameters.values()
-    return all(
-        parameter.default is not parameter.empty or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        for parameter in parameters
-    )
 
 
 def _check_metrics(metrics) -> None:

@@ -385,6 +385,24 @@ def test_a_counter_and_a_rate_beside_the_model_do_not_make_the_file_an_optimizer
     np.testing.assert_array_equal(other.get_weights()[0], model.get_weights()[0])
 
 
+def test_a_model_of_bare_weights_beside_a_counter_and_a_rate_is_no_optimizer(tmp_path):
+    class Bare(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.w = self.add_weight(shape=(2,), initializer="ones", name="w")
+
+        def call(self, x):
+            return x * self.w
+
+    source, target = Bare(), Bare()
+    source.w.assign([3.0, 4.0])
+    path = tf.train.Checkpoint(model=source, iter=tf.Variable(1), learning_rate=tf.Variable(0.1)).save(
+        str(tmp_path / "ckpt")
+    )
+    trainer.restore_weights(target, path, ignore=["^learning_rate$"], input_spec=tf.TensorSpec([None, 2]))
+    np.testing.assert_array_equal(target.w.numpy(), [3.0, 4.0])
+
+
 def test_a_file_that_is_all_optimizer_is_refused_in_words(tmp_path):
     model = keras.Sequential([keras.layers.Dense(2)])
     model.build((None, 3))

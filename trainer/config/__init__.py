@@ -39,6 +39,7 @@ HARMLESS = (
     "download",
     "data_dir",
 )
+EVALUATION = ("EVAL_DATA", "train.eval_data", "supervised.metrics", "custom_loss.metrics")
 
 
 def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_paths: Sequence[str] = ()) -> None:
@@ -160,4 +161,6 @@ def _bindings(text: str) -> dict[str, str]:
 
 
 def _is_harmless(name: str) -> bool:
-    return name.split(".")[-1].lower() in HARMLESS
+    """Whether a binding decides nothing about the weights: how long, how often, from where, how it is evaluated."""
+    evaluation = name.startswith("eval/") or name in EVALUATION
+    return evaluation or name.split(".")[-1].lower() in HARMLESS

@@ -198,7 +198,13 @@ def _looks_like_optimizer(children: dict[str, Node]) -> bool:
     return bool(
         names & {"iterations", "iter"}
         and names & {"learning_rate", "variables", "current_learning_rate", "decay"}
-        and all(not part.children for child in children.values() for part in child.children.values())
+        # The lists go by number; tf_keras keeps the parts of a loss scale by name.
+        and all(
+            name.isdigit() and not part.children
+            for key, child in children.items()
+            if key != "loss_scale"
+            for name, part in child.children.items()
+        )
     )
 
 
