@@ -29,7 +29,7 @@ class Checkpoints:
     def save(self) -> None:
         """Writes the state as of now; a checkpoint of this step that is there already is kept."""
         step = self._state.current_step()
-        if os.path.join(self._folder, f"ckpt-{step}") not in _whole(self._folder):
+        if os.path.join(self._folder, f"ckpt-{step}") not in whole_checkpoints(self._folder):
             self._manager.save(checkpoint_number=step)
 
     def resume(self) -> int:
@@ -57,9 +57,5 @@ def newest_checkpoint(folder) -> str | None:
 
     Looked up from the files: a `checkpoint` state file can name one that is not there any more.
     """
-    whole = _whole(folder)
+    whole = whole_checkpoints(folder)
     return whole[-1] if whole else None
-
-
-def _whole(folder) -> list[str]:
-    return whole_checkpoints(folder) if tf.io.gfile.isdir(os.fspath(folder)) else []

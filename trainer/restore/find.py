@@ -45,9 +45,9 @@ def _find(path: str) -> str:
             f"{path} is a file, but not a TensorFlow checkpoint; its index file {path}.index is not there."
         )
     folder = os.path.dirname(path) or "."
-    there = whole_checkpoints(folder) if tf.io.gfile.isdir(folder) else None
-    if there is None:
+    if not tf.io.gfile.isdir(folder):
         raise RestoreError(f"There is no checkpoint at {path}: the folder {folder} does not exist.")
+    there = whole_checkpoints(folder)
     raise RestoreError(
         f"There is no checkpoint at {path}. "
         + (
@@ -60,19 +60,22 @@ def _find(path: str) -> str:
 
 def whole_checkpoints(folder) -> list[str]:
     """Prefixes of the checkpoints in `folder` whose files are all there, oldest first."""
-    folder = os.fspath(folder)
-    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    prefixes = [os.path.join(folder, name.removesuffix(".index")) for name in names if name.endswith(".index")]
-    return sorted((prefix for prefix in prefixes if not _missing(prefix, names)), key=_age)
+    whole = [prefix for prefix, lacking in _with_what_they_lack(folder) if not lacking]
+    return sorted(whole, key=_age)
 
 
 def unreadable_checkpoints(folder) -> list[str]:
     """A sentence for each checkpoint in `folder` that is not whole, naming what it lacks."""
-    if not tf.io.gfile.isdir(os.fspath(folder)):
-        return []
-    prefixes = sorted(name for name in tf.io.gfile.listdir(os.fspath(folder)) if name.endswith(".index"))
-    lacking = {name: missing_files(os.path.join(os.fspath(folder), name.removesuffix(".index"))) for name in prefixes}
-    return [f"{name.removesuffix('.index')} lacks {', '.join(files)}" for name, files in lacking.items() if files]
+    found = _with_what_they_lack(folder)
+    return [f"{os.path.basename(prefix)} lacks {', '.join(lacking)}" for prefix, lacking in found if lacking]
+
+
+def _with_what_they_lack(folder) -> list[tuple[str, list[str]]]:
+    """(prefix, names of the data shards that are not there) of every index file; nothing for no folder."""
+    folder = os.fspath(folder)
+    names = sorted(tf.io.gfile.listdir(folder)) if tf.io.gfile.isdir(folder) else []
+    prefixes = [os.path.join(folder, name.removesuffix(".index")) for name in names if name.endswith(".index")]
+    return [(prefix, _missing(prefix, names)) for prefix in prefixes]
 
 
 def missing_files(prefix: str) -> list[str]:
