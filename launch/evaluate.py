@@ -30,11 +30,7 @@ def main() -> None:
     report, metrics = inspection.load_and_evaluate(
         bound["model"], bound["task"], bound["eval_data"], checkpoint, bound["global_batch_size"], strategy
     )
-    print(
-        json.dumps(
-            {"checkpoint": report.checkpoint, "split": bound["eval_data"].split or bound["eval_data"].name, **metrics}
-        )
-    )
+    print(json.dumps({"checkpoint": report.checkpoint, "split": bound["eval_data"].split_label, **metrics}))
 
 
 if __name__ == "__main__":

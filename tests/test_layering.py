@@ -13,7 +13,7 @@ FLOORS = [
         "model_dir", "strategy", "schedules", "models", "datasets", "metric_writer", "progress", "preemption",
         "restore", "config", "summary_plot",
     },
-    {"pipeline", "tasks", "optimizers", "train_state"},
+    {"pipeline", "tasks", "optimizers", "train_state", "batch_parts"},
     {"checkpoints", "train_step", "evaluation", "run_parts", "assembly"},
     {"loop", "description", "run_files", "run_identity", "inspection"},
     {"experiment"},

@@ -41,9 +41,7 @@ def w_after(strategy, optimizer, batches, task, accumulation_steps=1, num_steps=
             tf.TensorSpec([size], tf.float32),
         ),
     )
-    train_loop = build_train_loop(
-        strategy, state, task, built.trainable_variables, size, strategy.num_replicas_in_sync, accumulation_steps
-    )
+    train_loop = build_train_loop(strategy, state, task, built.trainable_variables, size, accumulation_steps)
     metrics = train_loop(iter(dataset), tf.constant(num_steps or len(batches)))
     return built, {name: float(value.numpy()) for name, value in metrics.items()}, state
 
@@ -120,7 +118,7 @@ def collectives_in_step(accumulation_steps: int) -> int:
     tf.distribute.ReplicaContext.all_reduce = counting
     try:
         dataset = tf.data.Dataset.from_tensors(({"c": tf.ones([8, 1])}, tf.ones([8]))).repeat()
-        train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 8, 2, accumulation_steps)
+        train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 8, accumulation_steps)
         train_loop(iter(dataset), tf.constant(1))
     finally:
         tf.distribute.ReplicaContext.all_reduce = original
@@ -210,9 +208,7 @@ def test_two_optimizers_take_turns_on_one_model_in_one_process(strategy):
     for build, expected in ((lambda: keras.optimizers.SGD(1.0), 1.0), (lambda: keras.optimizers.Adam(1.0), 2.0)):
         with strategy.scope():
             state = new_train_state(model, build_optimizer(build, model.trainable_variables))
-        train_loop = build_train_loop(
-            strategy, state, pull_task(), model.trainable_variables, 2, strategy.num_replicas_in_sync
-        )
+        train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2)
         train_loop(iter(dataset), tf.constant(1))
         assert value_of(model.w) == pytest.approx(expected, abs=1e-5)
 
@@ -224,7 +220,7 @@ def test_loops_of_any_length_are_one_trace():
         build_model(model, tf.TensorSpec([None, 1], tf.float32))
         state = new_train_state(model, build_optimizer(lambda: keras.optimizers.SGD(0.1), model.trainable_variables))
     dataset = tf.data.Dataset.from_tensors(({"c": tf.ones([2, 1])}, tf.ones([2]))).repeat()
-    train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2, 2)
+    train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2)
     iterator = iter(dataset)
     for count in (1, 5, 2):
         train_loop(iterator, tf.constant(count))

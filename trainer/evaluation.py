@@ -4,18 +4,15 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from trainer.batch_parts import replica_share
 from trainer.errors import UserError
 from trainer.pipeline import Data, eval_batches
+from trainer.strategy import num_workers, worker_index
 from trainer.tasks import Task
 
 
 def build_evaluate(
-    strategy: tf.distribute.Strategy,
-    model,
-    task: Task,
-    batch_size: int,
-    num_workers: int = 1,
-    worker_index: int = 0,
+    strategy: tf.distribute.Strategy, model, task: Task, batch_size: int
 ) -> Callable[[Data], dict[str, float]]:
     """Returns evaluate(data) -> {metric name: value}, with `loss` and `num_examples` among them.
 
@@ -24,13 +21,9 @@ def build_evaluate(
     """
     with strategy.scope():
         metrics = task.new_metrics()
-    local_replicas = strategy.num_replicas_in_sync // num_workers
 
     def replica_update(batch, weight):
-        index = tf.distribute.get_replica_context().replica_id_in_sync_group % local_replicas
-        size = weight.shape[0] // local_replicas
-        share = tf.nest.map_structure(lambda value: value[index * size : (index + 1) * size], (batch, weight))
-        task.update_metrics(metrics, model, *share)
+        task.update_metrics(metrics, model, *replica_share((batch, weight), strategy))
 
     @tf.function
     def update(batch, weight):
@@ -39,7 +32,7 @@ def build_evaluate(
     def evaluate(data: Data) -> dict[str, float]:
         for metric in metrics.values():
             metric.reset_state()
-        for batch, weight in eval_batches(data, batch_size, num_workers, worker_index):
+        for batch, weight in eval_batches(data, batch_size, num_workers(strategy), worker_index(strategy)):
             update(batch, weight)
         results = {name: tf.convert_to_tensor(metric.result()).numpy() for name, metric in metrics.items()}
         several = [name for name, value in results.items() if value.ndim]

@@ -19,14 +19,14 @@ from trainer.loop import Intervals, LoopParts, run_loop
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
 from trainer.optimizers import OptimizerProof, build_optimizer, prove_new, trained_variables
-from trainer.pipeline import Data, as_data, replica_batch_size, train_batches
+from trainer.pipeline import as_data, replica_batch_size, train_batches
 from trainer.preemption import Preemption
 from trainer.progress import StepProgress
 from trainer.restore import RestoreReport, restore_weights
 from trainer.run_files import finish_files, recorded_metrics, start_files
 from trainer.run_identity import check_same_run, may_resume, run_identity
 from trainer.run_parts import RunParts
-from trainer.strategy import build_strategy, is_chief, local_replicas, num_workers, worker_index
+from trainer.strategy import build_strategy, is_chief, num_workers, worker_index
 from trainer.tasks import Task
 from trainer.train_state import new_train_state
 from trainer.train_step import build_train_loop
@@ -162,16 +162,15 @@ def train(
 def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Intervals, identity: str) -> TrainResult:
     strategy, state = parts.strategy, parts.state
     chief = is_chief(strategy)
-    place = {"num_workers": num_workers(strategy), "worker_index": worker_index(strategy)}
     writer = start_files(parts, files if chief else None, identity)
     progress = StepProgress(parts.num_steps, state.current_step(), visible=chief)
     progress.say(describe_start(parts))
 
-    evaluate = build_evaluate(strategy, state.model, parts.task, parts.global_batch_size, **place)
+    evaluate = build_evaluate(strategy, state.model, parts.task, parts.global_batch_size)
     initial = final = {}
     if parts.eval_data is not None and state.current_step() == 0:
         initial = final = evaluate(parts.eval_data)
-        writer.write(0, initial, split=_split(parts.eval_data))
+        writer.write(0, initial, split=parts.eval_data.split_label)
         progress.say(f"step 0           {_show(initial)}")
 
     def evaluate_and_keep():
@@ -186,15 +185,15 @@ def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Interv
         parts.global_batch_size,
         parts.seed,
         state.current_step(),
-        accumulation_steps=parts.accumulation_steps,
-        **place,
+        num_workers(strategy),
+        worker_index(strategy),
+        parts.accumulation_steps,
     )
     with progress, Preemption(strategy) as preemption:
         loop_parts = LoopParts(
             state=state,
             train_loop=build_train_loop(
-                strategy, state, parts.task, parts.variables, parts.global_batch_size,
-                local_replicas(strategy), parts.accumulation_steps,
+                strategy, state, parts.task, parts.variables, parts.global_batch_size, parts.accumulation_steps,
             ),
             iterator=iter(batches),
             evaluate=evaluate_and_keep,
@@ -202,7 +201,7 @@ def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Interv
             writer=writer,
             progress=progress,
             preemption=preemption,
-            split=_split(parts.eval_data) if parts.eval_data else "",
+            split=parts.eval_data.split_label if parts.eval_data else "",
         )  # fmt: skip
         finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
     writer.flush()
@@ -268,10 +267,6 @@ def _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoi
         raise UserError(f"checkpoints_to_keep = {checkpoints_to_keep} must be 1 or more; a run needs its last one.")
     if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
         raise UserError(f"strategy must be a tf.distribute.Strategy, not {strategy!r}; build_strategy() makes one.")
-
-
-def _split(data: Data) -> str:
-    return data.split or data.name
 
 
 def _show(metrics: dict[str, float]) -> str:

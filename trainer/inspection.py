@@ -8,7 +8,6 @@ from trainer.assembly import assemble_model
 from trainer.evaluation import build_evaluate
 from trainer.pipeline import as_data, replica_batch_size
 from trainer.restore import RestoreReport, plan_weights, restore_weights
-from trainer.strategy import num_workers, worker_index
 from trainer.tasks import Task
 
 
@@ -26,10 +25,7 @@ def load_and_evaluate(
     with strategy.scope():
         built_model = assemble_model(model, task, data, strategy)
         report = restore_weights(built_model, checkpoint)
-    evaluate = build_evaluate(
-        strategy, built_model, task, global_batch_size, num_workers(strategy), worker_index(strategy)
-    )
-    return report, evaluate(data)
+    return report, build_evaluate(strategy, built_model, task, global_batch_size)(data)
 
 
 def plan_only(

@@ -39,9 +39,25 @@ class Data:
         return f"{self.name} {self.split}".strip()
 
     @property
+    def split_label(self) -> str:
+        """What metrics call it: the split, or the name of data that has none."""
+        return self.split or self.name
+
+    @functools.cached_property
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
         """Specs of a preprocessed batch, the batch dimension None."""
-        return eval_batches(self, batch_size=2).unbatch().batch(2).element_spec[0]
+        few = self
+        if self.examples is not None:  # two tell as much as all, which need not be copied for it
+            examples = {key: value[:2] for key, value in self.examples.items()}
+            few = dataclasses.replace(self, examples=examples, num_examples=min(self.num_examples, 2))
+        return eval_batches(few, batch_size=2).unbatch().batch(2).element_spec[0]
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, tf.Tensor]:
+        """`examples` on the host, copied once: every evaluation gathers from them."""
+        assert self.examples is not None
+        with tf.device("/CPU:0"):
+            return {key: tf.constant(value) for key, value in self.examples.items()}
 
 
 @gin.register(module="pipeline")
@@ -234,10 +250,8 @@ def _index_block(num_examples: int, global_batch_size: int, seed: int, first_ste
 
 
 def _gather(data: Data, indices: tf.data.Dataset) -> tf.data.Dataset:
-    assert data.examples is not None
-    with tf.device("/CPU:0"):
-        arrays = {key: tf.constant(value) for key, value in data.examples.items()}
-    return indices.map(lambda chosen: {key: tf.gather(value, chosen) for key, value in arrays.items()})
+    tensors = data.tensors
+    return indices.map(lambda chosen: {key: tf.gather(value, chosen) for key, value in tensors.items()})
 
 
 def _finish(dataset: tf.data.Dataset, data: Data) -> tf.data.Dataset:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from trainer.batch_parts import part_of, replica_share
 from trainer.errors import UserError
 from trainer.tasks import Task
 from trainer.train_state import TrainState
@@ -16,7 +17,6 @@ def build_train_loop(
     task: Task,
     variables: Sequence[keras.Variable],
     global_batch_size: int,
-    local_replicas: int,
     accumulation_steps: int = 1,
 ) -> Callable:
     """Returns train_loop(iterator, num_steps) -> {'loss', 'grad_norm'} of the last step, float32 scalars.
@@ -44,12 +44,9 @@ def build_train_loop(
         return dense, loss_sum, weight_sum
 
     def replica_gradients(batch, weight):
-        replica = _replica_in_process(local_replicas)
         # Micro-batches first: all replicas work on parts of the same one, as synchronised BatchNorm needs.
-        micro_batches = [_part_of((batch, weight), i, accumulation_steps) for i in range(accumulation_steps)]
-        parts = [
-            micro_batch_gradients(*_part_of(micro_batch, replica, local_replicas)) for micro_batch in micro_batches
-        ]
+        micro_batches = [part_of((batch, weight), i, accumulation_steps) for i in range(accumulation_steps)]
+        parts = [micro_batch_gradients(*replica_share(micro_batch, strategy)) for micro_batch in micro_batches]
         sums = tf.nest.map_structure(lambda *values: tf.add_n(values), *parts)
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
 
@@ -77,20 +74,3 @@ def build_train_loop(
         return metrics
 
     return train_loop
-
-
-def _replica_in_process(local_replicas: int):
-    return tf.distribute.get_replica_context().replica_id_in_sync_group % local_replicas
-
-
-def _part_of(structure, index, parts: int):
-    """The `index`-th of `parts` equal parts along the batch dimension of every tensor."""
-    if parts == 1:
-        return structure
-
-    def part(value):
-        size = value.shape[0] // parts
-        rest = value.shape.rank - 1
-        return tf.slice(value, [index * size] + [0] * rest, [size] + [-1] * rest)
-
-    return tf.nest.map_structure(part, structure)
