@@ -11,8 +11,9 @@ from absl import flags
 
 import trainer  # noqa: F401  registers what the library makes bindable
 from trainer import command_line
-from trainer.config import configurables, nearest, register_keras
+from trainer.config import configurables, register_keras
 from trainer.errors import UserError
+from trainer.nearest import nearest
 
 command_line.define_config_flags()
 flags.adopt_module_key_flags(command_line)

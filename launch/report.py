@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer import command_line
-from trainer.config import nearest
 from trainer.errors import UserError
+from trainer.nearest import nearest
 
 flags.DEFINE_multi_string("model_dir", [], "A finished run; may be repeated.")
 flags.DEFINE_string("metric", "accuracy", "Which evaluated metric to show.")

@@ -1,6 +1,5 @@
 """Flags and environment -> the `tf.distribute` strategy, and who is chief."""
 
-import difflib
 import functools
 import json
 import os
@@ -9,6 +8,7 @@ import re
 import tensorflow as tf
 
 from trainer.errors import UserError
+from trainer.nearest import nearest
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -25,9 +25,8 @@ def build_strategy(name: str = "auto", virtual_devices: int = 0, tpu: str | None
     Source: https://www.tensorflow.org/guide/distributed_training
     """
     if name not in STRATEGIES:
-        near = difflib.get_close_matches(str(name), STRATEGIES, n=1)
-        advice = f"Did you mean '{near[0]}'?" if near else f"Choose one of {', '.join(STRATEGIES)}."
-        raise UserError(f"There is no strategy {name!r}. {advice}")
+        advice = nearest(str(name), STRATEGIES, cutoff=0.6) or f" Choose one of {', '.join(STRATEGIES)}."
+        raise UserError(f"There is no strategy {name!r}.{advice}")
     if virtual_devices < 0:
         raise UserError(f"--virtual_devices={virtual_devices} must not be negative.")
     if virtual_devices:

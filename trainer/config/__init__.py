@@ -12,7 +12,7 @@ import gin
 from trainer.config.checks import problems
 from trainer.config.files import bound_names, check_brackets, find_files
 from trainer.config.keras_names import register_keras
-from trainer.config.messages import explain, nearest, selectors
+from trainer.config.messages import explain, selectors
 from trainer.errors import UserError
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "configurables",
     "differing_lines",
     "missing_binding",
-    "nearest",
     "operative_config",
     "parse_config",
     "register_keras",

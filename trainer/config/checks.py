@@ -10,7 +10,8 @@ from typing import Any
 import gin
 
 from trainer.config.keras_names import is_keras
-from trainer.config.messages import macros, nearest
+from trainer.config.messages import macros
+from trainer.nearest import nearest
 
 # What a command calls itself; all else is used only if one of these leads to it.
 ENTRY_POINTS = ("experiment.train",)

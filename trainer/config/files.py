@@ -7,8 +7,8 @@ import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.config.messages import nearest
 from trainer.errors import UserError
+from trainer.nearest import nearest
 
 
 def find_files(gin_files: Sequence[str], folders: Sequence[str]) -> list[str]:

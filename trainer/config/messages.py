@@ -1,23 +1,12 @@
 """What gin said -> what the person who wrote the config needs: the fault, its place, the nearest right name."""
 
-import difflib
 import inspect
 import re
 import traceback
-from collections.abc import Iterable
 
 import gin
 
-
-def nearest(name: str, known: Iterable[str], kind: str = "", cutoff: float = 0.5) -> str:
-    """` Did you mean 'x'?`, or else the known ones if they are few, or else nothing."""
-    names = sorted(set(known))
-    # A name that is right but for its case would not come out as close.
-    lower = {other.lower(): other for other in reversed(names)}
-    near = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=cutoff)
-    if near:
-        return f" Did you mean '{lower[near[0]]}'?"
-    return f" Known {kind}: {', '.join(names)}." if kind and 0 < len(names) < 40 else ""
+from trainer.nearest import nearest
 
 
 def explain(error: BaseException) -> str:

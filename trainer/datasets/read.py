@@ -1,18 +1,18 @@
 """Opens a split of any TFDS data set, prepared, built on the spot or downloaded; never hangs on the network."""
 
 import contextlib
-import difflib
 import fcntl
 import os
 import socket
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from trainer import datasets
 from trainer.errors import UserError
+from trainer.nearest import nearest
 
 
 def open_split(
@@ -32,7 +32,7 @@ def open_split(
         known, base = sorted(builder.info.splits), split.split("[")[0]
         raise UserError(
             f"The data set {name} has no split '{split}'; it has {', '.join(known)}, "
-            f"and parts of them such as 'train[:80%]'.{'' if base in known else _did_you_mean(base, known)}"
+            f"and parts of them such as 'train[:80%]'.{'' if base in known else nearest(base, known)}"
         ) from error
     if not num_examples:
         raise UserError(f"The split {label} is empty.")
@@ -88,7 +88,7 @@ def _builder(name: str, data_dir: str | None):
     except tfds.core.registered.DatasetNotFoundError as error:
         base = name.split("/")[0].split(":")[0]
         prepared = _prepared_names(data_dir)
-        near = _did_you_mean(base, prepared) or _did_you_mean(base, [*tfds.list_builders(), *datasets.__all__])
+        near = nearest(base, prepared) or nearest(base, [*tfds.list_builders(), *datasets.__all__])
         place = f" and {data_dir} holds none of that name" if data_dir else ""
         raise UserError(
             f"There is no TFDS data set '{name}'{place}.{near or ' `tfds.list_builders()` lists those known.'}"
@@ -103,7 +103,7 @@ def _builder(name: str, data_dir: str | None):
             if config and config not in known:
                 raise UserError(
                     f"The TFDS data set {base} has no config '{config}'."
-                    + (_did_you_mean(config, known) or f" It has {', '.join(known[:20]) or 'none'}.")
+                    + (nearest(config, known) or f" It has {', '.join(known[:20]) or 'none'}.")
                 ) from error
         said = str(error).strip().rpartition('": ')[-1]
         raise UserError(f"The TFDS data set '{name}' cannot be opened: {said}") from error
@@ -161,11 +161,6 @@ def _kept_features(label: str, element_spec, features: list[str] | None) -> list
         return [key for key, spec in element_spec.items() if getattr(spec, "dtype", None) != tf.string]
     unknown = [key for key in features if key not in element_spec]
     if unknown:
-        near = _did_you_mean(unknown[0], element_spec)
+        near = nearest(unknown[0], element_spec)
         raise UserError(f"{label} has no feature {unknown[0]!r}; it has {', '.join(element_spec)}.{near}")
     return list(features)
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
