@@ -225,6 +225,7 @@ def test_a_binding_in_a_file_may_wait_for_an_optimizer_or_data_that_another_run_
         ("supervised.loss = @SparseCategoricalAccuracy()", "supervised.loss must be a Keras loss"),
         ("MODEL = @Adam", "must return a keras.Model; it returned Adam"),
         ("OPTIMIZER = @SGD\nSGD.momentum = 7", r"Keras does not take SGD\(momentum=7\): .* between"),
+        ("small_cnn.width = 0", "The model cannot be made: ValueError: .*filters=0"),
         ("supervised.inputs = 'imge'", "no feature 'imge'; it has image, label"),
         ("tfds_data.features = ['imag']", "no feature 'imag'.* Did you mean 'image'?"),
         ("train/tfds_data.split = 'trian'", "no split 'trian'.* Did you mean 'train'?"),

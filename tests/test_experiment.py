@@ -11,6 +11,7 @@ import tensorflow as tf
 from conftest import make_strategy
 
 import trainer
+from trainer.config.checks import problems
 
 RANDOM = np.random.default_rng(0)
 DATA = {"x": RANDOM.normal(size=[20, 4]), "label": RANDOM.integers(0, 3, 20)}
@@ -211,6 +212,35 @@ def test_a_model_takes_its_inputs_by_name():
     task = classification(inputs={"a": "left", "b": "right"})
     result = train(model=build, train_data=data, eval_data=data, task=task)
     assert result.initial_metrics["loss"] == pytest.approx(np.log(3)), "a - b is 0, and so are the logits"
+
+
+def test_a_builder_that_fails_is_told_with_its_line():
+    with pytest.raises(
+        trainer.UserError, match=r"cannot be made: ValueError: .*units(?s:.*)\(.*test_experiment.py, line \d+\)"
+    ):
+        train(model=lambda: keras.Sequential([keras.layers.Dense(-1)]))
+
+
+def test_a_config_gives_a_models_inputs_by_name_too():
+    gin.parse_config("supervised.inputs = {'a': 'left'}\nsupervised.loss = @users_loss()")
+    assert problems([]) == []
+    with pytest.raises(trainer.UserError, match="no feature 'left'"):
+        train(task=gin.get_configurable("tasks.supervised")())
+
+
+@gin.configurable
+def users_loss():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def test_train_and_evaluation_data_of_one_kind_are_traced_once(monkeypatch):
+    traced = []
+    original = trainer.assembly.trace_loss
+    monkeypatch.setattr(trainer.assembly, "trace_loss", lambda *args: traced.append(args) or original(*args))
+    train(eval_data=DATA)
+    assert len(traced) == 1
+    with pytest.raises(trainer.UserError, match="run from 7 to 7"):
+        train(eval_data=DATA | {"label": np.full(20, 7)})
 
 
 def test_the_final_weights_hold_no_optimizer_even_of_a_model_that_came_compiled(tmp_path):

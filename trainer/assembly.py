@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -19,7 +20,10 @@ def assemble_model(model: Callable, task: Task, data: Data, strategy: tf.distrib
 
     With several replicas every BatchNormalization is synchronised.
     """
-    built = model()
+    try:
+        built = model()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The model cannot be made: {_told(error)}") from error
     if not isinstance(built, keras.Model):
         raise UserError(f"The model builder must return a keras.Model; it returned {type(built).__name__}.")
     task.check_features(data.batch_spec)
@@ -32,27 +36,39 @@ def assemble_model(model: Callable, task: Task, data: Data, strategy: tf.distrib
     return built
 
 
-def try_task(model: keras.Model, task: Task, data: Data, batch_size: int) -> None:
-    """Traces loss and metrics on a batch's specification; computes nothing, changes nothing.
+def try_task(model: keras.Model, task: Task, splits: Sequence[Data], batch_size: int) -> None:
+    """Traces loss and metrics on the batches' specification; computes nothing, changes nothing.
 
-    Raises `UserError` for a loss or metric that can't be computed on such a batch, and for a metric
-    that is not one number. Call outside the strategy's scope.
+    Raises `UserError` for a loss or metric that can't be computed on such a batch, for a metric that
+    is not one number, and for values that don't fit the model's outputs. Call outside the strategy's scope.
     """
-
-    def sized(spec):
-        dense = isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None
-        return tf.TensorSpec([batch_size, *spec.shape[1:]], spec.dtype) if dense else spec
-
-    weight = tf.TensorSpec([batch_size], tf.float32)
-    batch = {key: sized(spec) for key, spec in data.batch_spec.items()}
-    metrics = task.new_metrics()
-
-    if type(task).check_values is not Task.check_values:
-        outputs = _trace("outputs", lambda batch, weight: model(task.model_inputs(batch)), batch, weight)
+    tried: list[dict] = []
+    outputs = None
+    for data in splits:
+        if data.batch_spec not in tried:  # train and evaluation data mostly are alike, and a trace takes its time
+            tried.append(data.batch_spec)
+            outputs = _trace_outputs(model, task, data, batch_size)
+            trace_loss(model, task, data, batch_size)
+            _try_metrics(model, task, data, batch_size)
         if isinstance(outputs, tf.TensorSpec | tf.Tensor):
             task.check_values(tf.TensorSpec(outputs.shape), _untouched(data))
-    _trace("loss", lambda batch, weight: task.loss(model, batch, weight, training=True), batch, weight)
-    _trace("metrics", lambda batch, weight: task.update_metrics(metrics, model, batch, weight), batch, weight)
+
+
+def trace_loss(model: keras.Model, task: Task, data: Data, batch_size: int):
+    """The concrete function (batch, weight) -> (loss sum, weight sum) in training; raises as `try_task` does."""
+    return _trace("loss", lambda batch, weight: task.loss(model, batch, weight, training=True), data, batch_size)
+
+
+def _trace_outputs(model: keras.Model, task: Task, data: Data, batch_size: int):
+    if type(task).check_values is Task.check_values:
+        return None  # nobody asks, and a loss of the user's own may call the model in another way
+    function = _trace("outputs", lambda batch, weight: model(task.model_inputs(batch)), data, batch_size)
+    return function.structured_outputs
+
+
+def _try_metrics(model: keras.Model, task: Task, data: Data, batch_size: int) -> None:
+    metrics = task.new_metrics()
+    _trace("metrics", lambda batch, weight: task.update_metrics(metrics, model, batch, weight), data, batch_size)
     for name, metric in metrics.items():
         shape = tf.convert_to_tensor(metric.result()).shape
         if shape.rank:
@@ -72,9 +88,14 @@ def _equal(tensor, value: np.ndarray) -> bool:
     return isinstance(tensor, tf.Tensor) and tensor.dtype == value.dtype and np.array_equal(tensor.numpy(), value)
 
 
-def _trace(what: str, function: Callable, batch, weight):
+def _trace(what: str, function: Callable, data: Data, batch_size: int):
+    def sized(spec):
+        dense = isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None
+        return tf.TensorSpec([batch_size, *spec.shape[1:]], spec.dtype) if dense else spec
+
+    batch = {key: sized(spec) for key, spec in data.batch_spec.items()}
     try:
-        return tf.function(function).get_concrete_function(batch, weight).structured_outputs
+        return tf.function(function).get_concrete_function(batch, tf.TensorSpec([batch_size], tf.float32))
     except UserError:
         raise
     except Exception as error:
@@ -84,8 +105,10 @@ def _trace(what: str, function: Callable, batch, weight):
 
 def _told(error: Exception) -> str:
     """Kind, message and the user's own line, without the frames that AutoGraph writes into a message."""
-    kind, text = type(error).__name__, str(error).strip()
-    places = [place for place in re.findall(r'File "([^"]+)", line (\d+)', text) if not _is_ours(place[0])]
+    kind, text = type(error).__name__, str(error).strip().partition("\n  In call to configurable")[0]
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    named = re.findall(r'File "([^"]+)", line (\d+)', text)
+    places = [place for place in named or frames if not _is_ours(place[0])]
     message = text.rsplit(f"{kind}: ", 1)[-1] if text.startswith("in user code:") else text
     return f"{kind}: {message}" + (f"\n({places[-1][0]}, line {places[-1][1]})" if places else "")
 

@@ -64,7 +64,7 @@ def required_model_dir() -> str:
 
 
 def bindings_of(configurable: str, *names: str) -> dict:
-    """The values that the config binds to parameters of a configurable, built; those not bound are left out.
+    """The values that the config binds to parameters of a configurable, built; their defaults where it binds none.
 
     Raises `UserError` for one that has no default and is not bound.
     """
@@ -124,11 +124,8 @@ def _guarded(main: Callable[..., int | None], argv: Sequence[str], takes_words: 
 
 
 def _plain(error: UserError) -> str:
-    """The message without what gin and AutoGraph put around it."""
-    text = str(error).split("\n  In call to configurable")[0]
-    if text.startswith("in user code:"):
-        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
-    return text.strip()
+    """The message without what gin puts around it."""
+    return str(error).split("\n  In call to configurable")[0].strip()
 
 
 def _complain(message: str) -> None:

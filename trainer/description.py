@@ -5,6 +5,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
+from trainer.assembly import trace_loss
 from trainer.restore import weights_of
 from trainer.run_parts import RunParts
 from trainer.schedules import sample_learning_rate
@@ -82,13 +83,7 @@ def _table(parts: RunParts) -> Table:
 
 
 def _activation_bytes(parts: RunParts) -> int:
-    specs = {
-        key: tf.TensorSpec([parts.replica_batch_size, *spec.shape[1:]], spec.dtype)
-        for key, spec in parts.train_data.batch_spec.items()
-    }
-    weight = tf.TensorSpec([parts.replica_batch_size], tf.float32)
-    forward = tf.function(lambda batch, w: parts.task.loss(parts.state.model, batch, w, training=True))
-    graph = forward.get_concrete_function(specs, weight).graph
+    graph = trace_loss(parts.state.model, parts.task, parts.train_data, parts.replica_batch_size).graph
     skipped = ("ReadVariableOp", "Const", "Placeholder", "Identity")
     return sum(
         output.shape.num_elements() * output.dtype.size

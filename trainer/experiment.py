@@ -122,8 +122,7 @@ def train(
         new_optimizer = build_optimizer(optimizer, variables)
         proof = None if resuming else prove_new(new_optimizer, build_optimizer(optimizer, variables), report)
         state = new_train_state(built_model, new_optimizer)
-    for data in (train_data, eval_data) if eval_data is not None else (train_data,):
-        try_task(built_model, task, data, replica_batch)
+    try_task(built_model, task, [train_data] if eval_data is None else [train_data, eval_data], replica_batch)
     parts = RunParts(
         strategy=strategy,
         task=task,

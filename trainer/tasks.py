@@ -181,7 +181,7 @@ class CustomLossTask(Task):
 @gin.register(module="tasks")
 def supervised(
     loss=gin.REQUIRED,
-    inputs: str | Sequence[str] = "image",
+    inputs: str | Sequence[str] | Mapping[str, str] = "image",
     target: str = "label",
     metrics: Mapping | None = None,
     sample_weight: str | None = None,
@@ -219,14 +219,14 @@ def supervised(
 @gin.register(module="tasks")
 def custom_loss(
     loss: Callable = gin.REQUIRED,
-    inputs: str | Sequence[str] = "image",
+    inputs: str | Sequence[str] | Mapping[str, str] = "image",
     metrics: Mapping[str, Callable] | None = None,
 ) -> Task:
     """Trains a model by a loss that the user writes.
 
     loss: (model, batch) -> the loss of each example, [batch, ...], or their mean, a scalar; it may
       take a keyword `training`. It calls the model itself, and adds `model.losses` if it wants them.
-    inputs: feature name, or list of names, that the model is called with (to build its variables).
+    inputs: as for `supervised`, to build the model's variables with.
     metrics: name -> function (model, batch) -> a value for each example, [batch].
     """
     if not callable(loss):
