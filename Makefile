@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast lint typecheck format lock clean
+.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -40,6 +40,13 @@ configurables: install  ## everything that a config can bind, with defaults
 
 test: install  ## the whole suite
 	$(BIN)/python -m pytest
+
+test-restore: install  ## the restore engine's tests, and the table of models by writers
+	$(BIN)/python -m pytest tests/restore --zoo-table
+
+benchmark-restore: install  ## 1 GB restored beside TensorFlow's own ways: ratios, memory
+	$(BIN)/python tests/benchmarks/restore_speed.py
+	$(BIN)/python tests/benchmarks/plan_speed.py
 
 test-fast: install  ## the suite without its slow tests
 	$(BIN)/python -m pytest -m "not slow"

@@ -11,11 +11,11 @@ from absl import flags
 import trainer  # noqa: F401  registers what the library makes bindable
 from trainer import command_line, inspection
 from trainer.errors import UserError
-from trainer.restore import describe_source, find_checkpoint, open_checkpoint
+from trainer.restore import RULES, describe_source, find_checkpoint, open_checkpoint
 
 command_line.define_config_flags()
 flags.adopt_module_key_flags(command_line)
-flags.DEFINE_string("checkpoint", None, "Prefix, folder of checkpoints, model_dir or SavedModel.")
+flags.DEFINE_string("checkpoint", None, "Prefix, folder of checkpoints, model_dir, SavedModel or file of weights.")
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     print(describe_source(open_checkpoint(path)))
     if not flags.FLAGS.gin_file:
         return
-    bound = command_line.bindings_of("train", "model", "task", "train_data", "rename", "reinitialize", "ignore")
+    bound = command_line.bindings_of("train", "model", "task", "train_data", *RULES)
     print("\n" + str(inspection.plan_only(path, **bound)))
 
 

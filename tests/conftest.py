@@ -19,6 +19,10 @@ import launch  # noqa: E402, F401  imports TensorFlow quietly
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption("--zoo-table", action="store_true", help="prints what became of every model from every writer")
+
+
 def pytest_configure():
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
@@ -88,3 +92,31 @@ def digits_source(tmp_path_factory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return model_dir
+
+
+_CELLS: dict[tuple[str, str], str] = {}
+
+
+@pytest.fixture
+def zoo_cell():
+    """Notes what became of a kind of model from a writer; `--zoo-table` prints them all."""
+    return lambda writer, kind, outcome: _CELLS.update({(writer, kind): outcome})
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--zoo-table") or not _CELLS:
+        return
+    writers = list(dict.fromkeys(writer for writer, _ in _CELLS))
+    kinds = list(dict.fromkeys(kind for _, kind in _CELLS))
+    outcomes = list(_CELLS.values())
+    write = terminalreporter.write_line
+    write("")
+    write("| writer | " + " | ".join(kinds) + " |")
+    write("|---" * (len(kinds) + 1) + "|")
+    for writer in writers:
+        write(f"| {writer} | " + " | ".join(_CELLS.get((writer, kind), "-") for kind in kinds) + " |")
+    write("")
+    write(
+        f"{len(outcomes)} cells: {outcomes.count('whole')} whole, bit for bit; {outcomes.count('order')} whole by "
+        f"`match = 'order'` and refused without it; {outcomes.count('refused')} refused, as was meant."
+    )

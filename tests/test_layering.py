@@ -21,9 +21,11 @@ FLOORS = [
 ]  # fmt: skip
 
 RESTORE_FLOORS = [
-    {"names", "report"},
-    {"source", "live", "find", "explain"},
-    {"build", "rules"},
+    {"names", "report", "tensor_memory"},
+    {"source", "live", "find", "explain", "rows", "show"},
+    {"readers", "build", "rules", "order", "layer_pairs", "flat_layers"},
+    {"formats"},
+    {"walk"},
     {"match"},
     {"plan"},
     {"apply"},

@@ -5,6 +5,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gin
 import keras
@@ -66,6 +67,10 @@ def train(
     rename: Sequence[tuple[str, str]] = (),
     reinitialize: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    match: str = "structure",
+    root: str | None = None,
+    grow: Sequence[str] = (),
+    copy_rows: Sequence[tuple[str, dict[int, int]]] = (),
     frozen: Sequence[str] = (),
     accumulation_steps: int = 1,
     seed: int = 0,
@@ -84,7 +89,8 @@ def train(
     task: `supervised(...)` or `custom_loss(...)`.  optimizer: function that returns a Keras optimizer.
     global_batch_size: examples a step, over all replicas.  num_steps: optimizer updates in all.
     init_checkpoint: whose weights to start from; without it `from_scratch` must be True.
-    rename, reinitialize, ignore: see `restore_weights`.  frozen: regexes of variables not to train.
+    rename, reinitialize, ignore, match, root, grow, copy_rows: see `restore_weights`.
+    frozen: regexes of variables not to train.
     accumulation_steps: micro-batches that a replica takes a step in; the step stays the same.
     seed: of initial weights and data order.  strategy: None means `build_strategy("auto")`.
     log_every, eval_every, checkpoint_every: in steps, 0 for only at the end.
@@ -110,6 +116,10 @@ def train(
     eval_data = None if eval_data is None else as_data(eval_data, "eval_data")
     keras.utils.set_random_seed(seed)
 
+    rules: dict[str, Any] = {
+        "rename": rename, "reinitialize": reinitialize, "ignore": ignore, "match": match, "root": root, "grow": grow,
+        "copy_rows": copy_rows,
+    }  # fmt: skip
     files = ModelDir(Path(model_dir)) if model_dir else None
     resuming = files is not None and may_resume(files)
 
@@ -118,7 +128,7 @@ def train(
         variables = trained_variables(built_model, frozen)
         report = None
         if init_checkpoint and not resuming:
-            report = restore_weights(built_model, init_checkpoint, rename, reinitialize, ignore)
+            report = restore_weights(built_model, init_checkpoint, **rules)
         new_optimizer = build_optimizer(optimizer, variables)
         proof = None if resuming else prove_new(new_optimizer, build_optimizer(optimizer, variables), report)
         state = new_train_state(built_model, new_optimizer)
@@ -138,7 +148,7 @@ def train(
         num_steps=num_steps,
         init_checkpoint=os.fspath(init_checkpoint) if init_checkpoint else None,
         seed=seed,
-        rules={"rename": rename, "reinitialize": reinitialize, "ignore": ignore, "frozen": frozen},
+        rules=rules | {"frozen": frozen},
     )
     identity = run_identity(parts)
     if files is not None:

@@ -28,13 +28,13 @@ def load_and_evaluate(
     return report, build_evaluate(strategy, built_model, task, global_batch_size)(data)
 
 
-def plan_only(
-    checkpoint: str, model: Callable, task: Task, train_data, rename=(), reinitialize=(), ignore=()
-) -> RestoreReport:
+def plan_only(checkpoint: str, model: Callable, task: Task, train_data, **rules) -> RestoreReport:
     """How `checkpoint` would be restored into a new model; reads no tensor and assigns nothing.
+
+    rules: as `restore_weights` takes them, `rename` to `copy_rows`.
 
     Raises `RestoreError`, with the plan, if it would be refused.
     """
     data = as_data(train_data, "train_data")
     built_model = assemble_model(model, task, data, tf.distribute.get_strategy())
-    return plan_weights(built_model, checkpoint, rename, reinitialize, ignore)
+    return plan_weights(built_model, checkpoint, **rules)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -20,7 +21,7 @@ class RunParts:
     init_checkpoint: the path as it was given, None from scratch.
     variables: those that the optimizer trains.  report: None from scratch and on a resumed run.
     proof: None on a resumed run, whose optimizer goes on.  resumed_step: None on a fresh run.
-    rules: the patterns of rename, reinitialize, ignore and frozen.
+    rules: those of the restore, and the patterns of frozen.
     """
 
     strategy: tf.distribute.Strategy
@@ -37,5 +38,5 @@ class RunParts:
     num_steps: int
     init_checkpoint: str | None
     seed: int
-    rules: Mapping[str, Sequence]
+    rules: Mapping[str, Any]
     resumed_step: int | None = None

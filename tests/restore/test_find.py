@@ -53,9 +53,47 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    (tmp_path / "model.keras").write_bytes(b"PK\x03\x04")
-    with pytest.raises(trainer.RestoreError, match="model.keras is not read yet"):
-        find_checkpoint(tmp_path / "model.keras")
+    (tmp_path / "model.onnx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(
+        trainer.RestoreError, match="not a TensorFlow checkpoint: .*Other files are known by their ends"
+    ):
+        find_checkpoint(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "name", ["m.weights.h5", "m.keras", "m.h5", "m.hdf5", "m.safetensors", "m.npz", "m.weights.json"]
+)
+def test_a_file_of_weights_is_found_by_its_name_and_by_its_folder(name, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    (tmp_path / "config.json").write_bytes(b"{}")
+    assert find_checkpoint(tmp_path / name) == str(tmp_path / name)
+    assert find_checkpoint(tmp_path) == str(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("index", "shard"),
+    [
+        ("m.safetensors.index.json", "m-00001-of-00002.safetensors"),
+        ("m.weights.json", "m_00000.weights.h5"),
+        ("m-00000-of-00002.npz", "m-00000-of-00002.npz"),
+    ],
+)
+def test_a_shard_leads_to_its_index(index, shard, tmp_path):
+    for name in (index, shard, shard.replace("00000", "00001").replace("00001-", "00002-")):
+        (tmp_path / name).write_bytes(b"")
+    assert find_checkpoint(tmp_path / shard) == str(tmp_path / index)
+    assert find_checkpoint(tmp_path) == str(tmp_path / index)
+
+
+def test_of_several_files_of_weights_one_must_be_named(tmp_path):
+    for name in ("tf_model.h5", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(
+        trainer.RestoreError, match="several files of weights: model.safetensors, tf_model.h5. Name one"
+    ):
+        find_checkpoint(tmp_path)
+    with pytest.raises(trainer.RestoreError, match="Whole checkpoints in .*: model.safetensors, tf_model.h5"):
+        find_checkpoint(tmp_path / "model.h5")
 
 
 def test_a_missing_shard_is_named(tmp_path):

@@ -10,10 +10,10 @@ from conftest import make_strategy
 from zoo import FOUR, TwoDense, built, functional, layers, saved, sequential, used_adam, values
 
 import trainer
+from trainer.restore import open_checkpoint
 from trainer.restore.apply import apply_plan
 from trainer.restore.plan import plan_restore
 from trainer.restore.rules import Rules
-from trainer.restore.source import open_checkpoint
 
 
 def refused(model, path, **rules) -> trainer.RestoreError:
@@ -300,11 +300,21 @@ def test_a_model_and_its_ema_copy_are_ambiguous_and_doing_what_the_message_says_
         message = str(refused(model, path))
         assert "holds 2 things that fit the model equally well" in message
         assert f"{len(model.weights)} of {len(model.weights)} variables each: ema, model" in message
-        assert "For ema:\n  train.ignore = ['^model/']\nFor model:\n  train.ignore = ['^ema/']" in message
-        trainer.restore_weights(model, path, ignore=["^ema/"])
+        assert "ema, model" in message
+        assert "Say which one is meant:\n  train.root = 'ema'" in message
+        report = trainer.restore_weights(model, path, root="ema")
+        assert values(model) == values(ema)
+        assert {record.rule for record in report.unused} == {"root = 'ema'"}
+        trainer.restore_weights(model, path, root="model")
         assert values(model) == values(source)
         trainer.restore_weights(model, path, ignore=["^model/"])
         assert values(model) == values(ema)
+
+
+def test_a_root_that_is_not_there_is_refused_with_what_is(model, path):
+    message = str(refused(model, path, root="modle"))
+    assert "holds no object at 'modle'. Did you mean 'model'?" in message
+    assert "At its top: model" in message
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -344,6 +354,9 @@ def test_the_report_can_be_read_by_a_person(model, path):
     report = trainer.restore_weights(model, path)
     assert str(report).splitlines() == [
         f"{path}  (TensorFlow object checkpoint)",
+        "written by       Keras 3",
+        "optimizer        Adam or a kin, by its slots momentums, velocities",
+        "checksums        CRC-32C of every tensor",
         "restored        4  encoder/** (2), head/** (2)",
         "reinitialized   0",
         "mismatched      0",
@@ -357,7 +370,9 @@ def test_the_report_can_be_read_by_a_person(model, path):
 def test_the_report_can_be_read_by_a_program(model, path):
     report = json.loads(trainer.restore_weights(model, path).to_json())
     assert report["counts"] == {"restored": 4, "reinitialized": 0, "mismatched": 0, "missing": 0, "unused": 0}
-    assert report["records"][0] == {
+    first = report["records"][0]
+    assert first.pop("checksum").startswith("crc32c:")
+    assert first == {
         "name": "encoder/kernel",
         "status": "restored",
         "key": "model/encoder/_kernel/.ATTRIBUTES/VARIABLE_VALUE",
@@ -368,6 +383,7 @@ def test_the_report_can_be_read_by_a_program(model, path):
         "rule": "",
         "likely_home": "",
         "note": "",
+        "not_finite": 0,
     }
     assert (report["optimizer_keys_read"], report["replicas_verified"]) == (0, 1)
 

@@ -1,8 +1,17 @@
-"""Small models of every kind, and what the tests of restore do with them."""
+"""Small models of every kind, and what the tests of restore do with them.
 
-import keras
+Imported with TF_USE_LEGACY_KERAS=1 in the environment, they are models of Keras 2.
+"""
+
+import os
+
 import numpy as np
 import tensorflow as tf
+
+if os.environ.get("TF_USE_LEGACY_KERAS"):
+    import tf_keras as keras
+else:
+    import keras
 
 layers = keras.layers
 FOUR = tf.TensorSpec([None, 4], tf.float32)
@@ -87,6 +96,20 @@ def sequential() -> keras.Model:
     return keras.Sequential([layers.Dense(4), layers.Dropout(0.3), layers.BatchNormalization(), layers.Dense(2)])
 
 
+def named_functional() -> keras.Model:
+    image = keras.Input([4], name="image")
+    x = layers.BatchNormalization(name="norm")(layers.Dense(4, name="first")(image))
+    return keras.Model(image, layers.Dense(2, name="last")(layers.Dense(4, name="second")(x)), name="named")
+
+
+def recurrent() -> keras.Model:
+    return keras.Sequential([layers.Embedding(7, 4), layers.LSTM(3, return_sequences=True), layers.GRU(2)])
+
+
+def application() -> keras.Model:
+    return keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=3)
+
+
 def shared() -> keras.Model:
     image = keras.Input([4])
     twice = layers.Dense(4)
@@ -113,6 +136,8 @@ class Nested(keras.Model):
         return self.plain(self.stack(x))
 
 
+IMAGE = tf.TensorSpec([None, 32, 32, 3], tf.float32)
+
 # name -> (builder, spec of the input); every one arrives whole from an ordinary checkpoint
 MODELS = {
     "subclassed": (Plain, FOUR),
@@ -120,6 +145,8 @@ MODELS = {
     "sequential": (sequential, FOUR),
     "nested": (Nested, FOUR),
     "nested functional": (nested_functional, FOUR),
+    "named functional": (named_functional, FOUR),
+    "recurrent": (recurrent, TOKENS),
     "shared layer": (shared, FOUR),
     "underscored twins": (Twins, FOUR),
     "text": (Text, TOKENS),
@@ -139,7 +166,7 @@ def used_adam(model: keras.Model, wrap=lambda optimizer: optimizer):
     """Adam after one step, which moved the weights."""
     optimizer = wrap(keras.optimizers.Adam(0.01))
     optimizer.build(model.trainable_variables)
-    optimizer.apply([tf.ones_like(v) for v in model.trainable_variables])
+    optimizer.apply_gradients([(tf.ones_like(v), v) for v in model.trainable_variables])
     return optimizer
 
 

@@ -1,6 +1,9 @@
 """Weights-only restore that accounts for every variable: read -> plan -> report -> apply."""
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import gc
+from collections.abc import Iterator, Sequence
 
 import keras
 
@@ -8,13 +11,18 @@ from trainer.restore.apply import apply_plan
 from trainer.restore.build import build_model
 from trainer.restore.explain import explain_problems
 from trainer.restore.find import find_checkpoint, unreadable_checkpoints, whole_checkpoints
+from trainer.restore.formats import open_checkpoint
 from trainer.restore.live import layers_of, weights_of
 from trainer.restore.plan import Plan, plan_restore
 from trainer.restore.report import Record, RestoreError, RestoreReport
 from trainer.restore.rules import Rules
-from trainer.restore.source import CheckpointSource, describe_source, open_checkpoint
+from trainer.restore.show import RestoreProgress, log_report
+from trainer.restore.source import CheckpointSource, describe_source
+
+RULES = tuple(field.name for field in dataclasses.fields(Rules))  # what a restore's config may say
 
 __all__ = [
+    "RULES",
     "Record",
     "RestoreError",
     "RestoreReport",
@@ -38,40 +46,69 @@ def restore_weights(
     reinitialize: Sequence[str] = (),
     ignore: Sequence[str] = (),
     input_spec=None,
+    match: str = "structure",
+    root: str | None = None,
+    grow: Sequence[str] = (),
+    copy_rows: Sequence[tuple[str, dict[int, int]]] = (),
 ) -> RestoreReport:
     """Copies a checkpoint's weights, and nothing else of it, into a model; every variable is accounted for.
 
     model: unbuilt models are built from `input_spec` first. Under a strategy, call in its scope.
-    init_checkpoint: a prefix, one of its files, a folder of checkpoints, a model_dir or a SavedModel.
+    init_checkpoint: a prefix, one of its files, a folder of checkpoints, a model_dir, a SavedModel, or a
+      `.weights.h5`, `.keras`, `.h5`, `.safetensors` or `.npz` file, or the index or a shard of one.
     rename: (regex, replacement) pairs on the checkpoint's normalised names, e.g. `("^backbone/", "encoder/")`.
     reinitialize: regexes of model variables that keep their fresh values.
     ignore: regexes of checkpoint weights that may stay unused.
     input_spec: structure of `tf.TensorSpec` the model is called with, batch dimension included.
+    match: "order" pairs by position what structure and names leave over; it asks for equal counts and shapes.
+    root: place in the file of the object that is the model, such as `"ema"`, where several fit.
+    grow: regexes of model variables that got longer along one axis, such as an embedding with new
+      tokens: the checkpoint's rows come first, the new ones stay fresh.
+    copy_rows: (regex, {the checkpoint's row: the model's row}) pairs, for a head that shares some classes.
 
-    Returns the report, verified: every replica's copy was compared with the file. The optimizer's
-    state in the file is listed and never read.
+    Returns the report, verified: a checksum of every replica's copy was compared with the file's. The
+    optimizer's state in the file is listed and never read.
     Raises `RestoreError`, before any variable changed, if a variable of the model would stay
     unfilled, a shape or kind of dtype differs, or a weight of the file would stay unused, and no
     rule excuses it. It carries the plan as `.report`.
     """
-    source = open_checkpoint(find_checkpoint(init_checkpoint))
+    path = find_checkpoint(init_checkpoint)
     build_model(model, input_spec)
-    plan = _accepted_plan(model, source, Rules(rename, reinitialize, ignore))
-    apply_plan(plan, source)
+    plan, source = _accepted_plan(model, path, Rules(rename, reinitialize, ignore, match, root, grow, copy_rows))
+    with contextlib.closing(source), RestoreProgress() as progress:
+        apply_plan(plan, source, progress.show)
+    log_report(plan.report)
     return plan.report
 
 
-def plan_weights(model: keras.Model, init_checkpoint, rename=(), reinitialize=(), ignore=()) -> RestoreReport:
+def plan_weights(model: keras.Model, init_checkpoint, **rules) -> RestoreReport:
     """What `restore_weights` would do with a built model; reads no tensor and changes nothing.
 
+    rules: `rename` to `copy_rows`, as `restore_weights` takes them.
     Raises `RestoreError`, with the plan, where `restore_weights` would.
     """
-    source = open_checkpoint(find_checkpoint(init_checkpoint))
-    return _accepted_plan(model, source, Rules(rename, reinitialize, ignore)).report
+    plan, source = _accepted_plan(model, find_checkpoint(init_checkpoint), Rules(**rules))
+    source.close()
+    return plan.report
 
 
-def _accepted_plan(model: keras.Model, source: CheckpointSource, rules: Rules) -> Plan:
-    plan = plan_restore(model, source, rules)
+def _accepted_plan(model: keras.Model, path: str, rules: Rules) -> tuple[Plan, CheckpointSource]:
+    with _no_garbage_collection():
+        source = open_checkpoint(path)
+        plan = plan_restore(model, source, rules)
     if plan.report.problems:
+        source.close()
         raise RestoreError(explain_problems(plan.report), plan.report)
-    return plan
+    return plan, source
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Planning makes many small objects, and a large model has so many that each collection takes long."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

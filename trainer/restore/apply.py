@@ -1,55 +1,135 @@
-"""Carries out a restore plan: reads everything, then assigns, then compares what every replica holds."""
+"""Carries out a restore plan: tests every tensor, then streams them into the variables, then compares every replica."""
 
+import dataclasses
+from collections.abc import Callable
+
+import google_crc32c
 import numpy as np
 
-from trainer.replicas import replica_values
-from trainer.restore.live import LiveVariable
-from trainer.restore.plan import Plan
+from trainer.replicas import each_replica_value, first_value
+from trainer.restore.plan import Pair, Plan
 from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource
 
 
-def apply_plan(plan: Plan, source: CheckpointSource) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Tested:
+    """crc32c: of the tensor's bytes in the file.  not_finite: how many of its values are NaN or infinite."""
+
+    crc32c: int
+    not_finite: int
+
+
+def apply_plan(
+    plan: Plan, source: CheckpointSource, watch: Callable[[int, int], None] = lambda done, total: None
+) -> None:
     """Fills the model's variables on every replica and completes `plan.report`.
 
-    All or nothing: each tensor is read, with its checksum, before the first variable changes, so a
-    damaged file leaves the model as it was. Afterwards each replica's copy is compared bit for bit.
+    All or nothing: every tensor is read once, in pieces and with its checksum, before the first
+    variable changes, so a damaged file leaves the model as it was. Then they are read again and
+    assigned, one at a time, so that never more than one of them is in memory. At last a checksum of
+    what each replica holds is compared with that of the file.
+
+    watch: called with the bytes that were tested, assigned or compared so far, and with their sum.
+
     Raises `RestoreError` for a file that can't be read, and for a copy that differs.
     """
+    total = 3 * sum(pair.entry.size_bytes for pair in plan.pairs)
+    done = 0
+
+    def count(pair: Pair) -> None:
+        nonlocal done
+        done += pair.entry.size_bytes
+        watch(done, total)
+
     try:
-        values = [(weight, _cast(source.read(entry), weight)) for weight, entry in plan.pairs]
+        source.check_file()
+        tested = []
+        for pair in plan.pairs:
+            tested.append(_test(pair, source))
+            count(pair)
+        written = []
+        for pair, test in zip(plan.pairs, tested, strict=True):
+            written.append(_write(pair, source, test))
+            count(pair)
+        replicas = 1
+        for pair, checksum in zip(plan.pairs, written, strict=True):
+            replicas = _compare(pair, checksum)
+            count(pair)
     except RestoreError as error:
         error.report = plan.report
         raise
-    for weight, value in values:
-        weight.variable.assign(value)
-    replicas = 1
-    for weight, value in values:
-        copies = replica_values(weight.variable)
-        replicas = len(copies)
-        for index, copy in enumerate(copies):
-            if copy.tobytes() != value.tobytes():
-                raise RestoreError(
-                    f"{weight.name} differs from the checkpoint on replica {index} after it was written.",
-                    plan.report,
-                )
-    report = plan.report
-    read = set(source.keys_read)
-    report.optimizer_keys_read = len(read.intersection(report.optimizer_keys))
-    report.bytes_read = source.bytes_read
-    report.replicas_verified = replicas
+    _complete(plan, source, tested, replicas)
 
 
-def _cast(value: np.ndarray, weight: LiveVariable) -> np.ndarray:
-    dtype = weight.dtype.as_numpy_dtype
-    if value.dtype == dtype:
-        return value
-    with np.errstate(over="ignore"):  # told below, with the variable's name
-        cast = value.astype(dtype)
-    lost = int(np.sum(np.isfinite(value) & ~np.isfinite(cast)))
+def _test(pair: Pair, source: CheckpointSource) -> _Tested:
+    target = pair.weight.dtype.as_numpy_dtype
+    checksum = not_finite = lost = 0
+    casts = pair.entry.dtype != pair.weight.dtype
+    for piece in source.pieces(pair.entry):
+        checksum = google_crc32c.extend(checksum, _bytes_of(piece))
+        if pair.entry.dtype.is_floating:
+            finite = np.isfinite(piece)
+            not_finite += finite.size - int(np.count_nonzero(finite))
+            if casts:
+                with np.errstate(over="ignore"):  # told below, with the variable's name
+                    lost += int(np.count_nonzero(finite & ~np.isfinite(piece.astype(target))))
+    if source.crc32c(pair.entry) not in (None, checksum):
+        raise source.damaged(pair.entry, "its checksum does not fit")
     if lost:
         raise RestoreError(
-            f"{weight.name}: {lost} of {value.size} values are too large for {weight.dtype.name}; no variable was "
-            "changed. Restore into a wider dtype, e.g. bfloat16 or float32."
+            f"{pair.weight.name}: {lost} of {int(np.prod(pair.entry.shape))} values are too large for "
+            f"{pair.weight.dtype.name}; no variable was changed. Restore into a wider dtype, e.g. bfloat16 or float32."
         )
-    return cast
+    return _Tested(checksum, not_finite)
+
+
+def _write(pair: Pair, source: CheckpointSource, test: _Tested) -> int:
+    """Assigns one variable; the checksum that each of its copies must now have."""
+    if pair.entry.dtype == pair.weight.dtype and not pair.rows:
+        pair.weight.variable.assign(source.tensor(pair.entry))
+        return test.crc32c
+    value = source.read(pair.entry).astype(pair.weight.dtype.as_numpy_dtype)
+    if pair.rows:
+        value = pair.rows.merged(first_value(pair.weight.variable), value)
+    pair.weight.variable.assign(value)
+    return google_crc32c.value(_bytes_of(value))
+
+
+def _compare(pair: Pair, checksum: int) -> int:
+    """The number of replicas that hold the variable."""
+    replicas = 0
+    compared: set[tuple[int, tuple[int, ...]]] = set()
+    for copy in each_replica_value(pair.weight.variable):
+        # Devices that are parts of one CPU may share a variable's memory.
+        memory = copy.__array_interface__["data"][0], copy.shape
+        if memory not in compared and google_crc32c.value(_bytes_of(copy)) != checksum:
+            raise RestoreError(
+                f"{pair.weight.name} differs from the checkpoint on replica {replicas} after it was written: "
+                "was the file changed meanwhile? Restore again before the model is used."
+            )
+        compared.add(memory)
+        replicas += 1
+    return replicas
+
+
+def _bytes_of(value: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+
+
+def _complete(plan: Plan, source: CheckpointSource, tested: list[_Tested], replicas: int) -> None:
+    report = plan.report
+    seen = {pair.weight.name: test for pair, test in zip(plan.pairs, tested, strict=True)}
+    report.records = [
+        dataclasses.replace(
+            record,
+            checksum=f"crc32c:{seen[record.name].crc32c:08x}",
+            not_finite=seen[record.name].not_finite,
+        )
+        if record.status == "restored"
+        else record
+        for record in report.records
+    ]
+    report.optimizer_keys_read = len(source.keys_read.intersection(report.optimizer_keys))
+    report.bytes_read = source.bytes_read
+    report.replicas_verified = replicas

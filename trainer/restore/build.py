@@ -1,5 +1,7 @@
 """Creates the variables of a model that has not seen data yet, without computing anything."""
 
+import inspect
+
 import keras
 import tensorflow as tf
 
@@ -12,7 +14,8 @@ def build_model(model: keras.Model, input_spec=None) -> None:
     """Builds an unbuilt model in place by calling it on symbolic inputs.
 
     input_spec: the structure of `tf.TensorSpec` that the model is called with, batch dimension
-      included (None for any size). Not needed for a model that is built already.
+      included (None for any size); a tuple, or a dict by argument, for a `call` of several inputs.
+      Not needed for a model that is built already.
     Under a distribution strategy, call it in the strategy's scope: variables live where they are made.
 
     Raises `RestoreError` if the model is unbuilt and can't be built this way.
@@ -34,11 +37,11 @@ def build_model(model: keras.Model, input_spec=None) -> None:
             f"input_spec is {input_spec!r}; it takes a tf.TensorSpec of known rank for each input, "
             "e.g. tf.TensorSpec([None, 28, 28, 1])."
         )
-    inputs = tf.nest.map_structure(_symbolic, input_spec)
+    positional, named = _arguments(model, tf.nest.map_structure(_symbolic, input_spec))
     try:
-        model(inputs)
+        model(*positional, **named)
         if _is_unbuilt(model):
-            model(inputs, training=True)  # some layers are called in training only
+            model(*positional, **named, training=True)  # some layers are called in training only
     except Exception as error:
         raise RestoreError(
             f"The model {model.name} can't be built from inputs {_show(input_spec)}: "
@@ -50,6 +53,17 @@ def build_model(model: keras.Model, input_spec=None) -> None:
             f"The model {model.name} was called on {_show(input_spec)} and still has layers without variables: "
             f"{', '.join(layer.name for layer in unbuilt_layers(model))}. Call them in call(), or remove them."
         )
+
+
+def _arguments(model: keras.Layer, inputs) -> tuple[tuple, dict]:
+    """What `call` takes: one structure, or, where it asks for several inputs, each of them as its own argument."""
+    parameters = inspect.signature(model.call).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
+    if len(needed) > 1 and isinstance(inputs, list | tuple) and len(inputs) == len(needed):
+        return tuple(inputs), {}
+    if len(needed) > 1 and isinstance(inputs, dict) and set(needed) <= set(inputs):
+        return (), inputs
+    return (inputs,), {}
 
 
 def _refuse_plain_variables(model: keras.Model) -> None:

@@ -49,14 +49,15 @@ def _others(report: RestoreReport) -> int:
 
 def _bare_list(left: list[Record]) -> list[str]:
     """A word on weights that stand in the file by number, as `model.export()` and optimizers keep them."""
-    numbered = [record for record in left if re.search(r"(^|/)\w*variables/\d+$", record.name)]
+    numbered = [record for record in left if re.search(r"(^|/)\w*variables/\d+$|^arr_\d+$", record.name)]
     if not numbered:
         return []
     return [
         f"{len(numbered)} of its weights stand in a bare list, such as {numbered[0].name}, and the file does not say "
-        "which is which. model.export() writes such lists, and TensorFlow keeps no names of layers that a Keras 3 "
-        "model holds in a Python list. Take another file of these weights, or name each one:",
-        f"  train.rename = [('^{numbered[0].name}$', '...'), ...]",
+        "which is which. model.export() and np.savez(*arrays) write such lists, and TensorFlow keeps no names of "
+        "layers that a Keras 3 model holds in a Python list. If the model was built by the same code, their order may "
+        "be trusted; counts, shapes and the names that are known are compared:",
+        "  train.match = 'order'",
     ]
 
 

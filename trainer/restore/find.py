@@ -7,12 +7,21 @@ import tensorflow as tf
 
 from trainer.restore.report import RestoreError
 
+WEIGHT_FILES = (
+    ".weights.h5", ".weights.json", ".keras", ".h5", ".hdf5", ".safetensors", ".safetensors.index.json", ".npz",
+)  # fmt: skip
+_SHARDS = (  # a file of several -> their index, by its name
+    (re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors"), r"\1.safetensors.index.json"),
+    (re.compile(r"(.+)_\d{5}\.weights\.h5"), r"\1.weights.json"),
+)
+
 
 def find_checkpoint(path) -> str:
-    """The prefix of the newest whole checkpoint at `path`.
+    """The prefix of the newest whole TensorFlow checkpoint at `path`, or the file of weights that is there.
 
-    path: a prefix (`.../ckpt-7`), one of its files, a folder of checkpoints, a model_dir or a
-      SavedModel. A folder's state file is believed only if the checkpoint that it names is whole.
+    path: a prefix (`.../ckpt-7`), one of its files, a folder of checkpoints, a model_dir, a SavedModel, a
+      file of `WEIGHT_FILES`, or a folder that holds one such file. A folder's state file is believed
+      only if the checkpoint that it names is whole.
     Raises `RestoreError` saying what is there instead.
     """
     if not path or not isinstance(path, str | os.PathLike):
@@ -35,27 +44,39 @@ def _find(path: str) -> str:
         if missing:
             raise RestoreError(f"The checkpoint {path} is not whole: {', '.join(missing)} is missing.")
         return path
-    if tf.io.gfile.exists(path) and path.endswith((".h5", ".keras", ".safetensors", ".npz")):
-        raise RestoreError(
-            f"{path} is not read yet: weights are restored from TensorFlow checkpoints and SavedModels. Load the file "
-            "into its model once and write tf.train.Checkpoint(model=model).save(path)."
-        )
+    if tf.io.gfile.exists(path) and path.endswith(WEIGHT_FILES):
+        return _index_of(path)
     if tf.io.gfile.exists(path):
         raise RestoreError(
-            f"{path} is a file, but not a TensorFlow checkpoint; its index file {path}.index is not there."
+            f"{path} is a file, but not a TensorFlow checkpoint: its index file {path}.index is not there. "
+            f"Other files are known by their ends: {', '.join(WEIGHT_FILES)}."
         )
     folder = os.path.dirname(path) or "."
     if not tf.io.gfile.isdir(folder):
         raise RestoreError(f"There is no checkpoint at {path}: the folder {folder} does not exist.")
-    there = whole_checkpoints(folder)
+    there = [*map(os.path.basename, whole_checkpoints(folder)), *_weight_files(folder)]
     raise RestoreError(
         f"There is no checkpoint at {path}. "
-        + (
-            f"Whole checkpoints in {folder}: {', '.join(map(os.path.basename, there))}."
-            if there
-            else f"{folder} holds none."
-        )
+        + (f"Whole checkpoints in {folder}: {', '.join(there)}." if there else f"{folder} holds none.")
     )
+
+
+def _index_of(path: str) -> str:
+    """The index of the files that this one is a part of, where there is one; else the file itself."""
+    folder, name = os.path.split(path)
+    for pattern, index in _SHARDS:
+        whole = re.fullmatch(pattern, name)
+        if whole and tf.io.gfile.exists(os.path.join(folder, whole.expand(index))):
+            return os.path.join(folder, whole.expand(index))
+    return path
+
+
+def _weight_files(folder: str) -> list[str]:
+    """Names of the weight files in a folder, each set of shards once."""
+    found = [os.path.join(folder, name) for name in tf.io.gfile.listdir(folder) if name.endswith(WEIGHT_FILES)]
+    names = {os.path.basename(_index_of(path)) for path in found}
+    # Shards of .npz have no index: any one of them stands for all.
+    return sorted({re.sub(r"-\d{5}-of-(\d{5}\.npz)$", r"-00000-of-\1", name) for name in names})
 
 
 def whole_checkpoints(folder) -> list[str]:
@@ -105,6 +126,11 @@ def _newest_in(folder: str) -> str:
     if whole:
         # By its name alone: the state file may hold the path where the folder was written.
         return next((prefix for prefix in whole if os.path.basename(prefix) == named), whole[-1])
+    files = _weight_files(folder)
+    if len(files) == 1:
+        return os.path.join(folder, files[0])
+    if files:
+        raise RestoreError(f"The folder {folder} holds several files of weights: {', '.join(files)}. Name one of them.")
     raise RestoreError(f"There is no checkpoint in the folder {folder}; it holds: {_listing(folder)}.")
 
 

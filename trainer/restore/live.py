@@ -1,6 +1,8 @@
 """The model as a tree that can be laid beside a checkpoint's: layers by attribute, variables as leaves."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Iterator
 
 import keras
@@ -34,19 +36,32 @@ _KERAS_OWN = {
 }
 
 
+_PARTS = (keras.Variable, keras.Layer, dict, list, tuple)  # what can be a weight, or hold one
+
+
 @dataclasses.dataclass(eq=False)
 class LiveNode:
     """A layer, a container or a variable of the model.
 
     children: attribute name (or index, or the layer's name in a Functional model) -> node.
     layer, variable: what it stands for; neither for a container.
-    in_order: the layers of a Functional or Sequential model in their order, else None.
+    in_order: the layers of a model in its order, None for what is no model.
+    is_graph: whether the model is Functional or Sequential, so that the order is all that it goes by.
+    by_class: a model's or a container's layers as Keras' `.weights.h5` files call them: `dense`, `dense_1`.
+    own: the layer's own variables in the order in which it made them, trainable ones first.
+    given_name: the layer's name, "" where Keras made it from class and number.
+    numbered: the layers in a model that have such names, by class, in the order of their numbers.
     """
 
     children: dict[str, "LiveNode"] = dataclasses.field(default_factory=dict)
     layer: keras.Layer | None = None
     variable: keras.Variable | None = None
     in_order: list["LiveNode"] | None = None
+    is_graph: bool = False
+    by_class: dict[str, "LiveNode"] = dataclasses.field(default_factory=dict)
+    own: list["LiveNode"] = dataclasses.field(default_factory=list)
+    given_name: str = ""
+    numbered: dict[str, list["LiveNode"]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +115,16 @@ def layers_of(model: keras.Model) -> list[keras.Layer]:
     return [node.layer for _, node in paths(live_tree(model)) if node.layer is not None]
 
 
+def given_paths(weights: list[LiveVariable], tree: LiveNode) -> list[tuple[LiveVariable, str]]:
+    """Each weight with Keras' own path of it, where no part of the path is a layer's number."""
+    classes = {class_name(type(node.layer)) for _, node in paths(tree) if node.layer is not None}
+
+    def is_given(path: str) -> bool:
+        return not any(re.sub(r"_\d+$", "", segment) in classes for segment in path.split("/")[:-1])
+
+    return [(weight, weight.variable.path) for weight in weights if is_given(weight.variable.path)]
+
+
 def unbuilt_layers(model: keras.Model) -> list[keras.Layer]:
     """The layers inside a model that would still create variables when they are called.
 
@@ -131,8 +156,9 @@ def _node(thing, known: dict[int, LiveNode]) -> LiveNode:
         node.layer = thing
         _add_layer(node, thing, known)
     else:
-        for name, part in _parts(thing):
-            node.children[name] = _node(part, known)
+        parts = [(name, part, _node(part, known)) for name, part in _parts(thing)]
+        node.children = {name: child for name, _, child in parts}
+        node.by_class = _by_class([(part, child) for _, part, child in parts])
     return node
 
 
@@ -143,12 +169,22 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def _add_layer(node: LiveNode, layer: keras.Layer, known: dict[int, LiveNode]) -> None:
-    if isinstance(layer, keras.Sequential | keras.Model) and _is_graph(layer):
+    node.given_name = "" if re.fullmatch(rf"{class_name(type(layer))}(_\d+)?", layer.name) else layer.name
+    node.own = [_node(variable, known) for variable in layer._trainable_variables + layer._non_trainable_variables]
+    if isinstance(layer, keras.Model):
         parts = [part for part in layer.layers if part is not layer]
         node.in_order = [_node(part, known) for part in parts]
-        node.children.update({part.name: child for part, child in zip(parts, node.in_order, strict=True)})
+        node.by_class = _by_class(list(zip(parts, node.in_order, strict=True)))
+        node.is_graph = _is_graph(layer)
+        if node.is_graph:
+            node.children.update({part.name: child for part, child in zip(parts, node.in_order, strict=True)})
+        for part, child in sorted(zip(parts, node.in_order, strict=True), key=lambda pair: number_in(pair[0].name)):
+            if not child.given_name:
+                node.numbered.setdefault(class_name(type(part)), []).append(child)
     held = {
-        name: value for name, value in vars(layer).items() if name not in _KERAS_OWN and _holds_weights(value, set())
+        name: value
+        for name, value in vars(layer).items()
+        if isinstance(value, _PARTS) and name not in _KERAS_OWN and _holds_weights(value, set())
     }
     spelled = normalize_siblings(held)
     for name, value in held.items():
@@ -157,6 +193,33 @@ def _add_layer(node: LiveNode, layer: keras.Layer, known: dict[int, LiveNode]) -
 
 def _is_graph(model) -> bool:
     return isinstance(model, keras.Sequential) or hasattr(model, "_functional") or hasattr(model, "_operations")
+
+
+def number_in(name: str) -> int:
+    """`dense_7` -> 7, `dense` -> 0."""
+    number = re.search(r"_(\d+)$", name)
+    return int(number[1]) if number else 0
+
+
+def class_name(layer_class: type) -> str:
+    """`MultiHeadAttention` -> `multi_head_attention`, which Keras also makes names of layers from."""
+    return _in_snake_case(layer_class.__name__)
+
+
+@functools.cache
+def _in_snake_case(name: str) -> str:
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
+
+
+def _by_class(parts: list[tuple[object, LiveNode]]) -> dict[str, LiveNode]:
+    counts: dict[str, int] = {}
+    found = {}
+    for part, node in parts:
+        name = class_name(type(part)) if isinstance(part, keras.Layer) else "container"
+        number = counts[name] = counts.get(name, -1) + 1
+        found[f"{name}_{number}" if number else name] = node
+    return found
 
 
 def _holds_weights(value, seen: set[int]) -> bool:
@@ -175,6 +238,4 @@ def _parts(container) -> list[tuple[str, object]]:
         pairs = [(str(index), value) for index, value in enumerate(container)]
     else:
         return []
-    return [
-        (name, value) for name, value in pairs if isinstance(value, keras.Variable | keras.Layer | dict | list | tuple)
-    ]
+    return [(name, value) for name, value in pairs if isinstance(value, _PARTS)]

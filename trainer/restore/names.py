@@ -1,9 +1,11 @@
 """Normalised names: one spelling for a variable, whoever wrote it."""
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def normalize(segment: str) -> str:
     """One path segment without the spellings that differ between writers.
 

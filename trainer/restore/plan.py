@@ -2,13 +2,16 @@
 
 import dataclasses
 import difflib
+import re
 
 import tensorflow as tf
 
-from trainer.restore.live import LiveVariable, live_tree, live_variables
+from trainer.restore.live import LiveVariable, given_paths, live_tree, live_variables
 from trainer.restore.match import Match, best_match
 from trainer.restore.names import matching_rule
+from trainer.restore.order import pairs_by_order
 from trainer.restore.report import Record, RestoreReport
+from trainer.restore.rows import Rows, rows_for
 from trainer.restore.rules import Rules, check_rules
 from trainer.restore.source import CheckpointSource, Entry
 
@@ -16,11 +19,20 @@ _MOST_KIN = 20  # comparing spellings takes about 0.1 ms a pair; a large model h
 
 
 @dataclasses.dataclass(frozen=True)
+class Pair:
+    """A weight that is to be filled, and the entry that it takes, or takes some rows of."""
+
+    weight: LiveVariable
+    entry: Entry
+    rows: Rows | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """report: what would happen.  pairs: the weights that are to be filled, each with its entry."""
+    """report: what would happen.  pairs: the weights that are to be filled."""
 
     report: RestoreReport
-    pairs: list[tuple[LiveVariable, Entry]]
+    pairs: list[Pair]
 
 
 def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
@@ -33,11 +45,14 @@ def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
     weights = live_variables(model, tree)
     check_rules(rules, weights)
     match = best_match(tree, weights, source, rules)
-    pairs = _pairs(weights, match, rules)
+    pairs = _pairs(weights, match, rules, given_paths(weights, tree))
+    ordered, no_weights = pairs_by_order(model, weights, pairs, source) if rules.match == "order" else ({}, set())
+    pairs |= ordered
     fresh = {weight: rule for weight in weights if (rule := matching_rule(weight.name, rules.reinitialize))}
 
-    records, kept = _judge(weights, pairs, fresh, match)
+    records, kept = _judge(weights, pairs, fresh, match, rules, ordered)
     records += _unused(match, pairs, fresh, rules, records)
+    records = [record for record in records if record.key not in {entry.key for entry in no_weights}]
     used = set(pairs.values())
     report = RestoreReport(
         checkpoint=source.path,
@@ -45,12 +60,20 @@ def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
         records=records,
         optimizer_keys=[entry.key for entry in source.of_kind("optimizer")],
         counter_keys=[entry.key for entry in source.of_kind("counter") if entry not in used],
-        other_keys=[entry.key for entry in source.of_kind("other") if entry not in used],
+        other_keys=[entry.key for entry in source.of_kind("other") if entry not in used]
+        + [entry.key for entry in no_weights if entry.kind == "weight"],
+        writer=source.writer,
+        step=source.step,
+        optimizer=source.optimizer,
+        checksums=source.checksums,
+        idle_rules=_idle_rules(rules, match, records, weights),
     )
     return Plan(report, kept)
 
 
-def _pairs(weights: list[LiveVariable], match: Match, rules: Rules) -> dict[LiveVariable, Entry]:
+def _pairs(
+    weights: list[LiveVariable], match: Match, rules: Rules, paths: list[tuple[LiveVariable, str]]
+) -> dict[LiveVariable, Entry]:
     """Each weight's entry, by rule or by structure, else by a full name that only one entry has."""
     pairs: dict[LiveVariable, Entry] = {}
     taken: set[Entry] = set()
@@ -68,6 +91,9 @@ def _pairs(weights: list[LiveVariable], match: Match, rules: Rules) -> dict[Live
     by_name = _unique({e: rules.renamed(name, e.name) if e in match.moved else name for e, name in left.items()})
     for weight in weights:
         take(weight, by_name.get(weight.name))
+    by_label = _unique({entry: entry.label for entry in left if entry.label})
+    for weight, path in paths:
+        take(weight, by_label.get(path))
     return pairs
 
 
@@ -78,7 +104,7 @@ def _unique(names: dict[Entry, str]) -> dict[str, Entry]:
     return {name: entry for entry, name in names.items() if counts[name] == 1}
 
 
-def _judge(weights, pairs, fresh, match: Match) -> tuple[list[Record], list[tuple[LiveVariable, Entry]]]:
+def _judge(weights, pairs, fresh, match: Match, rules: Rules, ordered) -> tuple[list[Record], list[Pair]]:
     records, kept = [], []
     for weight in weights:
         entry = pairs.get(weight)
@@ -91,15 +117,22 @@ def _judge(weights, pairs, fresh, match: Match) -> tuple[list[Record], list[tupl
             }
         if weight in fresh:
             records.append(Record(status="reinitialized", rule=fresh[weight], **common))
-        elif entry is None:
+            continue
+        if entry is None:
             records.append(Record(status="missing", **common))
-        elif entry.shape != weight.shape or not _castable(entry.dtype, weight.dtype):
+            continue
+        rows = rows_for(weight.name, weight.shape, entry.shape, rules.grow, rules.copy_rows)
+        if (entry.shape != weight.shape and rows is None) or not _castable(entry.dtype, weight.dtype):
             records.append(Record(status="mismatched", **common))
-        else:
-            note = "" if entry.dtype == weight.dtype else f"cast from {entry.dtype.name} to {weight.dtype.name}"
-            rule = "rename" if entry in match.moved else ""
-            records.append(Record(status="restored", rule=rule, note=note, **common))
-            kept.append((weight, entry))
+            continue
+        notes = [] if entry.dtype == weight.dtype else [f"cast from {entry.dtype.name} to {weight.dtype.name}"]
+        notes += [rows.note(weight.shape[rows.axis])] if rows else []
+        notes += ["by order"] if weight in ordered else [match.notes[entry]] if entry in match.notes else []
+        rule = (
+            rows.rule if rows else "rename" if entry in match.moved else "match = 'order'" if weight in ordered else ""
+        )
+        records.append(Record(status="restored", rule=rule, note=", ".join(notes), **common))
+        kept.append(Pair(weight, entry, rows))
     return records, kept
 
 
@@ -116,6 +149,7 @@ def _unused(match: Match, pairs, fresh, rules: Rules, records: list[Record]) -> 
         if entry.kind != "weight" or entry in used:
             continue
         rule = left_by_rule.get(entry) or matching_rule((name, entry.name), rules.ignore) or ""
+        rule = rule or f"root = {rules.root!r}" * (entry in match.outside)
         found.append(
             Record(
                 name=name, status="unused", key=entry.key, checkpoint_shape=entry.shape,
@@ -140,3 +174,21 @@ def _likely_home(name: str, kin: list[str]) -> str:
 
 def _castable(source: tf.DType, target: tf.DType) -> bool:
     return source == target or (source.is_floating and target.is_floating)
+
+
+def _idle_rules(rules: Rules, match: Match, records: list[Record], weights: list[LiveVariable]) -> list[str]:
+    """Rules that fit nothing; a mistyped one should not go unnoticed."""
+    names = [(name, entry.name) for entry, name in match.names.items()]
+    idle = [
+        f"rename {pattern!r}"
+        for pattern, _ in rules.rename
+        if not any(re.search(pattern, spelling) for pair in names for spelling in pair)
+    ]
+    idle += [
+        f"ignore {pattern!r}" for pattern in rules.ignore if not any(matching_rule(pair, [pattern]) for pair in names)
+    ]
+    used = {record.rule for record in records}
+    named = [*rules.grow, *(pattern for pattern, _ in rules.copy_rows)]
+    return idle + [
+        f"{'grow' if pattern in rules.grow else 'copy_rows'} {pattern!r}" for pattern in named if pattern not in used
+    ]

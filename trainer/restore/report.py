@@ -18,6 +18,8 @@ class Record:
     rule: the regex that excuses it or led to it, "" where none was needed.
     likely_home: for `unused`, the variable of the model that it may be meant for.
     note: what a person should know about it, such as a cast.
+    checksum: of its bytes in the file, which every replica's copy was compared with.
+    not_finite: how many of its values are NaN or infinite; they are restored as they are.
     """
 
     name: str
@@ -30,16 +32,21 @@ class Record:
     rule: str = ""
     likely_home: str = ""
     note: str = ""
+    checksum: str = ""
+    not_finite: int = 0
 
 
 @dataclasses.dataclass
 class RestoreReport:
     """The plan of a restore, and after it was applied what was seen.
 
+    writer, step, optimizer, checksums: what the file tells of itself, see `CheckpointSource`.
     optimizer_keys, counter_keys, other_keys: entries of the file that are no weights; none is read.
     optimizer_keys_read: counted by the reader, 0 unless something is broken.
+    bytes_read: of the tensors that were restored, each counted once.
     replicas_verified: on how many replicas each restored variable was compared with the file; 0
       for a plan that was not applied.
+    idle_rules: rules that fit nothing, such as `ignore '^pooler/'` where no pooler is left over.
     """
 
     checkpoint: str
@@ -51,6 +58,11 @@ class RestoreReport:
     optimizer_keys_read: int = 0
     bytes_read: int = 0
     replicas_verified: int = 0
+    writer: str = ""
+    step: int | None = None
+    optimizer: str = ""
+    checksums: str = ""
+    idle_rules: list[str] = dataclasses.field(default_factory=list)
 
     def _of(self, status: str) -> list[Record]:
         return [record for record in self.records if record.status == status]
@@ -76,18 +88,30 @@ class RestoreReport:
         return self._of("unused")
 
     @property
+    def not_finite(self) -> int:
+        """How many NaN and infinite values were restored."""
+        return sum(record.not_finite for record in self.records)
+
+    @property
     def problems(self) -> list[Record]:
         """The records that no rule excuses; with one of them nothing is restored."""
         return self.mismatched + self.missing + [record for record in self.unused if not record.rule]
 
     def __str__(self) -> str:
-        lines = [f"{self.checkpoint}  ({self.format})"]
+        lines = [f"{self.checkpoint}  ({self.format})", *about_lines(self)]
         for status in STATUSES:
             lines += _status_lines(status, self._of(status))
         skipped = (
             f"optimizer {len(self.optimizer_keys)}, counters {len(self.counter_keys)}, other {len(self.other_keys)}"
         )
         lines.append(f"not read         entries that are no weights: {skipped}")
+        lines += [f"no effect        {rule}" for rule in self.idle_rules]
+        if self.not_finite:
+            where = [record.name for record in self.records if record.not_finite]
+            lines.append(
+                f"not finite       {self.not_finite:,} values are NaN or infinite, in {', '.join(where[:4])}"
+                + (f" and {len(where) - 4} more" if len(where) > 4 else "")
+            )
         if self.replicas_verified:
             plural = "s" * (self.replicas_verified > 1)
             lines.append(
@@ -102,6 +126,10 @@ class RestoreReport:
             {
                 "checkpoint": self.checkpoint,
                 "format": self.format,
+                "writer": self.writer,
+                "step": self.step,
+                "optimizer": self.optimizer,
+                "checksums": self.checksums,
                 "counts": {status: len(self._of(status)) for status in STATUSES},
                 "records": [dataclasses.asdict(record) for record in self.records],
                 "optimizer_keys": self.optimizer_keys,
@@ -110,9 +138,22 @@ class RestoreReport:
                 "optimizer_keys_read": self.optimizer_keys_read,
                 "bytes_read": self.bytes_read,
                 "replicas_verified": self.replicas_verified,
+                "not_finite": self.not_finite,
+                "idle_rules": self.idle_rules,
             },
             indent=2,
         )
+
+
+def about_lines(file) -> list[str]:
+    """Writer, step, optimizer and checksums, as far as a report or a source tells them."""
+    known = {
+        "written by": file.writer,
+        "step": "" if file.step is None else f"{file.step:,}",
+        "optimizer": file.optimizer,
+        "checksums": file.checksums or "no checksums in this format",
+    }
+    return [f"{what:<16} {text}" for what, text in known.items() if text]
 
 
 class RestoreError(UserError):

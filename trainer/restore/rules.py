@@ -16,6 +16,10 @@ class Rules:
     rename: (pattern, replacement) pairs that turn a checkpoint's name into the model's; they come first.
     reinitialize: weights of the model that keep their fresh values, whatever the checkpoint holds.
     ignore: weights of the checkpoint that may stay unused.
+    match: "structure", or "order" to pair what is left with a numbered list of the file, by position.
+    root: place in the file of the object that is the model, such as `ema`, where several fit.
+    grow: variables of the model that are longer than the checkpoint's and take its rows at their beginning.
+    copy_rows: (pattern, {the checkpoint's row: the model's row}) of variables that take these rows only.
 
     A name of the checkpoint is written from the object that fits the model (`backbone/kernel`), as in
     the report; the whole path from the file's top (`model/backbone/kernel`) is understood as well.
@@ -24,6 +28,10 @@ class Rules:
     rename: Sequence[tuple[str, str]] = ()
     reinitialize: Sequence[str] = ()
     ignore: Sequence[str] = ()
+    match: str = "structure"
+    root: str | None = None
+    grow: Sequence[str] = ()
+    copy_rows: Sequence[tuple[str, dict[int, int]]] = ()
 
     def renamed(self, name: str, whole_name: str) -> str:
         """The model's name for a checkpoint's, by the first rule that fits; `name` where none does."""
@@ -36,7 +44,7 @@ class Rules:
 
 def check_rules(rules: Rules, weights: list[LiveVariable]) -> None:
     """Raises `RestoreError` for what is no regex, and for a fresh start of something that is not there."""
-    for what in ("reinitialize", "ignore"):
+    for what in ("reinitialize", "ignore", "grow"):
         if isinstance(getattr(rules, what), str):
             raise RestoreError(f"{what} is a list of patterns; write {what} = [{getattr(rules, what)!r}].")
     for rule in rules.rename:
@@ -50,12 +58,25 @@ def check_rules(rules: Rules, weights: list[LiveVariable]) -> None:
             re.sub(f"{rule[0]}|", rule[1], "")  # matches the empty text, so that the replacement is looked at
         except (re.error, IndexError, TypeError) as error:
             raise RestoreError(f"rename: {rule[1]!r} is no replacement for {rule[0]!r}: {error}.") from error
-    for what, patterns in (("reinitialize", rules.reinitialize), ("ignore", rules.ignore)):
-        for pattern in patterns:
-            _check_pattern(what, pattern)
-    for pattern in rules.reinitialize:
+    for copied in rules.copy_rows:
+        if isinstance(copied, str) or len(copied) != 2 or not _are_rows(copied[1]):
+            raise RestoreError(
+                f"copy_rows: {copied!r} is not a pair of pattern and rows; write e.g. "
+                "copy_rows = [('^head/', {0: 3, 7: 4})], each the checkpoint's row: the model's row."
+            )
+    named = [("grow", pattern) for pattern in rules.grow] + [("copy_rows", pattern) for pattern, _ in rules.copy_rows]
+    named += [("reinitialize", pattern) for pattern in rules.reinitialize]
+    for what, pattern in [*named, *(("ignore", pattern) for pattern in rules.ignore)]:
+        _check_pattern(what, pattern)
+    for what, pattern in named:
         if not any(re.search(pattern, weight.name) for weight in weights):
-            raise RestoreError(_matches_nothing(pattern, weights))
+            raise RestoreError(_matches_nothing(what, pattern, weights))
+    if rules.match not in ("structure", "order"):
+        raise RestoreError(f"match = {rules.match!r} is neither 'structure' nor 'order'.")
+
+
+def _are_rows(rows) -> bool:
+    return isinstance(rows, dict) and all(type(row) is int for pair in rows.items() for row in pair)
 
 
 def _check_pattern(what: str, pattern: str) -> None:
@@ -65,13 +86,13 @@ def _check_pattern(what: str, pattern: str) -> None:
         raise RestoreError(f"{what}: {pattern!r} is not a regular expression: {error}.") from error
 
 
-def _matches_nothing(pattern: str, weights: list[LiveVariable]) -> str:
+def _matches_nothing(what: str, pattern: str, weights: list[LiveVariable]) -> str:
     names = [weight.name for weight in weights]
     prefixes = {name.rsplit("/", depth)[0] for name in names for depth in range(name.count("/") + 1)}
     near = difflib.get_close_matches(pattern.strip("^$/"), sorted(prefixes), n=1, cutoff=0.4)
     meant = "" if not near else f"'^{near[0]}$'" if near[0] in names else f"'^{near[0]}/'"
     return (
-        f"reinitialize: {pattern!r} matches no variable of the model."
+        f"{what}: {pattern!r} matches no variable of the model."
         + (f" Did you mean {meant}?" if meant else "")
         + f" Its variables: {', '.join(names[:8])}{', ...' * (len(names) > 8)}."
     )

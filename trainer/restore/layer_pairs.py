@@ -1,0 +1,133 @@
+"""Lays the layers of a model beside those of a file that keeps them by number, by class or by Keras' names."""
+
+import re
+from collections.abc import Callable
+
+from trainer.restore.live import LiveNode, number_in
+from trainer.restore.source import Node
+
+LeafNames = Callable[[LiveNode | Node], frozenset[str]]
+
+
+def layer_pairs(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
+    """The layers that belong together; those that nothing but their position would pair are left out.
+
+    leaf_names: names of the variables in a layer; empty for one without.
+
+    A name that somebody gave a layer says the most. Layers that go by number are paired only where
+    their count and all their variables' names agree, layers that go by class only where each class
+    has as many on both sides, and neither where a given name says otherwise: a layer that was put
+    in between would else shift all after it in silence.
+    """
+    if node.by_class:
+        return _by_class_and_name(live, node, leaf_names) if live.by_class else []
+    if not live.is_graph and node.layers is None:
+        return []  # a subclassed model's layers stand under its attributes
+    theirs = [layer for layer in _layers_of(node) if leaf_names(layer)]
+    if not theirs:
+        return _by_number(live, node, leaf_names) if live.is_graph else []
+    ours = [layer for layer in live.in_order or [] if leaf_names(layer)]
+    named = _by_given_name(ours, theirs)
+    if len(named) in (len(ours), len(theirs)):
+        return named
+    fits = len(ours) == len(theirs) and all(leaf_names(a) == leaf_names(b) for a, b in zip(ours, theirs, strict=True))
+    pairs = list(zip(ours, theirs, strict=True)) if fits else []
+    return pairs if pairs and not _contradicts(pairs, named) else named
+
+
+def _by_class_and_name(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
+    # What stands in the file under an attribute's name is missing among its numbered classes.
+    attributes = _by_attribute(live, node)
+    taken = {id(ours) for _, pair in attributes for ours in _layers_below(pair[0])}
+    remaining = {key: layer for key, layer in live.by_class.items() if leaf_names(layer) and id(layer) not in taken}
+    theirs = {key: layer for key, layer in node.by_class.items() if leaf_names(layer)}
+    named = _by_given_name(list(remaining.values()), list(theirs.values()))
+    pairs = []
+    for base in dict.fromkeys(_base(key) for key in theirs):
+        keys = [key for key in theirs if _base(key) == base]
+        if set(keys) == {key for key in remaining if _base(key) == base}:
+            pairs += [(remaining[key], theirs[key]) for key in keys]
+    if _contradicts(pairs, named):
+        pairs = []
+    settled = {id(part) for pair in pairs for part in pair}
+    pairs += [pair for pair in named if not settled & {id(part) for part in pair}]
+    return [pair for _, pair in attributes] + pairs
+
+
+def _by_number(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
+    """Layers in a file of plain names: by the given ones, and those that Keras numbered by their rank in a class.
+
+    `dense_3, dense_4` of one process are `dense, dense_1` of another: equal names among them are chance.
+    """
+    pairs = []
+    ranked: dict[str, list[str]] = {}
+    for key, child in node.children.items():
+        if key in live.children and live.children[key].given_name == key:
+            pairs.append((live.children[key], child))
+        elif _base(key) in live.numbered and leaf_names(child):
+            ranked.setdefault(_base(key), []).append(key)
+    for name, keys in ranked.items():
+        ours = [layer for layer in live.numbered[name] if leaf_names(layer)]
+        theirs = [node.children[key] for key in sorted(keys, key=number_in)]
+        if len(ours) == len(theirs) and all(leaf_names(a) == leaf_names(b) for a, b in zip(ours, theirs, strict=True)):
+            pairs += zip(ours, theirs, strict=True)
+    return pairs
+
+
+def _by_attribute(live: LiveNode, node: Node) -> list[tuple[str, tuple[LiveNode, Node]]]:
+    numbered = {id(child) for child in node.by_class.values()}
+    return [
+        (name, (live.children[name], child))
+        for name, child in node.children.items()
+        if name in live.children and id(child) not in numbered
+    ]
+
+
+def _layers_below(live: LiveNode) -> list[LiveNode]:
+    """The layer itself, or the layers in a container."""
+    if live.layer is not None or live.variable is not None:
+        return [live]
+    return [layer for child in live.children.values() for layer in _layers_below(child)]
+
+
+def _layers_of(node: Node) -> list[Node]:
+    """The layers of a Functional or Sequential model in their order, as Keras 3 or Keras 2 wrote them."""
+    if node.layers is not None:
+        return node.layers
+    node = node.children.get("functional", node)
+    operations = node.children.get("operations") or node.children.get("layers")
+    if operations is not None:
+        numbered = {int(name): child for name, child in operations.children.items() if name.isdigit()}
+    else:
+        numbered = {
+            int(name.rsplit("-", 1)[-1]): child
+            for name, child in node.children.items()
+            if re.fullmatch(r"layer_with_weights-\d+", name)
+        }
+    return [numbered[index] for index in sorted(numbered)]
+
+
+def _by_given_name(ours: list[LiveNode], theirs: list[Node]) -> list[tuple[LiveNode, Node]]:
+    counts: dict[str, int] = {}
+    for layer in theirs:
+        counts[layer.keras_name] = counts.get(layer.keras_name, 0) + 1
+    by_name = {layer.keras_name: layer for layer in theirs if layer.keras_name and counts[layer.keras_name] == 1}
+    names = [layer.given_name for layer in ours]
+    return [
+        (layer, by_name[name])
+        for layer, name in zip(ours, names, strict=True)
+        if name in by_name and names.count(name) == 1
+    ]
+
+
+def _contradicts(pairs: list[tuple[LiveNode, Node]], named: list[tuple[LiveNode, Node]]) -> bool:
+    partner = {id(ours): theirs for ours, theirs in named}
+    other_way = {id(theirs): ours for ours, theirs in named}
+    return any(
+        partner.get(id(ours), theirs) is not theirs or other_way.get(id(theirs), ours) is not ours
+        for ours, theirs in pairs
+    )
+
+
+def _base(key: str) -> str:
+    return re.sub(r"_\d+$", "", key)

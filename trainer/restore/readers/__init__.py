@@ -1,0 +1,1 @@
+"""One module a format, each giving a `CheckpointSource`; nothing outside of `restore` imports them."""

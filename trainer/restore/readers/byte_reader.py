@@ -1,0 +1,95 @@
+"""Reads byte ranges of files into buffers, large ones with two threads, from any file system that TensorFlow knows."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+
+_THREADS = 2  # one copies out of the page cache while the other does; more bring nothing
+_ALONE_BYTES = 4 << 20  # handing over to a thread costs more than reading this
+
+
+class ByteReader:
+    """Keeps the files open that it read from, until `close`."""
+
+    def __init__(self):
+        self._local: dict[str, int] = {}
+        self._remote: dict[str, tf.io.gfile.GFile] = {}
+        self._threads: ThreadPoolExecutor | None = None
+
+    def fill(self, path: str, offset: int, buffer: np.ndarray) -> None:
+        """Fills a flat uint8 buffer from `offset` on. Raises `OSError`, `tf.errors.OpError` or `EOFError`."""
+        if "://" in path or buffer.size <= _ALONE_BYTES:
+            self._fill(path, offset, buffer)
+            return
+        half = buffer.size // _THREADS
+        self._open(path)
+        other = self._pool().submit(self._fill, path, offset + half, buffer[half:])
+        try:
+            self._fill(path, offset, buffer[:half])
+        finally:
+            other.result()
+
+    def pieces(self, path: str, offset: int, size: int, buffer: np.ndarray) -> Iterator[np.ndarray]:
+        """The range in parts that lie in `buffer`, each good until the next; the next is read meanwhile.
+
+        buffer: flat uint8, room for two parts.
+        """
+        step = buffer.size // 2
+        parts = [
+            (offset + start, buffer[(index % 2) * step :][: min(step, size - start)])
+            for index, start in enumerate(range(0, size, step))
+        ]
+        if len(parts) < 2 or "://" in path:
+            for at, part in parts:
+                self._fill(path, at, part)
+                yield part
+            return
+        self._open(path)
+        coming = self._pool().submit(self._fill, path, *parts[0])
+        for index, (_, part) in enumerate(parts):
+            coming.result()
+            if index + 1 < len(parts):
+                coming = self._pool().submit(self._fill, path, *parts[index + 1])
+            yield part
+
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+        for descriptor in self._local.values():
+            os.close(descriptor)
+        for file in self._remote.values():
+            file.close()
+        self._local.clear()
+        self._remote.clear()
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_THREADS - 1, thread_name_prefix="regraft-read")
+        return self._threads
+
+    def _open(self, path: str) -> int:
+        if path not in self._local:
+            self._local[path] = os.open(path, os.O_RDONLY)
+        return self._local[path]
+
+    def _fill(self, path: str, offset: int, buffer: np.ndarray) -> None:
+        filled = 0
+        while filled < buffer.size:
+            count = self._read(path, offset + filled, buffer[filled:])
+            if not count:
+                raise EOFError("the data file is cut off")
+            filled += count
+
+    def _read(self, path: str, offset: int, buffer: np.ndarray) -> int:
+        if "://" not in path:
+            return os.preadv(self._open(path), [buffer.data], offset)
+        if path not in self._remote:
+            self._remote[path] = tf.io.gfile.GFile(path, "rb")
+        self._remote[path].seek(offset)
+        content = self._remote[path].read(buffer.size)
+        buffer[: len(content)] = np.frombuffer(content, np.uint8)
+        return len(content)

@@ -1,0 +1,85 @@
+"""Tells a TensorFlow checkpoint's weights from its optimizer state, its counters and the rest."""
+
+import re
+
+from trainer.restore.names import join
+from trainer.restore.source import CheckpointSource, Entry, Node
+
+# What TF1's optimizers append to a variable's name, and BERT's AdamWeightDecayOptimizer.
+_TF1_SLOT = re.compile(
+    r"(^|/)(Adam(_\d+)?|AdamAsync(_\d+)?|Momentum|RMSProp(_\d+)?|Adagrad|Adadelta(_\d+)?|Ftrl(_\d+)?|adam_[mv]|"
+    r"LAMB(_\d+)?|LARSOptimizer|beta[12]_power(_\d+)?)$"
+)
+_BOOKKEEPING = {"loss_tracker", "compile_metrics", "metrics", "keras_api", "seed_generators", "seed_generator"}
+
+
+def classify(source: CheckpointSource, slots: list[Node]) -> list[Entry]:
+    """Every entry of the tree once, with its kind and name set.
+
+    slots: objects that the file calls slot variables.
+    Weights are what is reached without passing an optimizer, or as an optimizer's own variables list.
+    The second case matters: TensorFlow names a tensor by its *shortest* path, so that a model's
+    weights may stand in the file as `optimizer/_trainable_variables/N` only.
+    """
+    slot_ids = {id(node) for node in slots}
+    seen: set[int] = set()
+    entries: list[Entry] = []
+    optimizers: list[tuple[str, Node]] = []
+
+    def walk(top: Node, path: str, kind: str) -> None:
+        queue = [(top, path, kind)]
+        for node, path, kind in queue:
+            if id(node) in seen or id(node) in slot_ids:
+                continue
+            if node.is_optimizer and kind != "optimizer":
+                optimizers.append((path, node))
+                continue
+            seen.add(id(node))
+            if node.entry:
+                node.entry.name = path
+                node.entry.kind = _kind(node.entry, path, kind)
+                entries.append(node.entry)
+            for name, child in node.children.items():
+                queue.append((child, join(path, name), "other" if name in _BOOKKEEPING else kind))
+
+    if {"variables", "trainable_variables", "all_variables", "signatures"} <= set(source.top.children):
+        # model.export() writes each variable a second time, in no order.
+        walk(source.top.children["variables"], "variables", "weight")
+        walk(source.top.children["all_variables"], "all_variables", "other")
+    walk(source.top, "", "weight")
+    for path, optimizer in _with_inner(optimizers):
+        variables = optimizer.children.get("trainable_variables")
+        if variables is not None:
+            walk(variables, join(path, "trainable_variables"), "weight")
+    for path, optimizer in optimizers:
+        walk(optimizer, path, "optimizer")
+    for node in slots:
+        if node.entry:
+            node.entry.kind = "optimizer"
+            entries.append(node.entry)
+    if not optimizers:
+        for entry in entries:  # a name-based file has no objects to tell an optimizer by
+            if _TF1_SLOT.search(entry.name):
+                entry.kind = "optimizer"
+    return entries
+
+
+def _with_inner(optimizers: list[tuple[str, Node]]) -> list[tuple[str, Node]]:
+    """The optimizers, each followed by the one that it wraps (loss scaling, averaging)."""
+    found = list(optimizers)
+    for path, optimizer in found:
+        found += [
+            (join(path, name), child)
+            for name, child in optimizer.children.items()
+            if child.is_optimizer and all(child is not known for _, known in found)
+        ]
+    return found
+
+
+def _kind(entry: Entry, path: str, kind: str) -> str:
+    if kind != "weight":
+        return kind
+    if "seed_generator_state" in (entry.name.split("/")[-1], entry.label.split("/")[-1]):
+        return "other"
+    counts = not entry.shape and entry.dtype.is_integer
+    return "counter" if counts or path.split("/")[-1] in ("save_counter", "global_step") else "weight"

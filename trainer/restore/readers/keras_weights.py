@@ -1,0 +1,43 @@
+"""Reads the `.weights.h5` files of Keras 3 and late Keras 2, in one file or in shards with a `.weights.json`."""
+
+import os
+
+import tensorflow as tf
+
+from trainer.restore.readers.hdf5 import Hdf5File, open_path, walk
+from trainer.restore.readers.hdf5_source import Hdf5Source
+from trainer.restore.readers.keras_shards import merged, open_shards
+from trainer.restore.readers.keras_tree import WeightsTree
+
+
+class KerasWeightsSource(Hdf5Source):
+    """What `model.save_weights` wrote: no names of variables, only their order in each layer.
+
+    file: the file at `path`, where it is open already.
+    """
+
+    format = "Keras weights (.weights.h5)"
+
+    def __init__(self, path: str, file: Hdf5File | None = None):
+        super().__init__(path)
+        with self.opening():
+            files = [file] if file else self._open()
+            self._take(files)
+            top = merged(files)
+            # Shards are cut where they are full, so the layers' order is that of the whole.
+            self.entries = list(dict.fromkeys(entry for group in walk(top) for entry in group.entries.values()))
+            self.top = WeightsTree(top, self.path).top
+            self.writer = files[0].text("", "keras_version")
+        # A model may hold optimizers of its own beside the one that it was compiled with.
+        optimizers = {name: node.keras_name for name, node in self.top.children.items() if node.is_optimizer}
+        self.optimizer = optimizers.get("optimizer") or next(iter(optimizers.values()), "")
+
+    def _open(self) -> list[Hdf5File]:
+        if not self.path.endswith(".json"):
+            return [open_path(self.path)]
+        with tf.io.gfile.GFile(self.path, "rb") as file:
+            index = file.read()
+        folder = os.path.dirname(self.path)
+        files = open_shards(index, self.path, lambda shard: open_path(os.path.join(folder, shard)))
+        self.format = f"Keras weights (.weights.json, {len(files)} files)"
+        return files

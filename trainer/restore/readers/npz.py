@@ -1,0 +1,180 @@
+"""Reads weights from NumPy's `.npz`, or from several that are numbered `-00000-of-00003.npz`."""
+
+import copy
+import dataclasses
+import io
+import os
+import re
+import tokenize
+import zipfile
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.restore.readers.flat_files import all_there, bytes_of, file_at_hand, tree_of_flat_names
+from trainer.restore.readers.zip_members import ZIP_DAMAGE, members, unpack
+from trainer.restore.report import RestoreError
+from trainer.restore.source import CheckpointSource, Entry, first_line
+
+_MOST_HEADER_BYTES = 10_000  # NumPy's own limit: Python's parser, which it uses, is not safe beyond
+_LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # of the field before a header, by version of the format
+
+
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    """One array in a zip archive, as its header describes it."""
+
+    file: str
+    info: zipfile.ZipInfo
+    header_bytes: int
+    shape: tuple[int, ...]
+    in_columns: bool
+    dtype: np.dtype
+
+
+class NpzSource(CheckpointSource):
+    """Arrays by name, as `np.savez` and `np.savez_compressed` write them.
+
+    Two-byte void is what NumPy makes of bfloat16, and is read as that. Text, structured arrays,
+    dates and other void are listed as tf.string, an element its bytes, and are no weights; nor are
+    complex numbers. A pickle is refused, for reading it runs what it says.
+    """
+
+    format = "NumPy .npz"
+    checksums = "CRC-32 of the zip archive"
+    damage = (*CheckpointSource.damage, *ZIP_DAMAGE, tokenize.TokenError, SyntaxError)
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._members: dict[str, _Member] = {}
+        self._archives: dict[str, zipfile.ZipFile] = {}
+        for shard in _shards(path):
+            try:
+                self._open(shard)
+            except RestoreError:
+                raise
+            except self.damage as error:
+                if shard == path:
+                    raise self.cannot_be_read(error) from error
+                raise self.cannot_be_read(ValueError(f"{os.path.basename(shard)}: {first_line(error)}")) from error
+        self.top = tree_of_flat_names(self.entries)
+        for entry in self.entries:
+            if entry.kind == "weight" and (entry.dtype == tf.string or entry.dtype.is_complex):
+                entry.kind = "other"
+
+    def _open(self, path: str) -> None:
+        near = file_at_hand(path)
+        archive = self._archive(near)
+        for info in members(archive, near):
+            key = info.filename.removesuffix(".npy")
+            if key == info.filename:
+                raise RestoreError(f"{path}: {key!r} in it is no array of NumPy's (.npy). Write the file without it.")
+            if key in self._members:
+                raise ValueError(f"the array {key} is there twice")
+            try:
+                member = _read_header(near, archive, info)
+            except self.damage as error:
+                raise ValueError(f"the header of {info.filename}: {first_line(error)}") from error
+            self._members[key] = member
+            self.entries.append(Entry(key, key, member.shape, self._dtype(key, member)))
+
+    def _archive(self, file: str) -> zipfile.ZipFile:
+        # Kept open: to read the table of contents anew for every tensor takes longer than the tensor.
+        if file not in self._archives:
+            self._archives[file] = zipfile.ZipFile(file)
+        return self._archives[file]
+
+    def damaged(self, entry: Entry, why: str) -> RestoreError:
+        file = os.path.basename(self._members[entry.key].file)
+        return super().damaged(entry, why if self.path.endswith(file) else f"{file}: {why}")
+
+    def close(self) -> None:
+        while self._archives:
+            self._archives.popitem()[1].close()
+
+    def _dtype(self, key: str, member: _Member) -> tf.DType:
+        dtype = member.dtype
+        if dtype.hasobject:
+            raise RestoreError(
+                f"{self.path}: the array {key} holds Python objects, which NumPy stores as a pickle, and reading a "
+                "pickle runs whatever code is in it. Write the file without this array, or with numbers in it."
+            )
+        if member.header_bytes + bytes_of(key, member.shape, dtype.itemsize) != member.info.file_size:
+            raise ValueError(
+                f"the array {key} says that it is {dtype}{list(member.shape)}, and the archive that it takes "
+                f"{member.info.file_size - member.header_bytes} bytes"
+            )
+        if issubclass(dtype.type, (np.void, np.character, np.datetime64, np.timedelta64)):
+            return tf.string
+        try:
+            return tf.as_dtype(dtype.newbyteorder("="))
+        except TypeError as error:
+            raise RestoreError(
+                f"{self.path}: the array {key} is of dtype {dtype}, which TensorFlow has not. "
+                "Write the file again with this array as float32 or float64."
+            ) from error
+
+    def _load(self, entry: Entry) -> np.ndarray:
+        member = self._members[entry.key]
+        raw = unpack(self._archive(member.file), member.info, member.header_bytes)
+        if entry.dtype == tf.string:
+            flat = _elements_as_bytes(raw, member.dtype)
+        else:
+            flat = raw.view(member.dtype).astype(entry.dtype.as_numpy_dtype, copy=False)
+        return flat.reshape(entry.shape, order="F" if member.in_columns else "C")
+
+
+def _shards(path: str) -> list[str]:
+    """The path, or where it is one of several numbered files, all of them; raises `RestoreError` if one is missing."""
+    folder, name = path.removesuffix(os.path.basename(path)), os.path.basename(path)
+    numbered = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.npz", name, re.DOTALL)
+    if not numbered:
+        return [path]
+    stem, count = numbered[1], int(numbered[2])
+    parts = [f"{stem}-{index:05}-of-{count:05}.npz" for index in range(count)]
+    if name not in parts:
+        raise RestoreError(f"{path} is not one of {count} files; they are numbered from 00000.")
+    try:
+        present = tf.io.gfile.listdir(folder or ".")
+    except tf.errors.OpError as error:
+        raise RestoreError(f"The folder of {path} cannot be read: {first_line(error)}") from error
+    all_there(path, parts, present)
+    return [folder + part for part in parts]
+
+
+def _read_header(file: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    # The zip reader reads ahead, and would refuse the whole file for damage in a small array that nobody asks for.
+    unchecked = copy.copy(info)
+    del unchecked.CRC
+    with archive.open(unchecked) as stream:
+        start = stream.read(np.lib.format.MAGIC_LEN)
+        version = np.lib.format.read_magic(io.BytesIO(start))
+        if version not in _LENGTH_BYTES:
+            raise ValueError(f"its version is {version[0]}.{version[1]}")
+        width = _LENGTH_BYTES[version]
+        # NumPy would read a header of gigabytes before it finds that too long.
+        length = stream.read(width)
+        header_bytes = int.from_bytes(length, "little")
+        if header_bytes > _MOST_HEADER_BYTES:
+            raise ValueError(f"it is said to be {header_bytes:,} bytes long")
+        text = io.BytesIO(length + stream.read(header_bytes))
+    # Version 3 is version 2 with other letters in the names of a structure's fields, which do not matter here.
+    parse = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+    shape, in_columns, dtype = parse(text, max_header_size=_MOST_HEADER_BYTES)
+    if not dtype.itemsize:
+        raise ValueError("its elements take no bytes")
+    if dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names and not dtype.subdtype:
+        dtype = tf.bfloat16.as_numpy_dtype
+    return _Member(file, info, len(start) + width + header_bytes, tuple(map(int, shape)), in_columns, np.dtype(dtype))
+
+
+def _elements_as_bytes(raw: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """What TensorFlow has no number for, one `bytes` an element; text in UTF-8."""
+    if dtype.kind in "US":
+        texts = raw.view(dtype).tolist()
+        elements = [text.encode() if isinstance(text, str) else text for text in texts]
+    else:
+        elements = [item.tobytes() for item in raw.reshape(-1, dtype.itemsize)]
+    found = np.empty(len(elements), object)
+    found[:] = elements
+    return found

@@ -1,0 +1,138 @@
+"""Reads TensorFlow's checkpoints: those with an object graph, whoever wrote them, and those of TF1 with names."""
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from trainer.restore.names import normalize, normalize_siblings
+from trainer.restore.readers.byte_reader import ByteReader
+from trainer.restore.readers.classify import classify
+from trainer.restore.readers.optimizer_marks import looks_like_optimizer, optimizer_by_slots
+from trainer.restore.readers.saved_model_names import label_variables
+from trainer.restore.readers.tensor_bundle import tensor_places
+from trainer.restore.report import RestoreError
+from trainer.restore.source import CheckpointSource, Entry, Node, first_line, tree_of_names
+from trainer.restore.tensor_memory import is_worthwhile, unfilled_tensor
+
+_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+_PIECE_BYTES = 2 << 20  # two of them stay in the processor's cache
+
+
+class TensorFlowSource(CheckpointSource):
+    """A checkpoint at a prefix (`.../ckpt-7`), whose `.index` and `.data-*` files are all there."""
+
+    checksums = "CRC-32C of every tensor"
+    damage = (*CheckpointSource.damage, DecodeError, struct.error)
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._bytes = ByteReader()
+        self._buffer = np.empty(2 * _PIECE_BYTES, np.uint8)
+        try:
+            self._reader = tf.train.load_checkpoint(path)
+            self._shapes = self._reader.get_variable_to_shape_map()
+            self._dtypes = self._reader.get_variable_to_dtype_map()
+            self._places = tensor_places(path)
+            has_graph = _GRAPH_KEY in self._shapes
+            slots: list[Node] = []
+            if has_graph:
+                self.top, slots = self._read_graph()
+                label_variables(path, self.top)
+            else:
+                self.top = tree_of_names(self._entry(key) for key in sorted(self._shapes))
+        except RestoreError:
+            raise
+        except self.damage as error:
+            raise self.cannot_be_read(error) from error
+        self.format = "TensorFlow object checkpoint" if has_graph else "TensorFlow name-based checkpoint"
+        self.entries = classify(self, slots)
+        self._tell_step()
+
+    def pieces(self, entry: Entry) -> Iterator[np.ndarray]:
+        place = self._places.get(entry.key)
+        if place is None:
+            yield from super().pieces(entry)
+            return
+        self.keys_read.add(entry.key)
+        try:
+            for piece in self._bytes.pieces(place.file, place.offset, place.size, self._buffer):
+                yield piece.view(entry.dtype.as_numpy_dtype)
+        except self.damage as error:
+            raise self.damaged(entry, first_line(error)) from error
+
+    def tensor(self, entry: Entry) -> tf.Tensor:
+        place = self._places.get(entry.key)
+        if place is None or not is_worthwhile(place.size, entry.dtype):
+            return super().tensor(entry)
+        tensor, memory = unfilled_tensor(entry.shape, entry.dtype)
+        try:
+            self._bytes.fill(place.file, place.offset, memory)
+        except self.damage as error:
+            raise self.damaged(entry, first_line(error)) from error
+        self._count(entry)
+        return tensor
+
+    def crc32c(self, entry: Entry) -> int | None:
+        place = self._places.get(entry.key)
+        return place.crc32c if place else None
+
+    def close(self) -> None:
+        self._bytes.close()
+
+    def _load(self, entry: Entry) -> np.ndarray:
+        place = self._places.get(entry.key)
+        if place is None:
+            return np.asarray(self._reader.get_tensor(entry.key))
+        content = np.empty(place.size, np.uint8)
+        self._bytes.fill(place.file, place.offset, content)
+        return content.view(entry.dtype.as_numpy_dtype).reshape(entry.shape)
+
+    def _read_graph(self) -> tuple[Node, list[Node]]:
+        graph = trackable_object_graph_pb2.TrackableObjectGraph()
+        graph.ParseFromString(self._reader.get_tensor(_GRAPH_KEY))
+        nodes = [Node() for _ in graph.nodes]
+        slots = []
+        for node, proto in zip(nodes, graph.nodes, strict=True):
+            spelled = normalize_siblings(child.local_name for child in proto.children)
+            node.children = {spelled[child.local_name]: nodes[child.node_id] for child in proto.children}
+            slots += [nodes[slot.slot_variable_node_id] for slot in proto.slot_variables]
+            for attribute in proto.attributes:
+                if attribute.name == "VARIABLE_VALUE":
+                    node.entry = self._entry(attribute.checkpoint_key)
+        for node, proto in zip(nodes, graph.nodes, strict=True):
+            node.is_optimizer = bool(proto.slot_variables) or looks_like_optimizer(node.children)
+            if node.is_optimizer:
+                slot_names = sorted({slot.slot_name for slot in proto.slot_variables})
+                self.optimizer = self.optimizer or optimizer_by_slots(node, slot_names)
+        self.writer = _writer(graph)
+        return nodes[0], slots
+
+    def _entry(self, key: str) -> Entry:
+        if key not in self._shapes:
+            raise RestoreError(f"{self.path}: the object graph names {key}, but the file holds no such tensor.")
+        name = "/".join(normalize(part) for part in key.removesuffix(_SUFFIX).split("/"))
+        entry = Entry(key, name, tuple(self._shapes[key]), tf.as_dtype(self._dtypes[key]))
+        place = self._places.get(key)
+        if place is not None and place.size != entry.size_bytes:
+            raise ValueError(f"{key} has {place.size} bytes where its shape needs {entry.size_bytes}")
+        return entry
+
+    def _tell_step(self) -> None:
+        steps = [entry for entry in self.of_kind("counter") if entry.name.split("/")[-1] in ("step", "global_step")]
+        if steps:
+            self.step = int(self._reader.get_tensor(steps[0].key))
+
+
+def _writer(graph: trackable_object_graph_pb2.TrackableObjectGraph) -> str:
+    """By the spellings that only one of them uses; no version is written into these files."""
+    names = {child.local_name for node in graph.nodes for child in node.children}
+    if names & {"_operations", "_kernel", "_trainable_variables_indices", "_seed_generators"}:
+        return "Keras 3"
+    if "keras_api" in names or any(name.startswith("layer_with_weights-") for name in names):
+        return "Keras 2"
+    return ""

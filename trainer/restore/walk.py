@@ -1,0 +1,122 @@
+"""Walks the model's tree and a checkpoint's together and pairs what stands in the same place."""
+
+from collections.abc import Iterator
+
+from trainer.restore.flat_layers import flat_pairs
+from trainer.restore.layer_pairs import layer_pairs
+from trainer.restore.live import LiveNode, paths
+from trainer.restore.names import join
+from trainer.restore.rules import Rules
+from trainer.restore.source import Entry, Node
+
+
+class Walk:
+    """Walks of one model's tree along many objects; what it learns of a node it keeps."""
+
+    def __init__(self, tree: LiveNode, rules: Rules):
+        self._tree = tree
+        self._rules = rules
+        self._live_at = dict(paths(tree)) if rules.rename else {}
+        self._leaves: dict[LiveNode | Node, frozenset[str]] = {}
+        self.notes: dict[Entry, str] = {}
+
+    def pairs_from(self, root: Node, place: str) -> tuple[dict[int, Entry], set[int]]:
+        """({id of variable: entry} as seen from `root`, the ids that a rename rule led to)."""
+        found: dict[int, Entry] = {}
+        moved: set[int] = set()
+        if self._rules.rename:
+            self._match_renamed(root, place, found, moved)
+        by_rename = set(found)
+        spoken_for = set(found.values())
+        unchanged: dict[int, Entry] = {}
+        self._match(self._tree, root, unchanged, set())
+        for key, entry in unchanged.items():
+            # A renamed entry must not come in by its old place as well.
+            if id(entry) not in moved and entry not in spoken_for:
+                found.setdefault(key, entry)
+        return found, by_rename
+
+    def _match_renamed(self, root: Node, place: str, found: dict[int, Entry], moved: set[int]) -> None:
+        containers = []
+        for path, node in nodes(root):
+            end = "/" if node.entry is None else ""
+            whole = join(place, path) if path else place
+            name = path + end if path else ""
+            new = self._rules.renamed(name, whole + end if whole else "")
+            if new == name:
+                continue
+            target = self._live_at.get(new.rstrip("/"))
+            if node.entry is not None:
+                moved.add(id(node.entry))
+                if target is not None and target.variable is not None:
+                    found.setdefault(id(target.variable), node.entry)
+            elif target is not None:
+                containers.append((target, node))
+        # A renamed layer brings what is in it by structure, where the full names differ further down.
+        walked: set[tuple[int, int]] = set()
+        taken = set(found.values())
+        for target, node in containers:
+            inner: dict[int, Entry] = {}
+            self._match(target, node, inner, walked)
+            for key, entry in inner.items():
+                if id(entry) in moved and entry not in taken:
+                    found.setdefault(key, entry)
+
+    def _match(self, live: LiveNode, node: Node, found: dict[int, Entry], walked: set[tuple[int, int]]) -> None:
+        if (id(live), id(node)) in walked or node.is_optimizer:
+            return
+        walked.add((id(live), id(node)))
+        if live.variable is not None:
+            if node.entry is not None:
+                found.setdefault(id(live.variable), node.entry)
+            return
+        if node.flat is not None and live.layer is not None:
+            pairs, notes = flat_pairs(live, node)
+            self.notes |= notes
+            if pairs:
+                for key, entry in pairs.items():
+                    found.setdefault(key, entry)
+                return
+        if node.own and len(node.own) == len(live.own):
+            for child, other in zip(live.own, node.own, strict=True):
+                self._match(child, other, found, walked)
+        for child, other in (*layer_pairs(live, node, self._leaf_names), *_by_name(live, node)):
+            self._match(child, other, found, walked)
+
+    def _leaf_names(self, node: LiveNode | Node) -> frozenset[str]:
+        """Names of the variables directly in a layer; for a layer of layers, of those below it."""
+        if node not in self._leaves:
+            self._leaves[node] = frozenset()  # an object that holds itself adds nothing
+            parts = node.children if isinstance(node, LiveNode) else node.parts()
+            leaf = [name for name, child in parts.items() if _is_variable(child)]
+            below = [] if leaf else [self._leaf_names(child) for child in parts.values()]
+            self._leaves[node] = frozenset(leaf).union(*below)
+        return self._leaves[node]
+
+
+def _is_variable(node: LiveNode | Node) -> bool:
+    return (node.variable if isinstance(node, LiveNode) else node.entry) is not None
+
+
+def _by_name(live: LiveNode, node: Node) -> list[tuple[LiveNode, Node]]:
+    # Layers that Keras numbered have equal names by chance.
+    numbered = {id(child) for child in (*node.by_class.values(), *(node.layers or []))}
+    ours = live.children
+    if live.is_graph:
+        ours = {name: child for name, child in ours.items() if child.layer is None or child.layer.name != name}
+    theirs = {name: child for name, child in node.children.items() if id(child) not in numbered}
+    # From the smaller side: a model of a thousand layers is held against each small object of the file.
+    names = [name for name in ours if name in theirs] if len(ours) < len(theirs) else [n for n in theirs if n in ours]
+    return [(ours[name], theirs[name]) for name in names]
+
+
+def nodes(root: Node) -> Iterator[tuple[str, Node]]:
+    """(shortest path, object) of everything below `root`, optimizers left out."""
+    seen: set[int] = set()
+    queue = [("", root)]
+    for path, node in queue:
+        if id(node) in seen or node.is_optimizer:
+            continue
+        seen.add(id(node))
+        yield path, node
+        queue += [(join(path, name), child) for name, child in node.parts().items()]
