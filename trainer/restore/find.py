@@ -5,7 +5,7 @@ import re
 
 import tensorflow as tf
 
-from trainer.restore.report import RestoreError
+from trainer.restore.report import RestoreError, first_line
 
 WEIGHT_FILES = (
     ".weights.h5", ".weights.json", ".keras", ".h5", ".hdf5", ".safetensors", ".safetensors.index.json", ".npz",
@@ -32,18 +32,19 @@ def find_checkpoint(path) -> str:
     try:
         return _find(os.fspath(path))
     except tf.errors.OpError as error:
-        raise RestoreError(f"{path} cannot be looked at: {str(error).splitlines()[0]}") from error
+        raise RestoreError(f"{path} cannot be looked at: {first_line(error)}") from error
 
 
 def _find(path: str) -> str:
     path = re.sub(r"\.(index|data-\d+-of-\d+)$", "", path.rstrip("/") or path)
-    if tf.io.gfile.isdir(path):
-        return _newest_in(path)
+    # A prefix first: file systems without folders call every beginning of a name one.
     if tf.io.gfile.exists(path + ".index"):
         missing = missing_files(path)
         if missing:
             raise RestoreError(f"The checkpoint {path} is not whole: {', '.join(missing)} is missing.")
         return path
+    if tf.io.gfile.isdir(path):
+        return _newest_in(path)
     if tf.io.gfile.exists(path) and path.endswith(WEIGHT_FILES):
         return _index_of(path)
     if tf.io.gfile.exists(path):

@@ -167,6 +167,11 @@ class RestoreError(UserError):
         self.report = report
 
 
+def first_line(error: BaseException) -> str:
+    """Of the error's text, for a message of ours; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def _status_lines(status: str, records: list[Record]) -> list[str]:
     head = f"{status:<13} {len(records):>3}"
     if not records:

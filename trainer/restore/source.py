@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.restore.names import join, normalize_siblings
-from trainer.restore.report import RestoreError, about_lines
+from trainer.restore.report import RestoreError, about_lines, first_line
 
 KINDS = ("weight", "optimizer", "counter", "other")
 _PIECE_BYTES = 1 << 20  # a tensor is checked in pieces that stay in the processor's cache
@@ -159,10 +159,6 @@ class CheckpointSource(abc.ABC):
         return RestoreError(
             f"The checkpoint {self.path} cannot be read; its index is damaged or of something else: {first_line(error)}"
         )
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def tree_of_names(entries: Iterable[Entry], separator: str = "/") -> Node:

@@ -1,6 +1,7 @@
 """Reads the `.weights.h5` files of Keras 3 and late Keras 2, in one file or in shards with a `.weights.json`."""
 
 import os
+import re
 
 import tensorflow as tf
 
@@ -30,7 +31,8 @@ class KerasWeightsSource(Hdf5Source):
             self.writer = files[0].text("", "keras_version")
         # A model may hold optimizers of its own beside the one that it was compiled with.
         optimizers = {name: node.keras_name for name, node in self.top.children.items() if node.is_optimizer}
-        self.optimizer = optimizers.get("optimizer") or next(iter(optimizers.values()), "")
+        name = optimizers.get("optimizer") or next(iter(optimizers.values()), "")
+        self.optimizer = re.sub(r"_\d+$", "", name)  # Keras numbers them by process
 
     def _open(self) -> list[Hdf5File]:
         if not self.path.endswith(".json"):

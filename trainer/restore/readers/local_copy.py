@@ -7,7 +7,7 @@ import tempfile
 
 import tensorflow as tf
 
-from trainer.restore.report import RestoreError
+from trainer.restore.report import RestoreError, first_line
 
 
 def local_copy(path: str) -> str:
@@ -20,5 +20,5 @@ def local_copy(path: str) -> str:
     try:
         tf.io.gfile.copy(path, near)
     except tf.errors.OpError as error:
-        raise RestoreError(f"{path} cannot be copied to this machine: {str(error).splitlines()[0]}") from error
+        raise RestoreError(f"{path} cannot be copied to this machine: {first_line(error)}") from error
     return near

@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from trainer.restore.readers.flat_files import all_there, bytes_of, file_at_hand, tree_of_flat_names
 from trainer.restore.readers.zip_members import ZIP_DAMAGE, members, unpack
-from trainer.restore.report import RestoreError
-from trainer.restore.source import CheckpointSource, Entry, first_line
+from trainer.restore.report import RestoreError, first_line
+from trainer.restore.source import CheckpointSource, Entry
 
 _MOST_HEADER_BYTES = 10_000  # NumPy's own limit: Python's parser, which it uses, is not safe beyond
 _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # of the field before a header, by version of the format

@@ -10,8 +10,8 @@ import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 
 from trainer.restore.readers.flat_files import all_there, bytes_of, file_at_hand, tree_of_flat_names
-from trainer.restore.report import RestoreError
-from trainer.restore.source import CheckpointSource, Entry, first_line
+from trainer.restore.report import RestoreError, first_line
+from trainer.restore.source import CheckpointSource, Entry
 
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64",

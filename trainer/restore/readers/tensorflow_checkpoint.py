@@ -14,8 +14,8 @@ from trainer.restore.readers.classify import classify
 from trainer.restore.readers.optimizer_marks import looks_like_optimizer, optimizer_by_slots
 from trainer.restore.readers.saved_model_names import label_variables
 from trainer.restore.readers.tensor_bundle import tensor_places
-from trainer.restore.report import RestoreError
-from trainer.restore.source import CheckpointSource, Entry, Node, first_line, tree_of_names
+from trainer.restore.report import RestoreError, first_line
+from trainer.restore.source import CheckpointSource, Entry, Node, tree_of_names
 from trainer.restore.tensor_memory import is_worthwhile, unfilled_tensor
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -34,7 +34,8 @@ class TensorFlowSource(CheckpointSource):
         self._bytes = ByteReader()
         self._buffer = np.empty(2 * _PIECE_BYTES, np.uint8)
         try:
-            self._reader = tf.train.load_checkpoint(path)
+            # Not `load_checkpoint`, which on file systems without folders takes a prefix for one.
+            self._reader = tf.compat.v1.train.NewCheckpointReader(path)
             self._shapes = self._reader.get_variable_to_shape_map()
             self._dtypes = self._reader.get_variable_to_dtype_map()
             self._places = tensor_places(path)
