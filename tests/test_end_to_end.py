@@ -97,7 +97,9 @@ def test_the_model_dir_holds_what_the_contract_lists(unbroken):
     ):  # fmt: skip
         assert (model_dir / name).exists(), name
     assert list((model_dir / "train").glob("events.*")) and list((model_dir / "eval").glob("events.*"))
-    assert json.loads((model_dir / "restore_report.json").read_text())["counts"]["restored"] == 10
+    report = json.loads((model_dir / "restore_report.json").read_text())
+    assert report["counts"]["restored"] == 10
+    assert report["optimizer_proof"]["iterations"] == report["optimizer_proof"]["checkpoint_keys_read"] == 0
     rows = read_rows(model_dir / "metrics.jsonl")
     assert {"step", "loss", "learning_rate", "grad_norm", "examples_per_second"} <= rows[1].keys()
     assert [row["step"] for row in rows if "split" in row] == list(range(0, STEPS + 1, 100))

@@ -1,5 +1,7 @@
 """Writes what a run starts from and what it reached."""
 
+import dataclasses
+import json
 import os
 
 import keras
@@ -26,7 +28,8 @@ def start_files(parts: RunParts, files: ModelDir | None, identity: str) -> Metri
     writer.write_text("operative_config", config)
     if parts.report is not None:
         write_text(files.restore_report_text, f"{parts.report}\n{parts.proof}\n")
-        write_text(files.restore_report_json, parts.report.to_json() + "\n")
+        proof = dataclasses.asdict(parts.proof) if parts.proof else None
+        write_json(files.restore_report_json, {**json.loads(parts.report.to_json()), "optimizer_proof": proof})
         writer.write_text("restore_report", f"{parts.report}\n{parts.proof}")
     return writer
 

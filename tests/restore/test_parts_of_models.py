@@ -1,5 +1,7 @@
 """A part of a checkpoint into a model, or into a part of one: backbones, other heads, more tokens."""
 
+import ast
+
 import keras
 import numpy as np
 import pytest
@@ -217,3 +219,32 @@ def test_text_models_take_a_longer_vocabulary_from_weights_h5(tmp_path):
     built(model, TOKENS, seed=2)
     trainer.restore_weights(model, tmp_path / "m.weights.h5", grow=["^embed/"])
     np.testing.assert_array_equal(model.embed.embeddings.numpy()[:7], source.embed.embeddings.numpy())
+
+
+def stack(*names: str):
+    """Dense layers of 5, 3 and 2 units one after the other."""
+    image = x = keras.Input([4])
+    for units, name in zip((5, 3, 2), names, strict=False):
+        x = layers.Dense(units, name=name)(x)
+    return built(keras.Model(image, x), seed=len(names))
+
+
+def test_what_the_message_proposes_for_a_layer_under_another_name_works_when_it_is_pasted(tmp_path):
+    """A `.weights.h5` file has no names of variables; the layer's name and the shapes tell what was meant."""
+    source, model = stack("first", "classifier", "extra"), stack("first", "class_head")
+    source.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(trainer.RestoreError) as caught:
+        trainer.restore_weights(model, tmp_path / "m.weights.h5", ignore=["^extra/"])
+    (line,) = [line for line in str(caught.value).splitlines() if "train.rename" in line]
+    assert line == "  train.rename = [('^classifier/', 'class_head/')]"
+    rename = ast.literal_eval(line.split(" = ")[1])
+    trainer.restore_weights(model, tmp_path / "m.weights.h5", rename=rename, ignore=["^extra/"])
+    assert values(model) == values(source)[:4]
+
+
+def test_layers_that_only_their_place_pairs_are_shown_under_both_names(tmp_path):
+    source, model = stack("first", "classifier"), stack("first", "class_head")
+    source.save_weights(tmp_path / "m.weights.h5")
+    report = trainer.restore_weights(model, tmp_path / "m.weights.h5")
+    assert values(model) == values(source)
+    assert "by its place among the layers, where the file calls the layer classifier (2)" in str(report)

@@ -75,6 +75,9 @@ def _renames(left: list[Record], restored: list[Record], always: bool = False) -
     for record in left:
         if record.likely_home:
             theirs, ours = _without_common_end(record.name, record.likely_home)
+            if theirs.split("/")[-1].isdigit() and "/" in theirs and "/" in ours:
+                # Known by its place in its layer: whoever renames the layer brings all that is in it.
+                theirs, ours = theirs.rsplit("/", 1)[0], ours.rsplit("/", 1)[0]
             if not theirs or any(other.name.startswith(theirs + "/") for other in restored):
                 pairs.append((f"^{re.escape(record.name)}$", record.likely_home))
             else:

@@ -15,6 +15,7 @@ from trainer.restore.rows import Rows, rows_for
 from trainer.restore.rules import Rules, check_rules
 from trainer.restore.source import CheckpointSource, Entry
 
+_NUMBERED = "(a number)"  # the leaf of what a file knows by its place in its layer only
 _MOST_KIN = 20  # comparing spellings takes about 0.1 ms a pair; a large model has thousands of equal shapes
 
 
@@ -143,7 +144,8 @@ def _unused(match: Match, pairs, fresh, rules: Rules, records: list[Record]) -> 
     homes: dict[tuple, list[str]] = {}
     for record in records:
         if record.status == "missing":
-            homes.setdefault(_kinship(record.name, record.shape), []).append(record.name)
+            for kinship in (_kinship(record.name, record.shape), (_NUMBERED, record.shape)):
+                homes.setdefault(kinship, []).append(record.name)
     found = []
     for entry, name in match.names.items():
         if entry.kind != "weight" or entry in used:
@@ -161,15 +163,18 @@ def _unused(match: Match, pairs, fresh, rules: Rules, records: list[Record]) -> 
 
 
 def _kinship(name: str, shape) -> tuple:
-    return name.rsplit("/", 1)[-1], shape
+    leaf = name.rsplit("/", 1)[-1]
+    return _NUMBERED if leaf.isdigit() else leaf, shape
 
 
 def _likely_home(name: str, kin: list[str]) -> str:
     """The one missing variable of the same leaf name and shape, or of several the one that is spelled most alike."""
     if len(kin) > _MOST_KIN:
         return ""
-    near = difflib.get_close_matches(name, kin, n=1, cutoff=0.0 if len(kin) == 1 else 0.6)
-    return near[0] if near else ""
+    leaf = name.rsplit("/", 1)[-1]
+    spelled = {f"{other.rsplit('/', 1)[0]}/{leaf}" if leaf.isdigit() else other: other for other in kin}
+    near = difflib.get_close_matches(name, list(spelled), n=1, cutoff=0.0 if len(kin) == 1 else 0.6)
+    return spelled[near[0]] if near else ""
 
 
 def _castable(source: tf.DType, target: tf.DType) -> bool:

@@ -1,10 +1,11 @@
 """Walks the model's tree and a checkpoint's together and pairs what stands in the same place."""
 
+import re
 from collections.abc import Iterator
 
 from trainer.restore.flat_layers import flat_pairs
 from trainer.restore.layer_pairs import layer_pairs
-from trainer.restore.live import LiveNode, paths
+from trainer.restore.live import LiveNode, class_name, paths
 from trainer.restore.names import join
 from trainer.restore.rules import Rules
 from trainer.restore.source import Entry, Node
@@ -81,7 +82,11 @@ class Walk:
             for child, other in zip(live.own, node.own, strict=True):
                 self._match(child, other, found, walked)
         for child, other in (*layer_pairs(live, node, self._leaf_names), *_by_name(live, node)):
+            known = set(found)
             self._match(child, other, found, walked)
+            if _given_other_names(child, other):
+                note = f"by its place among the layers, where the file calls the layer {other.keras_name}"
+                self.notes |= {entry: note for key, entry in found.items() if key not in known}
 
     def _leaf_names(self, node: LiveNode | Node) -> frozenset[str]:
         """Names of the variables directly in a layer; for a layer of layers, of those below it."""
@@ -92,6 +97,12 @@ class Walk:
             below = [] if leaf else [self._leaf_names(child) for child in parts.values()]
             self._leaves[node] = frozenset(leaf).union(*below)
         return self._leaves[node]
+
+
+def _given_other_names(live: LiveNode, node: Node) -> bool:
+    if live.layer is None or not live.given_name or not node.keras_name or live.given_name == node.keras_name:
+        return False
+    return not re.fullmatch(rf"{class_name(type(live.layer))}(_\d+)?", node.keras_name)
 
 
 def _is_variable(node: LiveNode | Node) -> bool:
