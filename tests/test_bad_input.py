@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import gin
+import numpy as np
 import pytest
 from conftest import make_strategy, run_command
 
@@ -31,6 +32,9 @@ COMMANDS = {
         "train", [FILE, param("INIT_CHECKPOINT = '/nowhere/ckpt-1'")], "no checkpoint at /nowhere/ckpt-1"),
     "a checkpoint that fits no variable": (
         "train", [FILE, "SOURCE", param("MODEL = @linear")], "fits no variable of the model"),
+    "a file of weights that was cut off": ("train", [FILE, "CUT_OFF"], "m.weights.h5 cannot be read"),
+    "a file of pickles": ("train", [FILE, "PICKLES"], "m.npz: the array weights holds Python objects"),
+    "a file whose header lies": ("train", [FILE, "LYING"], "m.safetensors cannot be read"),
     "a batch that does not divide": (
         "train", [FILE, "SOURCE", *MIRRORED, param("GLOBAL_BATCH_SIZE = 21")],
         "global_batch_size 21 does not divide over 2 replicas.* nearest that does is 20"),
@@ -76,7 +80,15 @@ def finished(request, digits_source, tmp_path_factory):
     fcntl.flock(lock, fcntl.LOCK_EX)
     lock.write("process 42 on this machine")
     lock.flush()
+    whole = (digits_source / "final.weights.h5").read_bytes()
+    (folder / "m.weights.h5").write_bytes(whole[: len(whole) // 2])
+    np.savez(folder / "m.npz", weights=np.array([print], dtype=object))
+    header = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+    (folder / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
     meant = {
+        "CUT_OFF": param(f"INIT_CHECKPOINT = '{folder / 'm.weights.h5'}'"),
+        "PICKLES": param(f"INIT_CHECKPOINT = '{folder / 'm.npz'}'"),
+        "LYING": param(f"INIT_CHECKPOINT = '{folder / 'm.safetensors'}'"),
         "SOURCE": f"--gin_param=INIT_CHECKPOINT = '{digits_source}'",
         "RUN": f"--model_dir={digits_source}",
         "BUSY": f"--model_dir={folder / 'busy'}",
@@ -158,6 +170,9 @@ def refused(*gin_params: str, files=(ADAM_TO_SGD,)) -> str:
         ("train.eval_every = 'a'", "train.eval_every must be a whole number"),
         ("train.from_scratch = 'yes'", "train.from_scratch must be True or False, not 'yes'."),
         ("train.reinitialize = 'head'", "train.reinitialize must be a list of text in quotes, not 'head'."),
+        ("train.copy_rows = [('^head/', 3)]", "train.copy_rows must be a list of (a text in quotes, a dict"),
+        ("train.grow = '^embed/'", "train.grow must be a list of text in quotes, not '^embed/'."),
+        ("train.match = 3", "train.match must be a text in quotes, not 3"),
         ("train.rename = ['a']", "train.rename must be a list of (a text in quotes, a text in quotes)"),
         ("INIT_CHECKPOINT = 3", "train.init_checkpoint must be a text in quotes, not 3"),
         ("MODEL = 'small_cnn'", "train.model must be a reference such as @name"),
