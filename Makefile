@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore benchmark-restore lint typecheck format lock clean
+.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -43,6 +43,9 @@ test: install  ## the whole suite
 
 test-restore: install  ## the restore engine's tests, and the table of models by writers
 	$(BIN)/python -m pytest tests/restore --zoo-table
+
+test-parity: install  ## every row on 2 and 3 replicas and 2 workers against one replica, as a table
+	$(BIN)/python -m pytest tests/test_parity.py --parity-table
 
 benchmark-restore: install  ## 1 GB restored beside TensorFlow's own ways: ratios, memory
 	$(BIN)/python tests/benchmarks/restore_speed.py

@@ -24,12 +24,13 @@ def main() -> None:
     command_line.load_config()
     checkpoint = flags.FLAGS.checkpoint or command_line.required_model_dir()
     strategy = command_line.strategy_from_flags()
-    bound = command_line.bindings_of("train", "model", "task", "eval_data", "global_batch_size")
+    bound = command_line.bindings_of("train", "model", "task", "eval_data", "global_batch_size", "ema_decay")
     if bound["eval_data"] is None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
     report, metrics = inspection.load_and_evaluate(
-        bound["model"], bound["task"], bound["eval_data"], checkpoint, bound["global_batch_size"], strategy
-    )
+        bound["model"], bound["task"], bound["eval_data"], checkpoint, bound["global_batch_size"], strategy,
+        ema=bound["ema_decay"] is not None,
+    )  # fmt: skip
     print(json.dumps({"checkpoint": report.checkpoint, "split": bound["eval_data"].split_label, **metrics}))
 
 

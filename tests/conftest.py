@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser):
+    parser.addoption("--parity-table", action="store_true", help="prints how far each row is from one replica")
     parser.addoption("--zoo-table", action="store_true", help="prints what became of every model from every writer")
 
 
@@ -95,6 +96,13 @@ def digits_source(tmp_path_factory) -> Path:
 
 
 _CELLS: dict[tuple[str, str], str] = {}
+_DIFFERENCES: dict[str, dict[str, float]] = {}
+
+
+@pytest.fixture
+def parity_cell():
+    """Notes a row's largest difference from one replica; `--parity-table` prints them all."""
+    return lambda row, column, difference: _DIFFERENCES.setdefault(row, {}).update({column: difference})
 
 
 @pytest.fixture
@@ -104,12 +112,21 @@ def zoo_cell():
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if not config.getoption("--zoo-table") or not _CELLS:
-        return
+    if config.getoption("--zoo-table") and _CELLS:
+        _print_zoo(terminalreporter.write_line)
+    if config.getoption("--parity-table") and _DIFFERENCES:
+        columns = list(dict.fromkeys(column for row in _DIFFERENCES.values() for column in row))
+        terminalreporter.write_line("\n| largest difference from one replica | " + " | ".join(columns) + " |")
+        terminalreporter.write_line("|---" * (len(columns) + 1) + "|")
+        for row, found in _DIFFERENCES.items():
+            shown = " | ".join(f"{found[column]:.1e}" if column in found else "-" for column in columns)
+            terminalreporter.write_line(f"| {row} | {shown} |")
+
+
+def _print_zoo(write) -> None:
     writers = list(dict.fromkeys(writer for writer, _ in _CELLS))
     kinds = list(dict.fromkeys(kind for _, kind in _CELLS))
     outcomes = list(_CELLS.values())
-    write = terminalreporter.write_line
     write("")
     write("| writer | " + " | ".join(kinds) + " |")
     write("|---" * (len(kinds) + 1) + "|")

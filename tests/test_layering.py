@@ -11,7 +11,7 @@ FLOORS = [
     {"errors", "replicas", "nearest"},  # the ground: what every room may stand on
     {
         "model_dir", "strategy", "schedules", "models", "datasets", "metric_writer", "progress", "preemption",
-        "restore", "config", "summary_plot",
+        "restore", "config", "summary_plot", "ema", "random_numbers",
     },
     {"pipeline", "tasks", "optimizers", "train_state", "batch_parts"},
     {"checkpoints", "train_step", "evaluation", "run_parts", "assembly"},

@@ -23,6 +23,7 @@ from trainer.optimizers import OptimizerProof, build_optimizer, prove_new, train
 from trainer.pipeline import as_data, replica_batch_size, train_batches
 from trainer.preemption import Preemption
 from trainer.progress import StepProgress
+from trainer.random_numbers import check_kind
 from trainer.restore import RestoreReport, restore_weights
 from trainer.run_files import finish_files, recorded_metrics, start_files
 from trainer.run_identity import check_same_run, may_resume, run_identity
@@ -73,6 +74,9 @@ def train(
     copy_rows: Sequence[tuple[str, dict[int, int]]] = (),
     frozen: Sequence[str] = (),
     accumulation_steps: int = 1,
+    ema_decay: float | None = None,
+    random_numbers: str = "per_replica",
+    jit_compile: bool = False,
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
     log_every: int = 10,
@@ -92,6 +96,10 @@ def train(
     rename, reinitialize, ignore, match, root, grow, copy_rows: see `restore_weights`.
     frozen: regexes of variables not to train.
     accumulation_steps: micro-batches that a replica takes a step in; the step stays the same.
+    ema_decay: if given, e.g. 0.999, averages of the trained weights are kept, evaluated and exported.
+    random_numbers: "per_replica" gives each replica dropout masks and noise of its own; "per_example" those of
+      one replica, whatever their number, for more work.
+    jit_compile: compiles each replica's forward and backward pass with XLA.
     seed: of initial weights and data order.  strategy: None means `build_strategy("auto")`.
     log_every, eval_every, checkpoint_every: in steps, 0 for only at the end.
     steps_per_loop: steps on the device between two looks of the host.
@@ -109,6 +117,7 @@ def train(
         num_steps=num_steps,
     )
     _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
+    check_kind(random_numbers)
     intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
     strategy = strategy or build_strategy("auto")
     replica_batch = replica_batch_size(global_batch_size, strategy.num_replicas_in_sync, accumulation_steps)
@@ -131,7 +140,7 @@ def train(
             report = restore_weights(built_model, init_checkpoint, **rules)
         new_optimizer = build_optimizer(optimizer, variables)
         proof = None if resuming else prove_new(new_optimizer, build_optimizer(optimizer, variables), report)
-        state = new_train_state(built_model, new_optimizer)
+        state = new_train_state(built_model, new_optimizer, variables, ema_decay)
     try_task(built_model, task, [train_data] if eval_data is None else [train_data, eval_data], replica_batch)
     parts = RunParts(
         strategy=strategy,
@@ -149,6 +158,8 @@ def train(
         init_checkpoint=os.fspath(init_checkpoint) if init_checkpoint else None,
         seed=seed,
         rules=rules | {"frozen": frozen},
+        step_options={"random_kind": random_numbers, "jit_compile": jit_compile},
+        ema_decay=ema_decay,
     )
     identity = run_identity(parts)
     if files is not None:
@@ -186,7 +197,8 @@ def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Interv
         nonlocal final
         if parts.eval_data is None:
             return None
-        final = evaluate(parts.eval_data)
+        with state.evaluated_weights():
+            final = evaluate(parts.eval_data)
         return final
 
     batches = train_batches(
@@ -203,6 +215,7 @@ def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Interv
             state=state,
             train_loop=build_train_loop(
                 strategy, state, parts.task, parts.variables, parts.global_batch_size, parts.accumulation_steps,
+                **parts.step_options,
             ),
             iterator=iter(batches),
             evaluate=evaluate_and_keep,

@@ -1,5 +1,7 @@
 """What a checkpoint is worth to a config: its metrics on the evaluation data, and how it would be restored."""
 
+import contextlib
+import re
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -7,8 +9,10 @@ import tensorflow as tf
 from trainer.assembly import assemble_model
 from trainer.evaluation import build_evaluate
 from trainer.pipeline import as_data, replica_batch_size
-from trainer.restore import RestoreReport, plan_weights, restore_weights
+from trainer.restore import RestoreReport, open_checkpoint, plan_weights, restore_weights, weights_of
 from trainer.tasks import Task
+
+_EMA = "train_state/ema_weights"
 
 
 def load_and_evaluate(
@@ -18,14 +22,29 @@ def load_and_evaluate(
     checkpoint: str,
     global_batch_size: int,
     strategy: tf.distribute.Strategy,
+    ema: bool = False,
 ) -> tuple[RestoreReport, dict[str, float]]:
-    """Restores a checkpoint's weights into a new model and evaluates it on every example of `data`."""
+    """Restores a checkpoint's weights into a new model and evaluates it on every example of `data`.
+
+    ema: takes the averages that a run with `ema_decay` keeps beside the weights, if the checkpoint has them.
+    """
     data = as_data(data, "eval_data")
     replica_batch_size(global_batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
         built_model = assemble_model(model, task, data, strategy)
         report = restore_weights(built_model, checkpoint)
+        if ema:
+            _take_averages(built_model, report.checkpoint)
     return report, build_evaluate(strategy, built_model, task, global_batch_size)(data)
+
+
+def _take_averages(model, checkpoint: str) -> None:
+    """Puts averages that are in a checkpoint of ours over the weights; what was not trained has none."""
+    with contextlib.closing(open_checkpoint(checkpoint)) as source:
+        averaged = {entry.name.removeprefix(f"{_EMA}/") for entry in source.entries if entry.name.startswith(_EMA)}
+    if averaged:
+        kept = [weight.name for weight in weights_of(model) if weight.name not in averaged]
+        restore_weights(model, checkpoint, root=_EMA, reinitialize=[f"^{re.escape(name)}$" for name in kept])
 
 
 def plan_only(checkpoint: str, model: Callable, task: Task, train_data, **rules) -> RestoreReport:

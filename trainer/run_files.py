@@ -39,7 +39,8 @@ def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial
     draw_summary(rows, files.summary_plot, f"{files.path.name}: {parts.state.model.name}")
     writer.write_image("summary", files.summary_plot, parts.state.current_step())
     if finished:
-        _save_final_weights(parts.state.model, files)
+        with parts.state.evaluated_weights():
+            _save_final_weights(parts.state.model, files)
     speeds = [row["examples_per_second"] for row in rows if "examples_per_second" in row]
     write_json(
         files.summary,
@@ -51,6 +52,7 @@ def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial
             "replicas": parts.strategy.num_replicas_in_sync,
             "global_batch_size": parts.global_batch_size,
             "optimizer": type(parts.state.optimizer).__name__,
+            "ema_decay": parts.ema_decay,
             "init_checkpoint": parts.init_checkpoint,
             "initial_metrics": initial,
             "final_metrics": final,

@@ -22,6 +22,7 @@ class RunParts:
     variables: those that the optimizer trains.  report: None from scratch and on a resumed run.
     proof: None on a resumed run, whose optimizer goes on.  resumed_step: None on a fresh run.
     rules: those of the restore, and the patterns of frozen.
+    step_options: further arguments of `build_train_loop`.  ema_decay: None for no averages.
     """
 
     strategy: tf.distribute.Strategy
@@ -39,4 +40,6 @@ class RunParts:
     init_checkpoint: str | None
     seed: int
     rules: Mapping[str, Any]
+    step_options: Mapping[str, Any]
+    ema_decay: float | None
     resumed_step: int | None = None

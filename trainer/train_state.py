@@ -1,10 +1,13 @@
 """Exactly what a resumed run needs: weights, optimizer, step, and every random generator's state."""
 
+import contextlib
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
+from trainer.ema import EmaWeights
 from trainer.replicas import first_value
 from trainer.restore import weights_of
 
@@ -14,11 +17,13 @@ class TrainState:
     """The variables that change while a run goes on, all made in the strategy's scope.
 
     step: int64 scalar, finished optimizer updates. The data position follows from it alone.
+    ema: averages of the trained weights, None for a run without.
     """
 
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
     step: tf.Variable
+    ema: EmaWeights | None = None
 
     def as_checkpoint(self) -> tf.train.Checkpoint:
         """An ordinary `tf.train.Checkpoint(model=..., optimizer=...)` with the step.
@@ -31,21 +36,38 @@ class TrainState:
         weights = {names[id(variable)]: variable for variable in untracked if id(variable) in names}
         # Keras numbers their paths by process (`seed_generator_8/...`): the order is what lasts.
         random_states = [variable for variable in untracked if id(variable) not in names]
+        averages = {"ema_weights": tf.train.Checkpoint(**self.ema.variables)} if self.ema else {}
         train_state = tf.train.Checkpoint(
-            step=self.step, untracked=tf.train.Checkpoint(**weights), seed_generators=random_states
+            step=self.step, untracked=tf.train.Checkpoint(**weights), seed_generators=random_states, **averages
         )
         return tf.train.Checkpoint(model=self.model, optimizer=self.optimizer, train_state=train_state)
+
+    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+        """In it the model has the weights that are evaluated and exported: the averages, if there are some."""
+        return self.ema.in_place() if self.ema else contextlib.nullcontext()
 
     def current_step(self) -> int:
         return int(first_value(self.step))
 
 
-def new_train_state(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> TrainState:
-    """The state of a run that has made no step; call in the strategy's scope."""
+def new_train_state(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    trained: Sequence[keras.Variable] = (),
+    ema_decay: float | None = None,
+) -> TrainState:
+    """The state of a run that has made no step; call in the strategy's scope.
+
+    trained: the variables whose averages are kept if there is an `ema_decay`.
+    """
+    ema = None
+    if ema_decay is not None:
+        names = {id(weight.variable): weight.name for weight in weights_of(model)}
+        ema = EmaWeights({names[id(variable)]: variable for variable in trained}, ema_decay)
     step = tf.Variable(
         0, dtype=tf.int64, trainable=False, name="step", aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
     )
-    return TrainState(model, optimizer, step)
+    return TrainState(model, optimizer, step, ema)
 
 
 def _untracked(model: keras.Model) -> list[keras.Variable]:

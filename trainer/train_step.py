@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from trainer.batch_parts import part_of, replica_share
 from trainer.errors import UserError
+from trainer.random_numbers import random_numbers
 from trainer.tasks import Task
 from trainer.train_state import TrainState
 
@@ -18,11 +19,15 @@ def build_train_loop(
     variables: Sequence[keras.Variable],
     global_batch_size: int,
     accumulation_steps: int = 1,
+    random_kind: str = "per_replica",
+    jit_compile: bool = False,
 ) -> Callable:
     """Returns train_loop(iterator, num_steps) -> {'loss', 'grad_norm'} of the last step, float32 scalars.
 
     iterator: yields this worker's (batch, weight); every replica takes its own share of it.
     num_steps: int32 scalar tensor, so that loops of any length are one trace.
+    random_kind: what dropout and noise draw, see `random_numbers`.
+    jit_compile: whether XLA compiles each replica's forward and backward pass; all-reduce and update stay outside.
 
     The loss is the mean over the *global* batch, `sum(loss * weight) / sum(weight)` over all
     replicas and micro-batches, so N replicas make the step that one replica makes. Gradients are
@@ -35,7 +40,8 @@ def build_train_loop(
 
     def micro_batch_gradients(batch, weight):
         with tf.GradientTape() as tape:
-            loss_sum, weight_sum = task.loss(model, batch, weight, training=True)
+            with random_numbers(random_kind, weight.shape[0]):
+                loss_sum, weight_sum = task.loss(model, batch, weight, training=True)
             # By a constant here, by the true weight below: so half-precision gradients stay in range.
             scaled = optimizer.scale_loss(loss_sum / global_batch_size)
         gradients = tape.gradient(scaled, list(variables))
@@ -46,7 +52,9 @@ def build_train_loop(
     def replica_gradients(batch, weight):
         # Micro-batches first: all replicas work on parts of the same one, as synchronised BatchNorm needs.
         micro_batches = [part_of((batch, weight), i, accumulation_steps) for i in range(accumulation_steps)]
-        parts = [micro_batch_gradients(*replica_share(micro_batch, strategy)) for micro_batch in micro_batches]
+        # A function of its own for each replica: a trace holds the variables of the replica that it was made on.
+        compute = tf.function(micro_batch_gradients, jit_compile=True) if jit_compile else micro_batch_gradients
+        parts = [compute(*replica_share(micro_batch, strategy)) for micro_batch in micro_batches]
         sums = tf.nest.map_structure(lambda *values: tf.add_n(values), *parts)
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
 
@@ -63,6 +71,8 @@ def build_train_loop(
         gradients = [gradient * tf.cast(to_mean, gradient.dtype) for gradient in sums.values()]
         grad_norm = tf.linalg.global_norm(gradients) / optimizer.scale_loss(1.0)
         optimizer.apply(gradients, [variables[i] for i in sums])
+        if state.ema:
+            state.ema.update()
         state.step.assign_add(1)
         return {"loss": tf.math.divide_no_nan(loss_sum, weight_sum), "grad_norm": grad_norm}
 

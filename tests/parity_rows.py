@@ -1,0 +1,226 @@
+"""The rows of the parity suite: what is trained on one replica and on several, through the same train step.
+
+TF_CONFIG=... python tests/parity_rows.py FOLDER ROW...   trains rows as one worker of several; the chief writes
+FOLDER/ROW.npz
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+import trainer  # noqa: E402
+from trainer.pipeline import in_memory  # noqa: E402
+from trainer.replicas import first_value  # noqa: E402
+
+RANDOM = np.random.default_rng(7)
+DATA = in_memory(
+    examples={
+        "x": RANDOM.normal(size=[48, 6, 6, 2]),
+        "token": RANDOM.integers(0, 5, [48, 4]),
+        "label": RANDOM.integers(0, 3, 48),
+        "tags": RANDOM.integers(0, 3, [48, 4]),
+        "one_hot": np.eye(3, dtype=np.float32)[RANDOM.integers(0, 3, 48)],
+        "weight": RANDOM.uniform(0.1, 2.0, 48),
+        "is_bad": (np.arange(48) == 17).astype(np.float32),
+    }
+)
+INIT = dict(kernel_initializer=keras.initializers.GlorotUniform(seed=3))
+TASK = trainer.supervised(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="x", target="label")
+
+
+TOKEN_TASK = trainer.supervised(
+    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="token", target="label"
+)
+
+
+class RowMean(keras.regularizers.Regularizer):
+    """A penalty whose value does not depend on how many examples there are; Keras sums over the batch and divides."""
+
+    def __init__(self, weight: float):
+        self.weight = weight
+
+    def __call__(self, x):
+        return self.weight * keras.ops.sum(keras.ops.square(x))
+
+
+def infinite_for_one_example(model, batch):
+    """One example of the epoch has a gradient that is not finite, on whatever replica it comes to lie."""
+    values = keras.losses.sparse_categorical_crossentropy(batch["label"], model(batch["x"]), from_logits=True)
+    return tf.where(batch["is_bad"] > 0, values * 1e38 * 1e38, values)
+
+
+def mixed(policy: str):
+    options = dict(INIT, dtype=policy)
+    return keras.Sequential([
+        keras.layers.Conv2D(4, 3, activation="relu", **options),
+        keras.layers.Flatten(dtype=policy),
+        keras.layers.Dense(3, **dict(options, dtype="float32")),
+    ])  # fmt: skip
+
+
+def recurrent():
+    return keras.Sequential([
+        keras.layers.Embedding(5, 4, embeddings_initializer=keras.initializers.GlorotUniform(seed=3)),
+        keras.layers.GRU(4, dropout=0.3, recurrent_dropout=0.3, seed=5, recurrent_initializer="glorot_uniform", **INIT),
+        keras.layers.Dense(3, **INIT),
+    ])  # fmt: skip
+
+
+def tagger():
+    """A class for each token; token 0 is padding."""
+    return keras.Sequential([
+        keras.layers.Embedding(5, 4, mask_zero=True, embeddings_initializer=keras.initializers.GlorotUniform(seed=3)),
+        keras.layers.Dense(3, **INIT),
+    ])  # fmt: skip
+
+
+def net(*middle):
+    def build():
+        layers = [keras.layers.Conv2D(4, 3, activation="relu", **INIT)]
+        return keras.Sequential(
+            [*layers, *(make() for make in middle), keras.layers.Flatten(), keras.layers.Dense(3, **INIT)]
+        )
+
+    return build
+
+
+def token_net():
+    return keras.Sequential([
+        keras.layers.Embedding(5, 4, embeddings_initializer=keras.initializers.GlorotUniform(seed=3)),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3, **INIT),
+    ])  # fmt: skip
+
+
+def sgd(**options):
+    return lambda: keras.optimizers.SGD(0.1, **options)
+
+
+ROWS = {
+    "sgd": {},
+    "momentum": {"optimizer": sgd(momentum=0.9)},
+    "nesterov": {"optimizer": sgd(momentum=0.9, nesterov=True)},
+    "weight decay": {"optimizer": sgd(weight_decay=0.05)},
+    "clip by global norm": {"optimizer": sgd(global_clipnorm=0.1)},
+    "clip by norm": {"optimizer": sgd(clipnorm=0.05)},
+    "clip by value": {"optimizer": sgd(clipvalue=0.01)},
+    "ema": {"optimizer": sgd(use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=5)},
+    "schedule": {"optimizer": lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10))},
+    "adam": {"optimizer": lambda: keras.optimizers.Adam(0.01)},
+    "nadam": {"optimizer": lambda: keras.optimizers.Nadam(0.01)},
+    "rmsprop": {"optimizer": lambda: keras.optimizers.RMSprop(0.003, epsilon=1e-3)},
+    "adagrad": {"optimizer": lambda: keras.optimizers.Adagrad(0.05)},
+    "accumulation": {"accumulation_steps": 2},
+    "batch norm": {"model": net(keras.layers.BatchNormalization)},
+    "batch norm and accumulation": {"model": net(keras.layers.BatchNormalization), "accumulation_steps": 2},
+    "layer norm": {"model": net(keras.layers.LayerNormalization)},
+    "embedding": {
+        "model": token_net,
+        "task": TOKEN_TASK,
+    },
+    "regularizer": {
+        "model": net(lambda: keras.layers.Conv2D(4, 1, kernel_regularizer=keras.regularizers.L2(0.1), **INIT))
+    },
+    "sample weights": {
+        "task": trainer.supervised(
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            inputs="x", target="label", sample_weight="weight",
+        )
+    },
+    "scalar loss": {
+        "task": trainer.custom_loss(
+            loss=lambda model, batch: tf.reduce_mean(
+                keras.losses.sparse_categorical_crossentropy(batch["label"], model(batch["x"]), from_logits=True)
+            ),
+            inputs="x",
+        )
+    },
+    "frozen": {"frozen": ["conv2d"]},
+    "amsgrad": {"optimizer": lambda: keras.optimizers.Adam(0.01, amsgrad=True)},
+    "adamw": {"optimizer": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1)},
+    "adamax": {"optimizer": lambda: keras.optimizers.Adamax(0.01)},
+    "adadelta": {"optimizer": lambda: keras.optimizers.Adadelta(1.0)},
+    "rmsprop, centered": {"optimizer": lambda: keras.optimizers.RMSprop(0.003, 0.9, 0.9, 1e-3, centered=True)},
+    "ftrl": {"optimizer": lambda: keras.optimizers.Ftrl(0.05)},
+    "lion": {"optimizer": lambda: keras.optimizers.Lion(0.001)},
+    "lamb": {"optimizer": lambda: keras.optimizers.Lamb(0.003)},
+    "adafactor": {"optimizer": lambda: keras.optimizers.Adafactor(0.01)},
+    "muon": {"optimizer": lambda: keras.optimizers.Muon(0.01)},
+    "loss scale": {"optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))},
+    "constraint": {
+        "model": net(lambda: keras.layers.Conv2D(4, 1, kernel_constraint=keras.constraints.MaxNorm(0.5), **INIT))
+    },
+    "loss scale, infinite gradient": {
+        "optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, momentum=0.9)),
+        "task": trainer.custom_loss(loss=infinite_for_one_example, inputs="x"),
+        "eval_data": None,
+    },
+    **{
+        f"mixed_{kind}": {"model": lambda policy=f"mixed_{kind}": mixed(policy), "tolerance": tolerance}
+        for kind, tolerance in (("bfloat16", 5e-3), ("float16", 5e-4))
+    },
+    "averages": {"ema_decay": 0.9},
+    "accumulation of four": {"accumulation_steps": 4, "global_batch_size": 24},
+    "group norm": {"model": net(lambda: keras.layers.GroupNormalization(2))},
+    "activity regularizer": {
+        "model": net(lambda: keras.layers.Conv2D(4, 1, activity_regularizer=RowMean(0.1), **INIT))
+    },
+    "class weights": {
+        "task": trainer.supervised(
+            loss=keras.losses.CategoricalFocalCrossentropy(alpha=[0.2, 0.3, 0.5], from_logits=True),
+            inputs="x", target="one_hot",
+        )
+    },
+    "masked tokens": {
+        "model": lambda: tagger(),
+        "task": trainer.supervised(
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="token", target="tags"
+        ),
+    },
+    "jit": {"jit_compile": True},
+    "jit and accumulation": {"jit_compile": True, "accumulation_steps": 2},
+    **{
+        f"{name}, by example": {"model": model, "random_numbers": "per_example", **more}
+        for name, model, more in (
+            ("dropout", net(lambda: keras.layers.Dropout(0.4, seed=5)), {}),
+            ("dropout and accumulation", net(lambda: keras.layers.Dropout(0.4, seed=5)), {"accumulation_steps": 2}),
+            ("spatial dropout", net(lambda: keras.layers.SpatialDropout2D(0.4, seed=5)), {}),
+            ("gaussian noise", net(lambda: keras.layers.GaussianNoise(0.5, seed=5)), {}),
+            ("gaussian dropout", net(lambda: keras.layers.GaussianDropout(0.4, seed=5)), {}),
+            ("alpha dropout", net(lambda: keras.layers.AlphaDropout(0.4, seed=5)), {}),
+            ("jit dropout", net(lambda: keras.layers.Dropout(0.4, seed=5)), {"jit_compile": True}),
+            ("recurrent dropout", lambda: recurrent(), {"task": TOKEN_TASK}),
+        )
+    },
+}  # fmt: skip
+
+
+def train(strategy, **options):
+    defaults = dict(
+        model=net(), train_data=DATA, eval_data=DATA, task=TASK, optimizer=sgd(), global_batch_size=12, num_steps=10,
+        from_scratch=True, eval_every=0, strategy=strategy,
+    )  # fmt: skip
+    return trainer.train(**{**defaults, **{name: value for name, value in options.items() if name != "tolerance"}})
+
+
+def weights(result) -> list[np.ndarray]:
+    return [first_value(weight) for weight in result.model.weights]
+
+
+def main(folder: Path, names: list[str]) -> None:
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    for name in names:
+        arrays = weights(train(strategy, **ROWS[name]))
+        if strategy.cluster_resolver.task_id == 0:
+            np.savez(folder / f"{name}.npz", *arrays)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    main(Path(sys.argv[1]), sys.argv[2:])
