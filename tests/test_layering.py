@@ -21,7 +21,7 @@ FLOORS = [
 ]  # fmt: skip
 
 RESTORE_FLOORS = [
-    {"names", "report", "tensor_memory"},
+    {"names", "report", "tensor_memory", "keras_paths"},
     {"source", "live", "find", "explain", "rows", "show"},
     {"readers", "build", "rules", "order", "layer_pairs", "flat_layers"},
     {"formats"},

@@ -135,3 +135,28 @@ def test_the_newest_whole_checkpoint_is_taken_when_a_later_one_lost_a_file(tmp_p
     again = run(tmp_path / "run", 6, make_strategy(1), checkpoint_every=2)
     assert again.step == 6
     assert bits(again) == bits(run(tmp_path / "other", 6, make_strategy(1), checkpoint_every=2))
+
+
+def test_a_resumed_run_normalises_with_the_statistics_that_it_was_restored_with(tmp_path):
+    adapted = keras.layers.Normalization()
+    adapted.adapt(DATA["x"] * 9.0 + 50.0)
+    source = keras.Sequential([keras.Input([4]), adapted, keras.layers.Dense(3)])
+    source.save_weights(tmp_path / "source.weights.h5")
+
+    def build():
+        return keras.Sequential([keras.Input([4]), keras.layers.Normalization(), keras.layers.Dense(3)])
+
+    options = dict(model=build, from_scratch=False, init_checkpoint=str(tmp_path / "source.weights.h5"))
+    whole = run(tmp_path / "whole", 8, make_strategy(1), **options)
+    run(tmp_path / "parts", 4, make_strategy(1), **options)
+    rest = run(tmp_path / "parts", 8, make_strategy(1), **options)
+    assert bits(rest) == bits(whole)
+    assert rest.final_metrics == whole.final_metrics
+
+
+def test_dropout_by_example_goes_on_with_another_number_of_replicas(tmp_path):
+    whole = run(tmp_path / "whole", 9, make_strategy(1), random_numbers="per_example")
+    run(tmp_path / "parts", 4, make_strategy(2), random_numbers="per_example")
+    rest = run(tmp_path / "parts", 9, make_strategy(1), random_numbers="per_example")
+    for first, second in zip(whole.model.weights, rest.model.weights, strict=True):
+        np.testing.assert_allclose(first_value(first), first_value(second), atol=1e-5, rtol=0, err_msg=first.path)

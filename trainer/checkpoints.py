@@ -6,7 +6,7 @@ import tempfile
 import tensorflow as tf
 
 from trainer.errors import UserError
-from trainer.restore import whole_checkpoints
+from trainer.restore import renew_constants, whole_checkpoints
 from trainer.train_state import TrainState
 
 
@@ -49,6 +49,7 @@ class Checkpoints:
                 f"{latest} is not a checkpoint of this run: its model or optimizer is built differently. "
                 f"Choose another --model_dir, or go back to the config that wrote it.\n{str(error)[:300]}"
             ) from error
+        renew_constants(self._state.model)
         return self._state.current_step()
 
 

@@ -18,7 +18,8 @@ class EmaWeights:
     """
 
     def __init__(self, weights: Mapping[str, keras.Variable], decay: float):
-        if not 0.0 < decay < 1.0:
+        is_number = isinstance(decay, float | int) and not isinstance(decay, bool)
+        if not is_number or not 0.0 < decay < 1.0:
             raise UserError(f"ema_decay = {decay!r} must lie between 0 and 1, e.g. 0.999.")
         self.decay = decay
         self._weights = dict(weights)

@@ -5,8 +5,9 @@ import ast
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
-from zoo import FOUR, TOKENS, Text, TwoDense, built, layers, saved, used_adam, values
+from zoo import FOUR, TOKENS, Text, Twins, TwoDense, built, layers, saved, used_adam, values
 
 import trainer
 from trainer.replicas import replica_values
@@ -173,14 +174,162 @@ def test_a_subclassed_model_s_attributes_are_not_taken_for_names_that_keras_gave
     assert values(model) == values(source)
 
 
-def test_layers_that_another_process_numbered_otherwise_are_paired_by_their_rank(tmp_path):
-    source = built(keras.Sequential([keras.Input([4]), *(layers.Dense(4, name=f"dense_{i}") for i in (1, 2, 3))]))
-    np.savez(tmp_path / "m.npz", **{weight.path: weight.numpy() for weight in source.weights})
-    model = built(
-        keras.Sequential([keras.Input([4]), *(layers.Dense(4, name=f"dense_{i}") for i in (2, 3, 10))]), seed=2
+def dense_stack(*numbers: int, seed: int = 1):
+    return built(
+        keras.Sequential([keras.Input([4]), *(layers.Dense(4, name=f"dense_{i}") for i in numbers)]), seed=seed
     )
+
+
+@pytest.mark.parametrize("numbers", [(2, 3, 4), (11, 12, 13)])
+def test_layers_that_another_process_numbered_otherwise_are_paired_by_their_rank(numbers, tmp_path):
+    source = dense_stack(1, 2, 3)
+    np.savez(tmp_path / "m.npz", **{weight.path: weight.numpy() for weight in source.weights})
+    model = dense_stack(*numbers, seed=2)
     trainer.restore_weights(model, tmp_path / "m.npz")
     assert values(model) == values(source)
+
+
+def test_numbers_of_which_some_are_perhaps_names_are_refused(tmp_path):
+    """`dense_5` stands on both sides: it may be a name that somebody gave."""
+    source, model = dense_stack(5, 1), dense_stack(5, 7, seed=2)
+    np.savez(tmp_path / "m.npz", **{weight.path: weight.numpy() for weight in source.weights})
+    before = values(model)
+    with pytest.raises(trainer.RestoreError):
+        trainer.restore_weights(model, tmp_path / "m.npz")
+    assert values(model) == before
+
+
+def frozen_in_part(kind: str, seed: int = 1):
+    """An inner model whose first layer was frozen, which Keras' old .h5 files write last."""
+    inner = keras.Sequential([keras.Input([4]), layers.Dense(4), layers.Dense(4)])
+    if kind == "writer":
+        inner.layers[0].trainable = False
+    return built(keras.Sequential([keras.Input([4]), inner, layers.Dense(2)]), seed=seed)
+
+
+@pytest.mark.parametrize("reader", ["writer", "reader"])
+def test_a_layer_that_the_writer_froze_is_not_taken_for_its_neighbour(reader, tmp_path):
+    source = frozen_in_part("writer")
+    source.save(tmp_path / "m.h5")
+    model = frozen_in_part(reader, seed=2)
+    trainer.restore_weights(model, tmp_path / "m.h5")
+    for ours, theirs in zip(model.layers[0].layers, source.layers[0].layers, strict=True):
+        np.testing.assert_array_equal(ours.kernel.numpy(), theirs.kernel.numpy())
+
+
+class Blocks(keras.Model):
+    """Two parts of equal inner names in one layer, as Hugging Face's models have them."""
+
+    def __init__(self, *order: str):
+        super().__init__(name="whole")
+        self.top = Parts(order, name="top")
+
+    def call(self, x):
+        return self.top(x)
+
+
+class Parts(keras.layers.Layer):
+    def __init__(self, order, **options):
+        super().__init__(**options)
+        self.parts = [
+            keras.Sequential([layers.Dense(4, name="query"), layers.Dense(4, name="key")], name=n) for n in order
+        ]
+
+    def build(self, shape):
+        for part in self.parts:
+            part.build(shape)
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def test_the_whole_chain_of_given_names_counts_in_an_old_h5(tmp_path):
+    source, model = built(Blocks("encoder", "decoder")), built(Blocks("decoder", "encoder"), seed=2)
+    source.save(tmp_path / "m.h5")
+    trainer.restore_weights(model, tmp_path / "m.h5")
+    theirs = {weight.path: weight.numpy() for weight in source.weights}
+    for weight in model.weights:
+        np.testing.assert_array_equal(weight.numpy(), theirs[weight.path], err_msg=weight.path)
+    shifted = built(Blocks("decoder", "third"), seed=2)
+    with pytest.raises(trainer.RestoreError):
+        trainer.restore_weights(shifted, tmp_path / "m.h5")
+
+
+def test_names_that_fit_in_two_ways_are_refused(tmp_path):
+    """Attributes that are called as Keras numbers layers, in another order, and a file of Keras' paths."""
+
+    class Crossed(keras.Model):
+        def __init__(self):
+            super().__init__(name="crossed")
+            self.dense_1 = layers.Dense(4, name="dense")
+            self.dense = layers.Dense(4, name="dense_1")
+
+        def call(self, x):
+            return self.dense(self.dense_1(x))
+
+    source, model = built(Crossed()), built(Crossed(), seed=2)
+    np.savez(tmp_path / "m.npz", **{weight.path.removeprefix("crossed/"): weight.numpy() for weight in source.weights})
+    with pytest.raises(trainer.RestoreError, match="its names fit the model in two ways"):
+        trainer.restore_weights(model, tmp_path / "m.npz")
+
+
+def test_branches_that_were_merged_the_other_way_are_not_swapped(tmp_path):
+    def merged(flipped: bool):
+        image = keras.Input([4])
+        branches = [layers.Dense(4)(image), layers.Dense(4)(image)]
+        return built(
+            keras.Model(image, layers.Concatenate()(branches[::-1] if flipped else branches)), seed=1 + flipped
+        )
+
+    source, model = merged(False), merged(True)
+    before = values(model)
+    for name in ("m.weights.h5", "m.h5"):
+        source.save_weights(tmp_path / name) if name == "m.weights.h5" else source.save(tmp_path / name)
+        with pytest.raises(trainer.RestoreError):
+            trainer.restore_weights(model, tmp_path / name)
+        assert values(model) == before
+    trainer.restore_weights(merged(False), tmp_path / "m.weights.h5")
+
+
+def test_a_name_and_its_underscored_twin_are_told_apart_when_one_side_has_one_of_them(tmp_path):
+    class One(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self._proj = layers.Dense(4)
+
+        def call(self, x):
+            return self._proj(x)
+
+    source = built(Twins())
+    model = built(One(), seed=2)
+    trainer.restore_weights(model, saved(tmp_path, model=source), ignore=["^proj/", "^model/proj/"])
+    np.testing.assert_array_equal(model._proj.kernel.numpy(), source._proj.kernel.numpy())
+
+
+def test_paths_as_keras_gave_them_fit_whatever_the_attributes_are_called(tmp_path):
+    source = built(Text(), TOKENS)
+    safetensors.numpy.save_file({weight.path: weight.numpy() for weight in source.weights}, tmp_path / "m.safetensors")
+    model = Text()
+    trainer.restore_weights(model, tmp_path / "m.safetensors", input_spec=TOKENS)
+    assert values(model) == values(source)
+
+
+def test_chance_names_do_not_come_in_when_something_was_ignored(tmp_path):
+    """Three layers of the file, numbered 0 to 2, and two of the model, numbered 1 and 2."""
+
+    def stack(*names):
+        return built(
+            keras.Sequential([keras.Input([4]), *(layers.Dense(4, name=name) for name in names)]), seed=len(names)
+        )
+
+    source, model = stack("dense", "dense_1", "dense_2"), stack("dense_1", "dense_2")
+    source.save(tmp_path / "m.h5")
+    before = values(model)
+    with pytest.raises(trainer.RestoreError):
+        trainer.restore_weights(model, tmp_path / "m.h5", ignore=["^dense/"])
+    assert values(model) == before
 
 
 def test_a_model_of_two_inputs_is_built_from_two_specs(tmp_path):
@@ -248,3 +397,68 @@ def test_layers_that_only_their_place_pairs_are_shown_under_both_names(tmp_path)
     report = trainer.restore_weights(model, tmp_path / "m.weights.h5")
     assert values(model) == values(source)
     assert "by its place among the layers, where the file calls the layer classifier (2)" in str(report)
+
+
+def two_dense(lora_rank: int = 0, seed: int = 1):
+    model = built(keras.Sequential([keras.Input([4]), layers.Dense(4), layers.Dense(2)]), seed=seed)
+    if lora_rank:
+        model.layers[0].enable_lora(lora_rank)
+        model.layers[0].lora_kernel_b.assign(np.ones([lora_rank, 4]))
+    return model
+
+
+@pytest.mark.parametrize("lora_rank", [0, 3])
+def test_weights_go_into_a_model_with_lora_merged_if_the_writer_had_one(lora_rank, tmp_path):
+    source = two_dense(lora_rank)
+    source.save_weights(tmp_path / "m.weights.h5")
+    model = two_dense(2, seed=2)
+    trainer.restore_weights(model, tmp_path / "m.weights.h5", reinitialize=["lora_"])
+    expected = source.layers[0].kernel.numpy()  # with what LoRA adds to it
+    np.testing.assert_allclose(model.layers[0]._kernel.numpy(), expected, atol=1e-6)
+    np.testing.assert_array_equal(model.layers[1].kernel.numpy(), source.layers[1].kernel.numpy())
+
+
+@pytest.mark.parametrize("name", ["m.weights.h5", "m.keras"])
+def test_quantized_layers_come_back_in_the_order_in_which_keras_writes_them(name, tmp_path):
+    source, model = two_dense(), two_dense(seed=2)
+    source.quantize("int8")
+    model.quantize("int8")
+    assert values(model) != values(source)
+    source.save_weights(tmp_path / name) if name == "m.weights.h5" else source.save(tmp_path / name)
+    trainer.restore_weights(model, tmp_path / name)
+    assert values(model) == values(source)
+
+
+def test_a_weight_that_a_wrapper_writes_a_second_time_is_no_leftover(tmp_path):
+    def wrapped(seed):
+        return built(keras.Sequential([keras.Input([4]), layers.SpectralNormalization(layers.Dense(3))]), seed=seed)
+
+    source, model = wrapped(1), wrapped(2)
+    source.save_weights(tmp_path / "m.weights.h5")
+    report = trainer.restore_weights(model, tmp_path / "m.weights.h5")
+    assert values(model) == values(source)
+    assert {record.rule for record in report.unused} == {"the same variable a second time"}
+
+
+def test_a_functional_model_of_given_names_is_told_when_only_places_pair_its_layers(tmp_path):
+    """A tf.train.Checkpoint has no names of the layers of a Functional model."""
+
+    def branches():
+        image = keras.Input([4])
+        return built(keras.Model(image, [layers.Dense(4, name="left")(image), layers.Dense(4, name="right")(image)]))
+
+    report = trainer.restore_weights(branches(), saved(tmp_path, model=branches()))
+    assert "by its place among layers of equal shapes, of which the file has no names (4)" in str(report)
+
+
+def test_a_saved_model_has_the_names_of_its_layers(tmp_path):
+    def branches(flipped: bool):
+        image = keras.Input([4])
+        both = [layers.Dense(4, name="left")(image), layers.Dense(4, name="right")(image)]
+        return built(keras.Model(image, layers.Concatenate()(both[::-1] if flipped else both)), seed=1 + flipped)
+
+    source, model = branches(False), branches(True)
+    tf.saved_model.save(source, str(tmp_path / "saved_model"))
+    trainer.restore_weights(model, tmp_path / "saved_model")
+    for name in ("left", "right"):
+        np.testing.assert_array_equal(model.get_layer(name).kernel.numpy(), source.get_layer(name).kernel.numpy())

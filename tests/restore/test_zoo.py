@@ -120,6 +120,10 @@ WRITERS = {
     ".npz, named": saved_with(lambda model, path: np.savez(path, **named(model)), "m.npz"),
     ".npz, a list": saved_with(lambda model, path: np.savez(path, *model.get_weights()), "m.npz"),
 }
+# The names in a SavedModel's description tell all layers of these apart.
+WITH_PATHS = [
+    "functional", "sequential", "nested functional", "named functional", "recurrent", "shared layer", "MobileNetV2",
+]  # fmt: skip
 LISTS = {"model.export": "in a bare list", ".npz, a list": "in a bare list"}  # by order, and only on request
 OBJECT_GRAPHS = [name for name in WRITERS if name.startswith("Checkpoint(") or name == "Orbit, Model Garden"]
 SLOW = {"MobileNetV2": ("Checkpoint(model, optimizer)", "model.export", ".weights.h5", ".keras", "old .h5 of Keras 3")}
@@ -141,7 +145,7 @@ def test_an_unbuilt_model_is_filled_bit_for_bit_or_refused(writer, kind, tmp_pat
     if kind == "layers in lists" and writer in OBJECT_GRAPHS:
         # TensorFlow does not reach these layers: they are not in the file, or only in the optimizer's list.
         outcome = refused(path, build, spec, "would be missing")
-    elif writer in LISTS and not (writer == "model.export" and kind in ("named functional", "MobileNetV2")):
+    elif writer in LISTS and not (writer == "model.export" and kind in WITH_PATHS):
         refused(path, build, spec, LISTS[writer])
         report = trainer.restore_weights(model, path, input_spec=spec, match="order")
         assert {record.note for record in report.restored} == {"by order"}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import keras
 
 from trainer.restore.apply import apply_plan
-from trainer.restore.build import build_model
+from trainer.restore.build import build_model, renew_constants
 from trainer.restore.explain import explain_problems
 from trainer.restore.find import find_checkpoint, unreadable_checkpoints, whole_checkpoints
 from trainer.restore.formats import open_checkpoint
@@ -32,6 +32,7 @@ __all__ = [
     "layers_of",
     "open_checkpoint",
     "plan_weights",
+    "renew_constants",
     "restore_weights",
     "unreadable_checkpoints",
     "weights_of",
@@ -65,6 +66,8 @@ def restore_weights(
     grow: regexes of model variables that got longer along one axis, such as an embedding with new
       tokens: the checkpoint's rows come first, the new ones stay fresh.
     copy_rows: (regex, {the checkpoint's row: the model's row}) pairs, for a head that shares some classes.
+      Rows lie along the one axis whose length differs; where none does along the last, the classes, and
+      in a variable called `embeddings` along the first, the tokens.
 
     Returns the report, verified: a checksum of every replica's copy was compared with the file's. The
     optimizer's state in the file is listed and never read.
@@ -77,6 +80,7 @@ def restore_weights(
     plan, source = _accepted_plan(model, path, Rules(rename, reinitialize, ignore, match, root, grow, copy_rows))
     with contextlib.closing(source), RestoreProgress() as progress:
         apply_plan(plan, source, progress.show)
+        renew_constants(model, [pair.weight.variable for pair in plan.pairs])
     log_report(plan.report)
     return plan.report
 

@@ -1,11 +1,12 @@
 """Creates the variables of a model that has not seen data yet, without computing anything."""
 
 import inspect
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-from trainer.restore.live import live_tree, paths, unbuilt_layers
+from trainer.restore.live import layers_of, live_tree, paths, unbuilt_layers
 from trainer.restore.names import join, normalize
 from trainer.restore.report import RestoreError
 
@@ -48,11 +49,38 @@ def build_model(model: keras.Model, input_spec=None) -> None:
             f"{type(error).__name__}: {str(error).strip()}\nGive the specification that its call() expects."
         ) from error
     _refuse_plain_variables(model)
+    renew_constants(model)
     if _is_unbuilt(model):
         raise RestoreError(
             f"The model {model.name} was called on {_show(input_spec)} and still has layers without variables: "
             f"{', '.join(layer.name for layer in unbuilt_layers(model))}. Call them in call(), or remove them."
         )
+
+
+def renew_constants(model: keras.Layer, changed: Sequence[keras.Variable] | None = None) -> None:
+    """Makes anew what `Normalization` computes with: tensors that were made from its variables when it was built.
+
+    changed: the variables that have new values; None for all. A layer that was built on symbolic inputs
+      holds tensors of a graph that is gone, and one that was restored those of its old statistics.
+    Functions that Keras traced before, such as `predict`'s, are traced again.
+    """
+    ids = None if changed is None else {id(variable) for variable in changed}
+    layers = layers_of(model)
+    stale = [
+        layer
+        for layer in layers
+        if isinstance(layer, keras.layers.Normalization)
+        and layer.built
+        and (ids is None or any(id(variable) in ids for variable in layer.variables))
+    ]
+    for layer in stale:
+        if layer.input_mean is None:
+            layer.finalize_state()
+        else:
+            layer.build(layer.get_build_config()["input_shape"])  # makes no variables, only the constants
+    for layer in layers if stale else ():
+        if isinstance(layer, keras.Model):
+            layer.train_function = layer.test_function = layer.predict_function = None
 
 
 def _arguments(model: keras.Layer, inputs) -> tuple[tuple, dict]:
@@ -67,8 +95,13 @@ def _arguments(model: keras.Layer, inputs) -> tuple[tuple, dict]:
 
 
 def _refuse_plain_variables(model: keras.Model) -> None:
-    """Raises `RestoreError` for a `tf.Variable` in a layer: Keras 3 neither trains nor counts it as a weight."""
+    """Raises `RestoreError` for a `tf.Variable` in a layer: Keras 3 neither trains nor counts it as a weight.
+
+    Keras' own layers have some, which its users can't help: the constants of TextVectorization are such.
+    """
     for path, node in paths(live_tree(model)):
+        if type(node.layer).__module__.startswith("keras.") and not isinstance(node.layer, keras.Model):
+            continue
         for name, value in vars(node.layer).items() if node.layer is not None else ():
             # TensorFlow keeps its own views of a layer's parts under names that begin so.
             if not name.startswith(("_", "self_")) and _holds_plain_variable(value):

@@ -10,9 +10,9 @@ from trainer.restore.report import RestoreError, first_line
 WEIGHT_FILES = (
     ".weights.h5", ".weights.json", ".keras", ".h5", ".hdf5", ".safetensors", ".safetensors.index.json", ".npz",
 )  # fmt: skip
-_SHARDS = (  # a file of several -> their index, by its name
-    (re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors"), r"\1.safetensors.index.json"),
-    (re.compile(r"(.+)_\d{5}\.weights\.h5"), r"\1.weights.json"),
+_SHARDS = (  # a file of several, and the end of their index, in small letters or in capitals
+    (re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors", re.IGNORECASE), ".safetensors.index.json"),
+    (re.compile(r"(.+)_\d{5}\.weights\.h5", re.IGNORECASE), ".weights.json"),
 )
 
 
@@ -45,7 +45,7 @@ def _find(path: str) -> str:
         return path
     if tf.io.gfile.isdir(path):
         return _newest_in(path)
-    if tf.io.gfile.exists(path) and path.endswith(WEIGHT_FILES):
+    if tf.io.gfile.exists(path) and path.lower().endswith(WEIGHT_FILES):
         return _index_of(path)
     if tf.io.gfile.exists(path):
         raise RestoreError(
@@ -65,19 +65,20 @@ def _find(path: str) -> str:
 def _index_of(path: str) -> str:
     """The index of the files that this one is a part of, where there is one; else the file itself."""
     folder, name = os.path.split(path)
-    for pattern, index in _SHARDS:
+    for pattern, end in _SHARDS:
         whole = re.fullmatch(pattern, name)
-        if whole and tf.io.gfile.exists(os.path.join(folder, whole.expand(index))):
-            return os.path.join(folder, whole.expand(index))
+        for index in (whole[1] + end, whole[1] + end.upper()) if whole else ():
+            if tf.io.gfile.exists(os.path.join(folder, index)):
+                return os.path.join(folder, index)
     return path
 
 
 def _weight_files(folder: str) -> list[str]:
     """Names of the weight files in a folder, each set of shards once."""
-    found = [os.path.join(folder, name) for name in tf.io.gfile.listdir(folder) if name.endswith(WEIGHT_FILES)]
+    found = [os.path.join(folder, name) for name in tf.io.gfile.listdir(folder) if name.lower().endswith(WEIGHT_FILES)]
     names = {os.path.basename(_index_of(path)) for path in found}
     # Shards of .npz have no index: any one of them stands for all.
-    return sorted({re.sub(r"-\d{5}-of-(\d{5}\.npz)$", r"-00000-of-\1", name) for name in names})
+    return sorted({re.sub(r"-\d{5}-of-(\d{5}\.npz)$", r"-00000-of-\1", name, flags=re.IGNORECASE) for name in names})
 
 
 def whole_checkpoints(folder) -> list[str]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+from trainer.restore.keras_paths import is_shifted
 from trainer.restore.live import LiveNode, number_in
 from trainer.restore.source import Node
 
@@ -32,7 +33,7 @@ def layer_pairs(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple
         return named
     fits = len(ours) == len(theirs) and all(leaf_names(a) == leaf_names(b) for a, b in zip(ours, theirs, strict=True))
     pairs = list(zip(ours, theirs, strict=True)) if fits else []
-    return pairs if pairs and not _contradicts(pairs, named) else named
+    return pairs if pairs and not _contradicts(pairs, named) and not _ranks_disagree(pairs) else named
 
 
 def _by_class_and_name(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
@@ -45,8 +46,9 @@ def _by_class_and_name(live: LiveNode, node: Node, leaf_names: LeafNames) -> lis
     pairs = []
     for base in dict.fromkeys(_base(key) for key in theirs):
         keys = [key for key in theirs if _base(key) == base]
-        if set(keys) == {key for key in remaining if _base(key) == base}:
-            pairs += [(remaining[key], theirs[key]) for key in keys]
+        alike = [(remaining[key], theirs[key]) for key in keys if key in remaining]
+        if set(keys) == {key for key in remaining if _base(key) == base} and not _ranks_disagree(alike):
+            pairs += alike
     if _contradicts(pairs, named):
         pairs = []
     settled = {id(part) for pair in pairs for part in pair}
@@ -60,18 +62,31 @@ def _by_number(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[
     `dense_3, dense_4` of one process are `dense, dense_1` of another: equal names among them are chance.
     """
     pairs = []
-    ranked: dict[str, list[str]] = {}
-    for key, child in node.children.items():
+    ranked: dict[str, dict[int, Node]] = {}
+    as_written = node.spelled or {key: key for key in node.children}
+    for key, child in ((raw, node.children[name]) for raw, name in as_written.items()):
         if key in live.children and live.children[key].given_name == key:
             pairs.append((live.children[key], child))
-        elif _base(key) in live.numbered and leaf_names(child):
-            ranked.setdefault(_base(key), []).append(key)
-    for name, keys in ranked.items():
-        ours = [layer for layer in live.numbered[name] if leaf_names(layer)]
-        theirs = [node.children[key] for key in sorted(keys, key=number_in)]
-        if len(ours) == len(theirs) and all(leaf_names(a) == leaf_names(b) for a, b in zip(ours, theirs, strict=True)):
-            pairs += zip(ours, theirs, strict=True)
+        elif node.is_plain and _base(key) in live.numbered and leaf_names(child):
+            ranked.setdefault(_base(key), {})[number_in(key)] = child
+    for name, theirs in ranked.items():
+        ours = {number_in(layer.name): layer for layer in live.numbered[name] if leaf_names(layer)}
+        alike = [(ours[a], theirs[b]) for a, b in zip(sorted(ours), sorted(theirs), strict=False)]
+        # A number of both sides whose rank differs is perhaps no number, but a name that somebody gave.
+        trusted = is_shifted(ours, theirs) or (len(ours) == len(theirs) and not set(ours) & set(theirs))
+        if trusted and all(leaf_names(a) == leaf_names(b) for a, b in alike):
+            pairs += alike
     return pairs
+
+
+def _ranks_disagree(pairs: list[tuple[LiveNode, Node]]) -> bool:
+    """Whether layers of one class were made in another order than they stand in, here but not in the file."""
+    by_class: dict[str, list[tuple[int, int]]] = {}
+    for ours, theirs in pairs:
+        name = _base(ours.name)
+        if not ours.given_name and ours.layer is not None and _base(theirs.keras_name) == name:
+            by_class.setdefault(name, []).append((number_in(ours.name), number_in(theirs.keras_name)))
+    return any([b for _, b in sorted(numbers)] != sorted(b for _, b in numbers) for numbers in by_class.values())
 
 
 def _by_attribute(live: LiveNode, node: Node) -> list[tuple[str, tuple[LiveNode, Node]]]:

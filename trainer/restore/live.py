@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer.restore.names import join, normalize_siblings
@@ -49,6 +51,7 @@ class LiveNode:
     is_graph: whether the model is Functional or Sequential, so that the order is all that it goes by.
     by_class: a model's or a container's layers as Keras' `.weights.h5` files call them: `dense`, `dense_1`.
     own: the layer's own variables in the order in which it made them, trainable ones first.
+    spelled: attribute names and layer names as they are -> those in `children`.
     given_name: the layer's name, "" where Keras made it from class and number.
     numbered: the layers in a model that have such names, by class, in the order of their numbers.
     """
@@ -60,8 +63,18 @@ class LiveNode:
     is_graph: bool = False
     by_class: dict[str, "LiveNode"] = dataclasses.field(default_factory=dict)
     own: list["LiveNode"] = dataclasses.field(default_factory=list)
+    spelled: dict[str, str] = dataclasses.field(default_factory=dict)
     given_name: str = ""
     numbered: dict[str, list["LiveNode"]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The layer's own name, "" for what is no layer."""
+        return self.layer.name if self.layer is not None else ""
+
+    @functools.cached_property
+    def in_order_set(self) -> frozenset["LiveNode"]:
+        return frozenset(self.in_order or ())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,14 +128,51 @@ def layers_of(model: keras.Model) -> list[keras.Layer]:
     return [node.layer for _, node in paths(live_tree(model)) if node.layer is not None]
 
 
-def given_paths(weights: list[LiveVariable], tree: LiveNode) -> list[tuple[LiveVariable, str]]:
-    """Each weight with Keras' own path of it, where no part of the path is a layer's number."""
-    classes = {class_name(type(node.layer)) for _, node in paths(tree) if node.layer is not None}
+def as_stored(node: LiveNode) -> list[LiveNode]:
+    """A layer's own variables in the order in which Keras' `.weights.h5` files number them.
 
-    def is_given(path: str) -> bool:
-        return not any(re.sub(r"_\d+$", "", segment) in classes for segment in path.split("/")[:-1])
+    Quantized layers and those with LoRA leave some out or write them in another order; they are
+    asked, and what they compute for the file is known by its shape.
+    """
+    layer = node.layer
+    if layer is None or type(layer).save_own_variables is keras.Layer.save_own_variables:
+        return node.own
+    store: dict[str, Any] = {}
+    try:
+        layer.save_own_variables(store)
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError):
+        return node.own  # the user's own way to save, which asks for more than a dict
+    if not all(key.isdigit() for key in store):
+        return node.own
+    left = {id(part.variable): part for part in node.own}
+    shapes = {id(variable): tuple(variable.shape) for variable in layer.weights}
+    found: dict[str, LiveNode] = {}
+    for key, value in store.items():
+        if id(value) in left:
+            found[key] = left.pop(id(value))
+    for key in (key for key in store if key not in found):
+        alike = [part for part in left.values() if shapes.get(id(part.variable)) == tuple(np.shape(store[key]))]
+        if len(alike) != 1:
+            return node.own
+        found[key] = left.pop(id(alike[0].variable))
+    return [found[key] for key in sorted(found, key=int)]
 
-    return [(weight, weight.variable.path) for weight in weights if is_given(weight.variable.path)]
+
+def classes_in(tree: LiveNode) -> frozenset[str]:
+    """The names that Keras makes names of the layers from where nobody gave any."""
+    names = {class_name(type(node.layer)) for _, node in paths(tree) if node.layer is not None}
+    # Bidirectional calls its two layers so.
+    return frozenset(names | {f"{way}_{name}" for way in ("forward", "backward") for name in names})
+
+
+def numbered_by_keras(tree: LiveNode) -> set[int]:
+    """Ids of the variables whose name here holds a layer's number, which is another one in each process."""
+    found: set[int] = set()
+    for _, node in paths(tree):
+        for layers in node.numbered.values() if node.is_graph else ():
+            for layer in layers:
+                found |= {id(part.variable) for _, part in paths(layer) if part.variable is not None}
+    return found
 
 
 def unbuilt_layers(model: keras.Model) -> list[keras.Layer]:
@@ -178,6 +228,7 @@ def _add_layer(node: LiveNode, layer: keras.Layer, known: dict[int, LiveNode]) -
         node.is_graph = _is_graph(layer)
         if node.is_graph:
             node.children.update({part.name: child for part, child in zip(parts, node.in_order, strict=True)})
+            node.spelled.update({part.name: part.name for part in parts})
         for part, child in sorted(zip(parts, node.in_order, strict=True), key=lambda pair: number_in(pair[0].name)):
             if not child.given_name:
                 node.numbered.setdefault(class_name(type(part)), []).append(child)
@@ -189,6 +240,7 @@ def _add_layer(node: LiveNode, layer: keras.Layer, known: dict[int, LiveNode]) -
     spelled = normalize_siblings(held)
     for name, value in held.items():
         node.children.setdefault(spelled[name], _node(value, known))
+        node.spelled.setdefault(name, spelled[name])
 
 
 def _is_graph(model) -> bool:

@@ -20,6 +20,7 @@ class Match:
     pairs: id of a model's variable -> entry.  by_rename: the ids that a rename rule led to.
     moved: entries that a rule renamed; they go where the rule says or nowhere.
     notes: what a person should know of how an entry was paired.
+    twins: entries that hold a variable a second time, as wrappers write that of their layer.
     outside: where the user named a root, the entries that it does not lead to.
     """
 
@@ -29,6 +30,7 @@ class Match:
     moved: set[Entry]
     notes: dict[Entry, str]
     outside: set[Entry]
+    twins: set[Entry]
 
 
 def best_match(tree: LiveNode, weights: list[LiveVariable], source: CheckpointSource, rules: Rules) -> Match:
@@ -62,10 +64,11 @@ def best_match(tree: LiveNode, weights: list[LiveVariable], source: CheckpointSo
     if rivals:
         raise RestoreError(_ambiguous(source, [place, *rivals], f"{score[-1]} of {len(weights)} variables"))
     by_rename = walk.pairs_from(root, place)[1]
+    twins = walk.twins - set(found.values())
     names = _names_from(root, [entry for entry in source.entries if entry.kind != "optimizer"])
     moved = {entry for entry, name in names.items() if rules.renamed(name, entry.name) != name}
     inside = {node.entry for _, node in nodes(root)} if rules.root is not None else set(source.entries)
-    return Match(names, found, by_rename, moved, walk.notes, set(source.entries) - inside)
+    return Match(names, found, by_rename, moved, walk.notes, set(source.entries) - inside, twins)
 
 
 def _fit(found: dict[int, Entry], shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:

@@ -1,19 +1,27 @@
 """Pairs weights by their position in a list, on request only."""
 
+from collections.abc import Collection
+
 import keras
 
+from trainer.restore.keras_paths import Comparison
 from trainer.restore.live import LiveVariable
 from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource, Entry, Node
 
 
 def pairs_by_order(
-    model: keras.Model, weights: list[LiveVariable], paired: dict[LiveVariable, Entry], source: CheckpointSource
+    model: keras.Model,
+    weights: list[LiveVariable],
+    paired: dict[LiveVariable, Entry],
+    source: CheckpointSource,
+    classes: Collection[str],
 ) -> tuple[dict[LiveVariable, Entry], set[Entry]]:
     """(entries for weights that have none yet, entries for what is no weight), from a list of the file.
 
     A list is where an entry's place alone says what it is. Random states stand in some of them.
 
+    classes: names that Keras makes layer names from.
     paired: what structure and names have settled; a list must not contradict it.
 
     Such a list is `variables/0, 1, ...` of `model.export()`, `optimizer/trainable_variables/0, 1, ...`,
@@ -27,19 +35,24 @@ def pairs_by_order(
     others: dict[str, set[Entry]] = {}
     reasons = []
     for place, entries in lists:
-        refusals = []
+        refusals, ways = [], []
         for what, variables in _live_lists(model, place):
-            refusal = _difference(what, variables, entries)
+            refusal = _difference(what, variables, entries, classes)
             pairs = {named[id(v)]: entry for v, entry in zip(variables, entries, strict=False) if id(v) in named}
             if not refusal and any(paired.get(weight, entry) is not entry for weight, entry in pairs.items()):
                 refusal = "what it says contradicts the names in the file"
-            if not refusal:
-                found.append((place, {weight: entry for weight, entry in pairs.items() if weight not in paired}))
-                others[place] = set(entries) - set(pairs.values())
-                break
-            refusals.append(refusal)
-        else:
-            reasons.append(f"  {place}, {len(entries)} long: {refusals[-1]}")
+            refusals += [refusal] if refusal else []
+            ways += [] if refusal else [(what, pairs)]
+        if any(pairs != ways[0][1] for _, pairs in ways):
+            refusals.append(
+                f"it fits the {' and the '.join(what for what, _ in ways)}, which are in another order each"
+            )
+        elif ways:
+            pairs = ways[0][1]
+            found.append((place, {weight: entry for weight, entry in pairs.items() if weight not in paired}))
+            others[place] = set(entries) - set(pairs.values())
+            continue
+        reasons.append(f"  {place}, {len(entries)} long: {refusals[-1]}")
     found = [(place, pairs) for place, pairs in found if pairs]
     if found:
         most = max(len(pairs) for _, pairs in found)
@@ -106,13 +119,23 @@ def _live_lists(model: keras.Model, place: str) -> list[tuple[str, list[keras.Va
     ]
 
 
-def _difference(what: str, variables: list[keras.Variable], entries: list[Entry]) -> str:
+def _difference(what: str, variables: list[keras.Variable], entries: list[Entry], classes: Collection[str]) -> str:
     if len(variables) != len(entries):
         return f"the model has {len(variables)} {what}"
+    names = [_known_name(entry) for entry in entries]
     for index, (variable, entry) in enumerate(zip(variables, entries, strict=True)):
         if tuple(variable.shape) != entry.shape:
             return f"number {index} is {entry.shape}, and {variable.path} {tuple(variable.shape)}"
-        ours, theirs = variable.path.split("/")[-1], entry.label.split("/")[-1]
-        if theirs and ours != theirs:
-            return f"number {index} is called {theirs}, and the model's is {variable.path}"
+        if names[index] and variable.path.split("/")[-1] != names[index].split("/")[-1]:
+            return f"number {index} is called {names[index]}, and the model's is {variable.path}"
+    compared = Comparison([variable.path for variable in variables], names, classes)
+    for index, variable in enumerate(variables):
+        if all(names) and compared.contradicts(index, index):
+            return f"number {index} is called {names[index]}, and the model's is {variable.path}"
     return ""
+
+
+def _known_name(entry: Entry) -> str:
+    """What the variable was called by its writer, "" where the file has a number."""
+    leaf = entry.label.split("/")[-1].removeprefix("arr_")
+    return "" if leaf.isdigit() else entry.label

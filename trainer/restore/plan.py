@@ -6,11 +6,12 @@ import re
 
 import tensorflow as tf
 
-from trainer.restore.live import LiveVariable, given_paths, live_tree, live_variables
+from trainer.restore.keras_paths import path_pairs
+from trainer.restore.live import LiveVariable, classes_in, live_tree, live_variables, numbered_by_keras
 from trainer.restore.match import Match, best_match
 from trainer.restore.names import matching_rule
 from trainer.restore.order import pairs_by_order
-from trainer.restore.report import Record, RestoreReport
+from trainer.restore.report import Record, RestoreError, RestoreReport
 from trainer.restore.rows import Rows, rows_for
 from trainer.restore.rules import Rules, check_rules
 from trainer.restore.source import CheckpointSource, Entry
@@ -46,8 +47,11 @@ def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
     weights = live_variables(model, tree)
     check_rules(rules, weights)
     match = best_match(tree, weights, source, rules)
-    pairs = _pairs(weights, match, rules, given_paths(weights, tree))
-    ordered, no_weights = pairs_by_order(model, weights, pairs, source) if rules.match == "order" else ({}, set())
+    pairs = _pairs(weights, match, rules, numbered_by_keras(tree))
+    pairs = _by_keras_paths(pairs, weights, match, rules, source, classes_in(tree))
+    ordered, no_weights = (
+        pairs_by_order(model, weights, pairs, source, classes_in(tree)) if rules.match == "order" else ({}, set())
+    )
     pairs |= ordered
     fresh = {weight: rule for weight in weights if (rule := matching_rule(weight.name, rules.reinitialize))}
 
@@ -72,9 +76,7 @@ def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
     return Plan(report, kept)
 
 
-def _pairs(
-    weights: list[LiveVariable], match: Match, rules: Rules, paths: list[tuple[LiveVariable, str]]
-) -> dict[LiveVariable, Entry]:
+def _pairs(weights: list[LiveVariable], match: Match, rules: Rules, numbered: set[int]) -> dict[LiveVariable, Entry]:
     """Each weight's entry, by rule or by structure, else by a full name that only one entry has."""
     pairs: dict[LiveVariable, Entry] = {}
     taken: set[Entry] = set()
@@ -89,13 +91,36 @@ def _pairs(
             if (id(weight.variable) in match.by_rename) == by_rename:
                 take(weight, match.pairs.get(id(weight.variable)))
     left = {entry: name for entry, name in match.names.items() if entry not in taken}
-    by_name = _unique({e: rules.renamed(name, e.name) if e in match.moved else name for e, name in left.items()})
-    for weight in weights:
-        take(weight, by_name.get(weight.name))
-    by_label = _unique({entry: entry.label for entry in left if entry.label})
-    for weight, path in paths:
-        take(weight, by_label.get(path))
+    renamed = {e: rules.renamed(name, e.name) if e in match.moved else name for e, name in left.items()}
+    for is_outside in (False, True):  # what a named root leads to comes before what is called the same elsewhere
+        by_name = _unique({entry: name for entry, name in renamed.items() if (entry in match.outside) == is_outside})
+        for weight in weights:
+            if id(weight.variable) not in numbered:  # such a name is equal by chance
+                take(weight, by_name.get(weight.name))
     return pairs
+
+
+def _by_keras_paths(pairs, weights, match: Match, rules: Rules, source: CheckpointSource, classes):
+    """The pairs, or those of the paths that Keras gave the variables where the file has just these and no more.
+
+    Raises `RestoreError` where names of a file that holds nothing else fit both ways, and differ.
+    """
+    labelled = [(entry.label, entry) for entry in match.names if entry.kind == "weight"]
+    if rules.rename or rules.root is not None:
+        return pairs
+    found = dict(path_pairs([(weight.variable.path, weight) for weight in weights], labelled, classes))
+    differing = [weight for weight, entry in found.items() if pairs.get(weight, entry) is not entry]
+    if len(found) < len(weights) or (differing and len(pairs) == len(weights) and not source.has_plain_names):
+        return pairs
+    if differing and len(pairs) == len(weights):
+        weight = differing[0]
+        raise RestoreError(
+            f"{source.path}: its names fit the model in two ways. {weight.name} is {pairs[weight].key} if they are "
+            f"those of attributes, and {found[weight].key} if they are the paths that Keras gave the variables, by "
+            "number. Say which, for every such name:\n"
+            f"  train.rename = [('^{match.names[pairs[weight]]}$', '{weight.name}'), ...]"
+        )
+    return found
 
 
 def _unique(names: dict[Entry, str]) -> dict[str, Entry]:
@@ -152,6 +177,7 @@ def _unused(match: Match, pairs, fresh, rules: Rules, records: list[Record]) -> 
             continue
         rule = left_by_rule.get(entry) or matching_rule((name, entry.name), rules.ignore) or ""
         rule = rule or f"root = {rules.root!r}" * (entry in match.outside)
+        rule = rule or "the same variable a second time" * (entry in match.twins)
         found.append(
             Record(
                 name=name, status="unused", key=entry.key, checkpoint_shape=entry.shape,

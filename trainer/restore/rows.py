@@ -39,13 +39,14 @@ def rows_for(
 ) -> Rows | None:
     """The rows that a rule takes over for the variable `name`; None where no rule fits name and shapes.
 
-    `copy_rows` works along the one axis whose length differs, along the last one (a head's classes)
-    where none does. `grow` needs one axis that is longer in the model, and fills its beginning.
+    `copy_rows` works along the one axis whose length differs; where none does, along the last one (a
+    head's classes), for a variable called `embeddings` along the first (its tokens). `grow` needs one
+    axis that is longer in the model, and fills its beginning.
     Raises `RestoreError` for a row that is not there.
     """
     for pattern, rows in copy_rows:
         if re.search(pattern, name):
-            axis = _changed_axis(shape, checkpoint_shape)
+            axis = _changed_axis(shape, checkpoint_shape, 0 if name.split("/")[-1] == "embeddings" else -1)
             if axis is None:
                 return None
             for what, indices, size in (
@@ -61,15 +62,16 @@ def rows_for(
             return Rows(axis, list(rows), list(rows.values()), pattern)
     for pattern in grow:
         if re.search(pattern, name):
-            axis = _changed_axis(shape, checkpoint_shape)
+            axis = _changed_axis(shape, checkpoint_shape, -1)
             if axis is not None and shape[axis] > checkpoint_shape[axis]:
                 kept = range(checkpoint_shape[axis])
                 return Rows(axis, kept, kept, pattern)
     return None
 
 
-def _changed_axis(shape: tuple[int, ...], checkpoint_shape: tuple[int, ...]) -> int | None:
+def _changed_axis(shape: tuple[int, ...], checkpoint_shape: tuple[int, ...], otherwise: int) -> int | None:
+    """The one axis whose length differs, `otherwise` where none does, None where several do."""
     if len(shape) != len(checkpoint_shape) or not shape:
         return None
     changed = [axis for axis, sizes in enumerate(zip(shape, checkpoint_shape, strict=True)) if sizes[0] != sizes[1]]
-    return None if len(changed) > 1 else changed[0] if changed else len(shape) - 1
+    return None if len(changed) > 1 else changed[0] if changed else range(len(shape))[otherwise]

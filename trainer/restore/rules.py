@@ -64,6 +64,7 @@ def check_rules(rules: Rules, weights: list[LiveVariable]) -> None:
                 f"copy_rows: {copied!r} is not a pair of pattern and rows; write e.g. "
                 "copy_rows = [('^head/', {0: 3, 7: 4})], each the checkpoint's row: the model's row."
             )
+        _check_rows(*copied)
     named = [("grow", pattern) for pattern in rules.grow] + [("copy_rows", pattern) for pattern, _ in rules.copy_rows]
     named += [("reinitialize", pattern) for pattern in rules.reinitialize]
     for what, pattern in [*named, *(("ignore", pattern) for pattern in rules.ignore)]:
@@ -77,6 +78,19 @@ def check_rules(rules: Rules, weights: list[LiveVariable]) -> None:
 
 def _are_rows(rows) -> bool:
     return isinstance(rows, dict) and all(type(row) is int for pair in rows.items() for row in pair)
+
+
+def _check_rows(pattern: str, rows: dict[int, int]) -> None:
+    if not rows:
+        raise RestoreError(f"copy_rows: {pattern!r} names no rows; give {{the checkpoint's row: the model's row}}.")
+    sources: dict[int, int] = {}
+    for source, target in rows.items():
+        if target in sources:
+            raise RestoreError(
+                f"copy_rows: {pattern!r} puts the checkpoint's rows {sources[target]} and {source} into the model's "
+                f"row {target}; only one can be there."
+            )
+        sources[target] = source
 
 
 def _check_pattern(what: str, pattern: str) -> None:

@@ -19,6 +19,8 @@ class Node:
     """One object of the writer's program: a model, a layer, a list, a variable.
 
     children: normalised attribute name, index or layer name -> object.  entry: set on variables.
+    spelled: the names as the file has them -> those in `children`.
+    is_plain: whether it stands in a file of names alone.
     keras_name: the layer's `name`, where the format records it.
     layers: the layers of a model in their order, where the format keeps that order.
     by_class: those known by their class only, `dense`, `dense_1`, as Keras' `.weights.h5` files call them.
@@ -34,6 +36,8 @@ class Node:
     by_class: dict[str, "Node"] = dataclasses.field(default_factory=dict)
     own: list["Node"] = dataclasses.field(default_factory=list)
     flat: list["Node"] | None = None
+    spelled: dict[str, str] = dataclasses.field(default_factory=dict)
+    is_plain: bool = False
 
     def parts(self) -> dict[str, "Node"]:
         """Everything directly in it, under a name that a person can write in a rule."""
@@ -73,6 +77,7 @@ class CheckpointSource(abc.ABC):
     Opening reads names, shapes and dtypes and no tensor. A reader of a format derives from this,
     fills `top` and `entries`, and gives `_load`.
 
+    has_plain_names: whether it holds names alone, of which nobody knows what they are names of.
     format: its name for a person.  checksums: what guards the bytes, "" where nothing does.
     writer: the library that wrote it and its version, as far as the file tells.
     step: the writer's step, where it stands outside of the optimizer's state.
@@ -82,6 +87,7 @@ class CheckpointSource(abc.ABC):
 
     format = ""
     checksums = ""
+    has_plain_names = False
     # What the reader's library raises for a file that is not as it was written.
     damage: tuple[type[Exception], ...] = (
         OSError, EOFError, ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError, MemoryError,
@@ -166,14 +172,16 @@ def tree_of_names(entries: Iterable[Entry], separator: str = "/") -> Node:
     top = Node()
     for entry in entries:
         node = top
+        entry.label = entry.key.replace(separator, "/")
         for segment in entry.key.split(separator):
             node = node.children.setdefault(segment, Node())
         node.entry = entry
     queue = [("", top)]
     for path, node in queue:
+        node.is_plain = True
         if node.entry is not None:
             node.entry.name = path
-        spelled = normalize_siblings(node.children)
+        spelled = node.spelled = normalize_siblings(node.children)
         node.children = {spelled[name]: child for name, child in node.children.items()}
         queue += [(join(path, name), child) for name, child in node.children.items()]
     return top

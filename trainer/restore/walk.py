@@ -5,10 +5,13 @@ from collections.abc import Iterator
 
 from trainer.restore.flat_layers import flat_pairs
 from trainer.restore.layer_pairs import layer_pairs
-from trainer.restore.live import LiveNode, class_name, paths
+from trainer.restore.live import LiveNode, as_stored, class_name, classes_in, paths
 from trainer.restore.names import join
 from trainer.restore.rules import Rules
 from trainer.restore.source import Entry, Node
+
+# What Keras 2 writes into a SavedModel beside a layer's parts: the same variables once more, by number.
+_OTHER_VIEWS = {"variables", "trainable_variables", "non_trainable_variables", "keras_api"}
 
 
 class Walk:
@@ -19,7 +22,10 @@ class Walk:
         self._rules = rules
         self._live_at = dict(paths(tree)) if rules.rename else {}
         self._leaves: dict[LiveNode | Node, frozenset[str]] = {}
+        self._classes = classes_in(tree)
         self.notes: dict[Entry, str] = {}
+        self.twins: set[Entry] = set()
+        self._shapes_of: dict[LiveNode, tuple] = {}
 
     def pairs_from(self, root: Node, place: str) -> tuple[dict[int, Entry], set[int]]:
         """({id of variable: entry} as seen from `root`, the ids that a rename rule led to)."""
@@ -30,6 +36,7 @@ class Walk:
         by_rename = set(found)
         spoken_for = set(found.values())
         unchanged: dict[int, Entry] = {}
+        self.twins = set()
         self._match(self._tree, root, unchanged, set())
         for key, entry in unchanged.items():
             # A renamed entry must not come in by its old place as well.
@@ -68,41 +75,55 @@ class Walk:
             return
         walked.add((id(live), id(node)))
         if live.variable is not None:
-            if node.entry is not None:
-                found.setdefault(id(live.variable), node.entry)
+            if node.entry is not None and found.setdefault(id(live.variable), node.entry) is not node.entry:
+                self.twins.add(node.entry)
             return
         if node.flat is not None and live.layer is not None:
-            pairs, notes = flat_pairs(live, node)
+            pairs, notes = flat_pairs(live, node, self._classes)
             self.notes |= notes
             if pairs:
                 for key, entry in pairs.items():
                     found.setdefault(key, entry)
                 return
-        if node.own and len(node.own) == len(live.own):
-            for child, other in zip(live.own, node.own, strict=True):
+        known_by_name = {id(child) for child in node.children.values()}
+        own = as_stored(live) if node.own else []
+        if len(node.own) == len(own) and not any(id(variable) in known_by_name for variable in node.own):
+            for child, other in zip(own, node.own, strict=True):
                 self._match(child, other, found, walked)
         for child, other in (*layer_pairs(live, node, self._leaf_names), *_by_name(live, node)):
             known = set(found)
             self._match(child, other, found, walked)
-            if _given_other_names(child, other):
-                note = f"by its place among the layers, where the file calls the layer {other.keras_name}"
+            note = self._note(live, child, other)
+            if note:
                 self.notes |= {entry: note for key, entry in found.items() if key not in known}
+
+    def _note(self, parent: LiveNode, live: LiveNode, node: Node) -> str:
+        """What a person should know of two layers that only their place paired."""
+        if not live.given_name or live not in parent.in_order_set or live.given_name == node.keras_name:
+            return ""
+        if node.keras_name and not re.fullmatch(rf"{class_name(type(live.layer))}(_\d+)?", node.keras_name):
+            return f"by its place among the layers, where the file calls the layer {node.keras_name}"
+        alike = [layer for layer in parent.in_order or [] if self._shapes(layer) == self._shapes(live)]
+        if len(alike) > 1 and parent.is_graph and not node.keras_name and live.children.get(live.given_name) is None:
+            return "by its place among layers of equal shapes, of which the file has no names"
+        return ""
+
+    def _shapes(self, live: LiveNode) -> tuple:
+        if live not in self._shapes_of:
+            below = [part.variable for _, part in paths(live) if part.variable is not None]
+            self._shapes_of[live] = tuple(sorted(tuple(variable.shape) for variable in below))
+        return self._shapes_of[live]
 
     def _leaf_names(self, node: LiveNode | Node) -> frozenset[str]:
         """Names of the variables directly in a layer; for a layer of layers, of those below it."""
         if node not in self._leaves:
             self._leaves[node] = frozenset()  # an object that holds itself adds nothing
-            parts = node.children if isinstance(node, LiveNode) else node.parts()
-            leaf = [name for name, child in parts.items() if _is_variable(child)]
-            below = [] if leaf else [self._leaf_names(child) for child in parts.values()]
+            parts = (node.children if isinstance(node, LiveNode) else node.parts()).items()
+            own = [(name, part) for name, part in parts if name not in _OTHER_VIEWS]
+            leaf = [name for name, part in own if _is_variable(part)]
+            below = [] if leaf else [self._leaf_names(part) for _, part in own]
             self._leaves[node] = frozenset(leaf).union(*below)
         return self._leaves[node]
-
-
-def _given_other_names(live: LiveNode, node: Node) -> bool:
-    if live.layer is None or not live.given_name or not node.keras_name or live.given_name == node.keras_name:
-        return False
-    return not re.fullmatch(rf"{class_name(type(live.layer))}(_\d+)?", node.keras_name)
 
 
 def _is_variable(node: LiveNode | Node) -> bool:
@@ -112,13 +133,18 @@ def _is_variable(node: LiveNode | Node) -> bool:
 def _by_name(live: LiveNode, node: Node) -> list[tuple[LiveNode, Node]]:
     # Layers that Keras numbered have equal names by chance.
     numbered = {id(child) for child in (*node.by_class.values(), *(node.layers or []))}
-    ours = live.children
-    if live.is_graph:
-        ours = {name: child for name, child in ours.items() if child.layer is None or child.layer.name != name}
-    theirs = {name: child for name, child in node.children.items() if id(child) not in numbered}
+    ours, theirs = live.children, node.children
     # From the smaller side: a model of a thousand layers is held against each small object of the file.
     names = [name for name in ours if name in theirs] if len(ours) < len(theirs) else [n for n in theirs if n in ours]
-    return [(ours[name], theirs[name]) for name in names]
+    # As it was spelled first: `_proj` of one side may be called `proj` here because the other side has both.
+    exact = {live.spelled[raw]: node.spelled[raw] for raw in live.spelled if raw in node.spelled} if names else {}
+    taken = set(exact.values())
+    pairs = [*exact.items(), *((name, name) for name in names if name not in exact and name not in taken)]
+    return [
+        (ours[name], theirs[other])
+        for name, other in pairs
+        if id(theirs[other]) not in numbered and not (live.is_graph and ours[name] in live.in_order_set)
+    ]
 
 
 def nodes(root: Node) -> Iterator[tuple[str, Node]]:

@@ -35,7 +35,7 @@ class KerasWeightsSource(Hdf5Source):
         self.optimizer = re.sub(r"_\d+$", "", name)  # Keras numbers them by process
 
     def _open(self) -> list[Hdf5File]:
-        if not self.path.endswith(".json"):
+        if not self.path.lower().endswith(".json"):
             return [open_path(self.path)]
         with tf.io.gfile.GFile(self.path, "rb") as file:
             index = file.read()

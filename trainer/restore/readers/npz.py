@@ -40,6 +40,7 @@ class NpzSource(CheckpointSource):
     complex numbers. A pickle is refused, for reading it runs what it says.
     """
 
+    has_plain_names = True
     format = "NumPy .npz"
     checksums = "CRC-32 of the zip archive"
     damage = (*CheckpointSource.damage, *ZIP_DAMAGE, tokenize.TokenError, SyntaxError)
@@ -127,7 +128,7 @@ class NpzSource(CheckpointSource):
 def _shards(path: str) -> list[str]:
     """The path, or where it is one of several numbered files, all of them; raises `RestoreError` if one is missing."""
     folder, name = path.removesuffix(os.path.basename(path)), os.path.basename(path)
-    numbered = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.npz", name, re.DOTALL)
+    numbered = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.npz", name, re.DOTALL | re.IGNORECASE)
     if not numbered:
         return [path]
     stem, count = numbered[1], int(numbered[2])

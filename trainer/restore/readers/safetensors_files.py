@@ -39,6 +39,7 @@ class SafetensorsSource(CheckpointSource):
     that shrinks meanwhile ends the process.
     """
 
+    has_plain_names = True
     format = "safetensors"
     damage = (*CheckpointSource.damage, SafetensorError)
 
@@ -46,7 +47,7 @@ class SafetensorsSource(CheckpointSource):
         super().__init__(path)
         self._places: dict[str, _Place] = {}
         try:
-            if path.endswith(".index.json"):
+            if path.lower().endswith(".index.json"):
                 self._open_index()
             else:
                 self._open_file(path)

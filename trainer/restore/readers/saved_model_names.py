@@ -6,14 +6,15 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
+from trainer.restore.names import normalize_siblings
 from trainer.restore.report import RestoreError
 from trainer.restore.source import Node
 
 
 def label_variables(prefix: str, top: Node) -> None:
-    """Sets `label` on the entries of a SavedModel's numbered lists; does nothing for other checkpoints.
+    """Sets `label` on a SavedModel's entries, and `keras_name` on its layers; does nothing for other checkpoints.
 
-    prefix: `.../variables/variables`.  `model.export()` writes such lists. Nothing in the file is run.
+    prefix: `.../variables/variables`.  Nothing in the file is run.
     Raises `RestoreError` if the SavedModel's description is damaged.
     """
     folder, name = os.path.split(prefix)
@@ -26,12 +27,21 @@ def label_variables(prefix: str, top: Node) -> None:
         graphs = saved_model_pb2.SavedModel.FromString(content).meta_graphs
     except DecodeError as error:
         raise RestoreError(f"{path} is damaged: it is no description of a SavedModel.") from error
-    nodes = graphs[0].object_graph_def.nodes if graphs else []
-    for child in nodes[0].children if nodes else []:
-        numbered = top.children.get(child.local_name)
-        if numbered is None or not 0 < child.node_id < len(nodes):
+    described = graphs[0].object_graph_def.nodes if graphs else []
+    queue = [(0, top)] if described else []
+    seen: set[int] = set()
+    for index, node in queue:
+        if index in seen or not 0 <= index < len(described):
             continue
-        for part in nodes[child.node_id].children:
-            entry = numbered.children[part.local_name].entry if part.local_name in numbered.children else None
-            if entry is not None and part.local_name.isdigit() and part.node_id < len(nodes):
-                entry.label = nodes[part.node_id].variable.name
+        seen.add(index)
+        if node.entry is not None:
+            node.entry.label = described[index].variable.name
+        spelled = normalize_siblings(child.local_name for child in described[index].children)
+        for child in described[index].children:
+            part = node.children.get(spelled[child.local_name])
+            if part is not None:
+                queue.append((child.node_id, part))
+    for _, node in queue:
+        paths = {child.entry.label.rpartition("/")[0] for child in node.children.values() if child.entry is not None}
+        if len(paths) == 1 and node.entry is None:
+            node.keras_name = paths.pop().rpartition("/")[2]

@@ -19,6 +19,7 @@ _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
 _TRAILER_BYTES = 5  # one byte for the compression, four for the checksum
 _LITTLE_ENDIAN = 0
+_SLICE_MARK = b"\0"  # begins the key of a slice, whose rest is binary; no tensor's name begins so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ def tensor_places(prefix: str) -> dict[str, Place]:
             header = tensor_bundle_pb2.BundleHeaderProto.FromString(value)
             if header.endianness != _LITTLE_ENDIAN:
                 return {}
+            continue
+        if key.startswith(_SLICE_MARK):
             continue
         if header is None:
             raise ValueError("the index has no header")

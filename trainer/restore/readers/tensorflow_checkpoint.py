@@ -1,6 +1,10 @@
 """Reads TensorFlow's checkpoints: those with an object graph, whoever wrote them, and those of TF1 with names."""
 
+import os
+import shutil
 import struct
+import tempfile
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +24,7 @@ from trainer.restore.tensor_memory import is_worthwhile, unfilled_tensor
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+_PATTERN_CHARACTERS = frozenset("*?[\\")
 _PIECE_BYTES = 2 << 20  # two of them stay in the processor's cache
 
 
@@ -31,11 +36,13 @@ class TensorFlowSource(CheckpointSource):
 
     def __init__(self, path: str):
         super().__init__(path)
+        self._near = path
         self._bytes = ByteReader()
         self._buffer = np.empty(2 * _PIECE_BYTES, np.uint8)
         try:
+            self._near = self._without_pattern(path)
             # Not `load_checkpoint`, which on file systems without folders takes a prefix for one.
-            self._reader = tf.compat.v1.train.NewCheckpointReader(path)
+            self._reader = tf.compat.v1.train.NewCheckpointReader(self._near)
             self._shapes = self._reader.get_variable_to_shape_map()
             self._dtypes = self._reader.get_variable_to_dtype_map()
             self._places = tensor_places(path)
@@ -50,6 +57,7 @@ class TensorFlowSource(CheckpointSource):
             raise
         except self.damage as error:
             raise self.cannot_be_read(error) from error
+        self.has_plain_names = not has_graph
         self.format = "TensorFlow object checkpoint" if has_graph else "TensorFlow name-based checkpoint"
         self.entries = classify(self, slots)
         self._tell_step()
@@ -85,6 +93,27 @@ class TensorFlowSource(CheckpointSource):
     def close(self) -> None:
         self._bytes.close()
 
+    def damaged(self, entry: Entry, why: str) -> RestoreError:
+        return super().damaged(entry, why.replace(self._near, self.path))
+
+    def cannot_be_read(self, error: BaseException) -> RestoreError:
+        return RestoreError(str(super().cannot_be_read(error)).replace(self._near, self.path))
+
+    def _without_pattern(self, path: str) -> str:
+        """The prefix, or where TensorFlow's reader would take it for a pattern another one that leads to its files.
+
+        The links are there as long as the source: TensorFlow opens the data when the first tensor is asked for.
+        """
+        if "://" in path or not _PATTERN_CHARACTERS.intersection(path):
+            return path
+        links = tempfile.mkdtemp(prefix="regraft-")
+        weakref.finalize(self, shutil.rmtree, links, ignore_errors=True)  # when the process ends, too
+        folder, name = os.path.split(os.path.abspath(path))
+        for file in os.listdir(folder):
+            if file == f"{name}.index" or file.startswith(f"{name}.data-"):
+                os.symlink(os.path.join(folder, file), os.path.join(links, f"ckpt{file.removeprefix(name)}"))
+        return os.path.join(links, "ckpt")
+
     def _load(self, entry: Entry) -> np.ndarray:
         place = self._places.get(entry.key)
         if place is None:
@@ -99,7 +128,7 @@ class TensorFlowSource(CheckpointSource):
         nodes = [Node() for _ in graph.nodes]
         slots = []
         for node, proto in zip(nodes, graph.nodes, strict=True):
-            spelled = normalize_siblings(child.local_name for child in proto.children)
+            spelled = node.spelled = normalize_siblings(child.local_name for child in proto.children)
             node.children = {spelled[child.local_name]: nodes[child.node_id] for child in proto.children}
             slots += [nodes[slot.slot_variable_node_id] for slot in proto.slot_variables]
             for attribute in proto.attributes:
