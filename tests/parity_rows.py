@@ -152,6 +152,11 @@ ROWS = {
     "lamb": {"optimizer": lambda: keras.optimizers.Lamb(0.003)},
     "adafactor": {"optimizer": lambda: keras.optimizers.Adafactor(0.01)},
     "muon": {"optimizer": lambda: keras.optimizers.Muon(0.01)},
+    **(
+        {"schedule-free adamw": {"optimizer": lambda: keras.optimizers.ScheduleFreeAdamW(0.01, warmup_steps=3)}}
+        if hasattr(keras.optimizers, "ScheduleFreeAdamW")
+        else {}
+    ),
     "loss scale": {"optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))},
     "constraint": {
         "model": net(lambda: keras.layers.Conv2D(4, 1, kernel_constraint=keras.constraints.MaxNorm(0.5), **INIT))

@@ -70,7 +70,7 @@ def test_a_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, stra
 
 
 def test_a_run_goes_on_with_another_number_of_replicas(tmp_path):
-    # Without dropout, whose masks depend on the number of replicas today.
+    # Without dropout, whose masks are those of each replica unless they are drawn by example.
     def plain():
         return keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)])
 

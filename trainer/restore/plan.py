@@ -106,7 +106,7 @@ def _by_keras_paths(pairs, weights, match: Match, rules: Rules, source: Checkpoi
     Raises `RestoreError` where names of a file that holds nothing else fit both ways, and differ.
     """
     labelled = [(entry.label, entry) for entry in match.names if entry.kind == "weight"]
-    if rules.rename or rules.root is not None:
+    if rules.rename or rules.root is not None or not all(label for label, _ in labelled):
         return pairs
     found = dict(path_pairs([(weight.variable.path, weight) for weight in weights], labelled, classes))
     differing = [weight for weight, entry in found.items() if pairs.get(weight, entry) is not entry]
