@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity benchmark-restore lint typecheck format lock clean
+.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity check-tpu benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -46,6 +46,9 @@ test-restore: install  ## the restore engine's tests, and the table of models by
 
 test-parity: install  ## every row on 2 and 3 replicas and 2 workers against one replica, as a table
 	$(BIN)/python -m pytest tests/test_parity.py --parity-table
+
+check-tpu: install  ## make check-tpu CONFIG=my.gin: compiles its step with XLA, says what a TPU would refuse
+	$(TRAIN) --gin_file=$(CONFIG) --gin_param="train.jit_compile = True" --dry_run
 
 benchmark-restore: install  ## 1 GB restored beside TensorFlow's own ways: ratios, memory
 	$(BIN)/python tests/benchmarks/restore_speed.py

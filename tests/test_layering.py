@@ -15,7 +15,7 @@ FLOORS = [
     },
     {"pipeline", "tasks", "optimizers", "train_state", "batch_parts"},
     {"checkpoints", "train_step", "evaluation", "run_parts", "assembly"},
-    {"loop", "description", "run_files", "run_identity", "inspection"},
+    {"loop", "description", "run_files", "run_identity", "inspection", "xla_fitness"},
     {"experiment"},
     {"command_line"},
 ]  # fmt: skip

@@ -88,14 +88,20 @@ def _equal(tensor, value: np.ndarray) -> bool:
     return isinstance(tensor, tf.Tensor) and tensor.dtype == value.dtype and np.array_equal(tensor.numpy(), value)
 
 
-def _trace(what: str, function: Callable, data: Data, batch_size: int):
+def batch_specs(data: Data, batch_size: int) -> tuple[dict, tf.TensorSpec]:
+    """The specifications of a batch and of its weight, [batch_size] float32."""
+
     def sized(spec):
         dense = isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None
         return tf.TensorSpec([batch_size, *spec.shape[1:]], spec.dtype) if dense else spec
 
-    batch = {key: sized(spec) for key, spec in data.batch_spec.items()}
+    return {key: sized(spec) for key, spec in data.batch_spec.items()}, tf.TensorSpec([batch_size], tf.float32)
+
+
+def _trace(what: str, function: Callable, data: Data, batch_size: int):
+    batch, weight = batch_specs(data, batch_size)
     try:
-        return tf.function(function).get_concrete_function(batch, tf.TensorSpec([batch_size], tf.float32))
+        return tf.function(function).get_concrete_function(batch, weight)
     except UserError:
         raise
     except Exception as error:

@@ -69,6 +69,7 @@ def _table(parts: RunParts) -> Table:
         "frozen": f"{_count(frozen):,} weights in {len(frozen)} variables" + _names(frozen),
         **({"statistics": f"{len(statistics)} variables" + _names(statistics)} if statistics else {}),
         "learning rate": rates,
+        **({"xla": parts.jit_note} if parts.jit_note else {}),
         "train data": f"{parts.train_data.label}, {parts.train_data.num_examples:,} examples an epoch",
         "steps": f"{parts.num_steps:,}, at {steps_per_epoch:.1f} an epoch {epochs:.1f} epochs",
         "eval data": f"{parts.eval_data.label}, {parts.eval_data.num_examples:,} examples"

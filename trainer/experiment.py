@@ -32,6 +32,7 @@ from trainer.strategy import build_strategy, is_chief, num_workers, worker_index
 from trainer.tasks import Task
 from trainer.train_state import new_train_state
 from trainer.train_step import build_train_loop
+from trainer.xla_fitness import check_xla
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +143,14 @@ def train(
         proof = None if resuming else prove_new(new_optimizer, build_optimizer(optimizer, variables), report)
         state = new_train_state(built_model, new_optimizer, variables, ema_decay)
     try_task(built_model, task, [train_data] if eval_data is None else [train_data, eval_data], replica_batch)
+    jit_note = None
+    if jit_compile:
+        obstacles = check_xla(built_model, task, train_data, replica_batch, variables, strategy)
+        jit_note = "compiles; " + (
+            f"a TPU would refuse shapes that depend on values: {'; '.join(obstacles[:4])}"
+            if obstacles
+            else "every shape is static"
+        )
     parts = RunParts(
         strategy=strategy,
         task=task,
@@ -160,6 +169,7 @@ def train(
         rules=rules | {"frozen": frozen},
         step_options={"random_kind": random_numbers, "jit_compile": jit_compile},
         ema_decay=ema_decay,
+        jit_note=jit_note,
     )
     identity = run_identity(parts)
     if files is not None:

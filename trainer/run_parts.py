@@ -23,6 +23,7 @@ class RunParts:
     proof: None on a resumed run, whose optimizer goes on.  resumed_step: None on a fresh run.
     rules: those of the restore, and the patterns of frozen.
     step_options: further arguments of `build_train_loop`.  ema_decay: None for no averages.
+    jit_note: what XLA made of the step, None where it was not asked.
     """
 
     strategy: tf.distribute.Strategy
@@ -42,4 +43,5 @@ class RunParts:
     rules: Mapping[str, Any]
     step_options: Mapping[str, Any]
     ema_decay: float | None
+    jit_note: str | None
     resumed_step: int | None = None

@@ -1,0 +1,67 @@
+"""What XLA cannot compile stops a run before it begins; what a TPU would refuse is said in the dry run."""
+
+import keras
+import pytest
+import tensorflow as tf
+from conftest import make_strategy
+from parity_rows import INIT, net, train
+
+import trainer
+
+
+def loss_of(function):
+    return trainer.custom_loss(loss=function, inputs="x")
+
+
+def on_the_host(model, batch):
+    values = model(batch["x"])
+    tf.print("a look")
+    return tf.reduce_mean(values)
+
+
+def of_the_good_alone(model, batch):
+    return tf.reduce_mean(model(tf.boolean_mask(batch["x"], batch["is_bad"] < 1.0)))
+
+
+class Looking(keras.layers.Layer):
+    def call(self, x):
+        tf.print("a look")
+        return x
+
+
+def refused(tmp_path, **options) -> str:
+    with pytest.raises(trainer.UserError) as caught:
+        train(options.pop("strategy", make_strategy(1)), jit_compile=True, model_dir=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+    return str(caught.value)
+
+
+def test_an_operation_of_the_host_in_the_loss_is_named_before_anything_is_written(tmp_path):
+    message = refused(tmp_path, task=loss_of(on_the_host))
+    assert "XLA cannot compile PrintV2, which only the host can run: PrintV2" in message
+    assert "outside of any layer" in message
+
+
+def test_an_operation_of_the_host_in_a_layer_is_named_with_the_layer(tmp_path):
+    assert "PrintV2 in the layer looker" in refused(tmp_path, model=net(lambda: Looking(name="looker")))
+
+
+def test_batch_statistics_over_several_replicas_are_refused(tmp_path):
+    message = refused(tmp_path, strategy=make_strategy(2), model=net(keras.layers.BatchNormalization))
+    assert "batch_normalization" in message and "takes its statistics over all replicas" in message
+
+
+def test_on_one_replica_batch_statistics_compile():
+    result = train(make_strategy(1), model=net(keras.layers.BatchNormalization), jit_compile=True, num_steps=2)
+    assert result.finished
+
+
+def test_a_dry_run_says_what_a_tpu_would_refuse(capsys):
+    train(make_strategy(1), task=loss_of(of_the_good_alone), jit_compile=True, dry_run=True)
+    page = " ".join(capsys.readouterr().out.split())
+    assert "xla compiles; a TPU would refuse shapes that depend on values: Where (" in page
+
+
+def test_a_dry_run_says_that_all_is_static(capsys):
+    train(make_strategy(2), model=net(lambda: keras.layers.Conv2D(4, 1, **INIT)), jit_compile=True, dry_run=True)
+    assert "xla compiles; every shape is static" in " ".join(capsys.readouterr().out.split())
