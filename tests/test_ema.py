@@ -169,13 +169,6 @@ def test_evaluating_the_checkpoint_gives_the_runs_own_final_metrics(finished):
     assert of_the_weights["loss"] != metrics["loss"]
 
 
-def test_evaluating_with_averages_takes_a_checkpoint_without_them_as_it_is(tmp_path):
-    result = run(tmp_path / "run", 2, make_strategy(1))
-    for checkpoint in (tmp_path / "run", tmp_path / "run/final.weights.h5"):
-        _, metrics = load_and_evaluate(Everything, TASK, DATA, str(checkpoint), 8, make_strategy(1), ema=True)
-        assert metrics == result.final_metrics
-
-
 def test_a_checkpoint_with_averages_is_somebodys_init_checkpoint_without_a_rule(finished):
     result, folder = finished
     model = Everything()
@@ -203,3 +196,26 @@ def test_a_decay_that_is_none_is_named_before_anything_is_written(decay, tmp_pat
     with pytest.raises(trainer.UserError, match=r"ema_decay = .* must lie between 0 and 1, e\.g\. 0\.999"):
         run(tmp_path / "run", 1, make_strategy(1), ema_decay=decay)
     assert not (tmp_path / "run").exists()
+
+
+def unnamed():
+    """Keras numbers these layers anew in every process, and at every call."""
+    return keras.Sequential([keras.Input([4]), keras.layers.Dense(5), keras.layers.Dense(3)])
+
+
+def test_averages_of_layers_that_keras_numbered_are_found_again(tmp_path):
+    options = dict(model=unnamed, ema_decay=0.9)
+    whole = run(tmp_path / "whole", 8, make_strategy(1), **options)
+    run(tmp_path / "parts", 4, make_strategy(1), **options)
+    parts = run(tmp_path / "parts", 8, make_strategy(1), **options)
+    assert parts.final_metrics == whole.final_metrics
+    strategy = tf.distribute.get_strategy()
+    for ema, is_the_runs_own in ((True, True), (False, False)):
+        _, metrics = load_and_evaluate(unnamed, TASK, DATA, str(tmp_path / "whole"), 8, strategy, ema=ema)
+        assert (metrics["loss"] == pytest.approx(whole.final_metrics["loss"])) == is_the_runs_own
+
+
+def test_an_evaluation_by_averages_of_a_run_without_is_refused(tmp_path):
+    run(tmp_path / "run", 2, make_strategy(1), model=unnamed)
+    with pytest.raises(trainer.UserError, match="written by a run without: it has no averages"):
+        load_and_evaluate(unnamed, TASK, DATA, str(tmp_path / "run"), 8, tf.distribute.get_strategy(), ema=True)

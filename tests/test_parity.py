@@ -140,3 +140,24 @@ def test_frozen_variables_stay_bit_identical_on_every_replica():
 def test_the_rows_have_fixed_initial_weights():
     """Else a row could not tell another step from another start."""
     assert "seed" in INIT["kernel_initializer"].get_config()
+
+
+def test_one_example_a_replica_is_refused_by_example():
+    with pytest.raises(trainer.UserError, match="'per_example' needs two or more examples a replica"):
+        train(
+            make_strategy(2),
+            model=net(lambda: keras.layers.Dropout(0.4)),
+            random_numbers="per_example",
+            global_batch_size=2,
+        )
+
+
+def test_outside_of_a_step_keras_draws_as_it_always_did():
+    train(make_strategy(1), model=net(lambda: keras.layers.Dropout(0.4)), num_steps=1)  # puts ours in between
+    assert keras.random.dropout(tf.ones([2, 3, 4]), 0.5, noise_shape=(2, 1, 4), seed=1).shape == (2, 3, 4)
+
+    @tf.function(input_signature=[tf.TensorSpec(None)])
+    def of_any_rank(x):
+        return keras.random.dropout(x, 0.5, seed=1)
+
+    assert of_any_rank(tf.ones([5])).shape == (5,)

@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 from conftest import make_strategy
-from parity_rows import INIT, net, train
+from parity_rows import DATA, INIT, net, train
 
 import trainer
 
@@ -65,3 +65,9 @@ def test_a_dry_run_says_what_a_tpu_would_refuse(capsys):
 def test_a_dry_run_says_that_all_is_static(capsys):
     train(make_strategy(2), model=net(lambda: keras.layers.Conv2D(4, 1, **INIT)), jit_compile=True, dry_run=True)
     assert "xla compiles; every shape is static" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_text_feature_is_named_even_if_nothing_uses_it(tmp_path):
+    data = {"x": DATA.examples["x"], "label": DATA.examples["label"], "id": ["a"] * 48}
+    message = refused(tmp_path, train_data=data, eval_data=None)
+    assert "the feature 'id' is text, which XLA cannot take" in message

@@ -10,6 +10,13 @@ from trainer.errors import UserError
 from trainer.replicas import first_value
 
 
+def check_decay(decay) -> None:
+    """Raises `UserError` for what is no decay."""
+    is_number = isinstance(decay, float | int) and not isinstance(decay, bool)
+    if not is_number or not 0.0 < decay < 1.0:
+        raise UserError(f"ema_decay = {decay!r} must lie between 0 and 1, e.g. 0.999.")
+
+
 class EmaWeights:
     """One average a trained variable, begun at its value: average <- decay * average + (1 - decay) * variable.
 
@@ -18,9 +25,7 @@ class EmaWeights:
     """
 
     def __init__(self, weights: Mapping[str, keras.Variable], decay: float):
-        is_number = isinstance(decay, float | int) and not isinstance(decay, bool)
-        if not is_number or not 0.0 < decay < 1.0:
-            raise UserError(f"ema_decay = {decay!r} must lie between 0 and 1, e.g. 0.999.")
+        check_decay(decay)
         self.decay = decay
         self._weights = dict(weights)
         self.variables = {

@@ -14,6 +14,7 @@ import tensorflow as tf
 from trainer.assembly import assemble_model, try_task
 from trainer.checkpoints import Checkpoints, newest_checkpoint
 from trainer.description import describe_run, describe_start
+from trainer.ema import check_decay
 from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
 from trainer.loop import Intervals, LoopParts, run_loop
@@ -119,6 +120,8 @@ def train(
     )
     _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
     check_kind(random_numbers)
+    if ema_decay is not None:
+        check_decay(ema_decay)
     intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
     strategy = strategy or build_strategy("auto")
     replica_batch = replica_batch_size(global_batch_size, strategy.num_replicas_in_sync, accumulation_steps)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.assembly import assemble_model
+from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
 from trainer.pipeline import as_data, replica_batch_size
-from trainer.restore import RestoreReport, open_checkpoint, plan_weights, restore_weights, weights_of
+from trainer.restore import RestoreReport, lasting_names, open_checkpoint, plan_weights, restore_weights, weights_of
 from trainer.tasks import Task
 
 _EMA = "train_state/ema_weights"
@@ -41,10 +42,24 @@ def load_and_evaluate(
 def _take_averages(model, checkpoint: str) -> None:
     """Puts averages that are in a checkpoint of ours over the weights; what was not trained has none."""
     with contextlib.closing(open_checkpoint(checkpoint)) as source:
-        averaged = {entry.name.removeprefix(f"{_EMA}/") for entry in source.entries if entry.name.startswith(_EMA)}
+        names = {entry.name for entry in source.entries}
+    averaged = {name.removeprefix(f"{_EMA}/") for name in names if name.startswith(f"{_EMA}/")}
+    if not averaged and "train_state/step" in names:
+        raise UserError(
+            f"The config has an ema_decay, but {checkpoint} was written by a run without: it has no averages."
+        )
     if averaged:
-        kept = [weight.name for weight in weights_of(model) if weight.name not in averaged]
-        restore_weights(model, checkpoint, root=_EMA, reinitialize=[f"^{re.escape(name)}$" for name in kept])
+        lasting = lasting_names(model)
+        kept = [weight.name for weight in weights_of(model) if lasting[id(weight.variable)] not in averaged]
+        restore_weights(
+            model,
+            checkpoint,
+            root=_EMA,
+            rename=[
+                (f"^{lasting[id(w.variable)]}$", w.name) for w in weights_of(model) if lasting[id(w.variable)].isdigit()
+            ],
+            reinitialize=[f"^{re.escape(name)}$" for name in kept],
+        )
 
 
 def plan_only(checkpoint: str, model: Callable, task: Task, train_data, **rules) -> RestoreReport:

@@ -31,10 +31,17 @@ def random_numbers(kind: str, num_rows: int) -> Iterator[None]:
       and noise are those of one replica, for N times the work of drawing.
     num_rows: examples in this replica's micro-batch.
 
-    Numbers that a layer draws without Keras (`tf.random`) are its own affair.
+    Numbers that a layer draws without Keras (`tf.random`) are its own affair, and so is noise on weights
+    whose first axis is as long as the micro-batch: it is taken for rows.
+    Raises `UserError` for `per_example` with one example a replica, where any axis could be the rows.
     """
     _install()
     context = tf.distribute.get_replica_context()
+    if kind == "per_example" and num_rows == 1 and context.num_replicas_in_sync > 1:
+        raise UserError(
+            "random_numbers = 'per_example' needs two or more examples a replica and micro-batch: "
+            "a larger global_batch_size, or fewer accumulation_steps."
+        )
     before = getattr(_here, "drawing", None)
     _here.drawing = (kind, context.replica_id_in_sync_group, context.num_replicas_in_sync, num_rows)
     try:
@@ -97,10 +104,13 @@ def _dropout_by_row(dropout: Callable) -> Callable:
     @functools.wraps(dropout)
     def dropped(inputs, rate, noise_shape=None, seed=None):
         drawing = _drawing("per_example")
+        if drawing is None or not 0.0 < rate < 1.0:
+            return dropout(inputs, rate, noise_shape, seed)
         inputs = tf.convert_to_tensor(inputs)
         shape = list(inputs.shape) if noise_shape is None else list(noise_shape)
         shape = [size if given is None else given for size, given in zip(inputs.shape, shape, strict=True)]
-        if drawing is None or not 0.0 < rate < 1.0 or not _is_of_rows(shape[0], drawing[2]):
+        # A mask for all rows in common is one on every replica by its seed.
+        if shape[0] != inputs.shape[0] or not _is_of_rows(shape[0], drawing[2]):
             return dropout(inputs, rate, noise_shape, seed)
         replica, replicas, _ = drawing
         rows = int(shape[0])

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer.ema import EmaWeights
 from trainer.replicas import first_value
-from trainer.restore import weights_of
+from trainer.restore import lasting_names, weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def new_train_state(
     """
     ema = None
     if ema_decay is not None:
-        names = {id(weight.variable): weight.name for weight in weights_of(model)}
+        names = lasting_names(model)
         ema = EmaWeights({names[id(variable)]: variable for variable in trained}, ema_decay)
     step = tf.Variable(
         0, dtype=tf.int64, trainable=False, name="step", aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA

@@ -31,6 +31,17 @@ def check_xla(
         _refuse_sums_over_replicas(model)
 
     batch_spec, weight_spec = batch_specs(data, batch_size)
+    for name, spec in batch_spec.items():
+        if spec.dtype == tf.string:
+            raise UserError(
+                f"train.jit_compile: the feature {name!r} is text, which XLA cannot take. Leave it out by "
+                "tfds_data.features, or drop it in preprocess."
+            )
+        if not spec.shape.is_fully_defined():
+            raise UserError(
+                f"train.jit_compile: the feature {name!r} is of shape {spec.shape}; XLA needs every size. "
+                "Pad it to one length in preprocess."
+            )
 
     def gradients(*features_and_weight):
         *features, weight = features_and_weight

@@ -44,7 +44,7 @@ def refused(path, message: str) -> None:
 def test_a_flipped_byte_in_a_weight_is_noticed_and_the_weight_is_named(path):
     kernel = tf.train.load_variable(path, "model/head/_kernel/.ATTRIBUTES/VARIABLE_VALUE").tobytes()
     flip(path + DATA, Path(path + DATA).read_bytes().index(kernel) + 5)
-    refused(path, "the tensor model/head/_kernel/.* is damaged or not there; no variable was changed")
+    refused(path, "No variable was changed. .*the tensor model/head/_kernel/.* is damaged or not there")
 
 
 def test_damage_in_the_optimizer_s_part_of_the_file_harms_nothing(tmp_path):
@@ -200,6 +200,38 @@ def test_a_file_that_is_changed_while_it_is_read_is_noticed(tmp_path):
         apply_plan(plan, source, change_in_the_middle)
 
 
+def test_a_file_that_goes_away_while_it_is_written_from_is_told_as_it_is(tmp_path):
+    path = saved(tmp_path, model=built(TwoDense()))
+    source = open_checkpoint(path)
+    model = built(TwoDense(), seed=2)
+    plan = plan_restore(model, source, Rules())
+    seen = []
+
+    def cut_after_the_second_was_written(done: int, total: int) -> None:
+        seen.append(done)
+        if len(seen) == len(model.weights) + 2:
+            os.truncate(path + DATA, 8)
+
+    with pytest.raises(trainer.RestoreError, match="2 of 4 variables are overwritten already. Build the model anew"):
+        apply_plan(plan, source, cut_after_the_second_was_written)
+
+
+def test_a_cast_value_that_changed_between_the_readings_is_noticed(tmp_path):
+    path = saved(tmp_path, model=built(TwoDense()))
+    source = open_checkpoint(path)
+    model = built(TwoDense(dtype="bfloat16"), seed=2)
+    plan = plan_restore(model, source, Rules())
+    seen = []
+
+    def change_in_the_middle(done: int, total: int) -> None:
+        seen.append(done)
+        if len(seen) == len(model.weights):
+            flip(path + DATA, Path(path + DATA).read_bytes().index(built(TwoDense()).head.kernel.numpy().tobytes()))
+
+    with pytest.raises(trainer.RestoreError, match="head/kernel could be read once and not again"):
+        apply_plan(plan, source, change_in_the_middle)
+
+
 def test_a_read_that_fails_in_the_middle_leaves_the_model_as_it_was(tmp_path):
     path = saved(tmp_path, model=built(TwoDense()))
     source = open_checkpoint(path)
@@ -213,7 +245,7 @@ def test_a_read_that_fails_in_the_middle_leaves_the_model_as_it_was(tmp_path):
         if len(seen) == 2:
             os.truncate(path + DATA, 8)
 
-    with pytest.raises(trainer.RestoreError, match="damaged or not there; no variable was changed") as caught:
+    with pytest.raises(trainer.RestoreError, match="No variable was changed. .*damaged or not there") as caught:
         apply_plan(plan, source, cut_in_the_middle)
     assert values(model) == before
     assert caught.value.report is plan.report

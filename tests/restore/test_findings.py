@@ -63,7 +63,9 @@ def test_a_flipped_byte_in_a_slice_is_refused(row, tmp_path):
     content = bytearray(data.read_bytes())
     content[content.index(table[row].tobytes()) + 3] ^= 0xFF
     data.write_bytes(content)
-    refused(built(Tokens(), TOKENS), path, "the tensor emb/embeddings is damaged or not there; no variable was")
+    refused(
+        built(Tokens(), TOKENS), path, "No variable was changed. .*the tensor emb/embeddings is damaged or not there"
+    )
 
 
 @pytest.mark.parametrize("name", ["m[1].ckpt", "m*.ckpt", "m?x", "m{1}.ckpt", "a b é", "m\\n"])
@@ -101,7 +103,7 @@ def test_sliced_tensors_under_a_name_in_brackets_are_read_and_damage_names_the_u
     data = Path(f"{path}.data-00000-of-00001")
     data.write_bytes(b"\0" * data.stat().st_size)
     message = refused(built(Tokens(), TOKENS), path, "is damaged or not there")
-    assert message.startswith(path) and "regraft-" not in message
+    assert f"{path}: the tensor" in message and "regraft-" not in message
     Path(f"{path}.index").write_bytes(b"this is no index\n" * 50)
     message = refused(built(Tokens(), TOKENS), path, "cannot be read; its index is damaged or of something else")
     assert f"The checkpoint {path} " in message and "regraft-" not in message

@@ -12,7 +12,7 @@ from trainer.restore.build import build_model, renew_constants
 from trainer.restore.explain import explain_problems
 from trainer.restore.find import find_checkpoint, unreadable_checkpoints, whole_checkpoints
 from trainer.restore.formats import open_checkpoint
-from trainer.restore.live import layers_of, weights_of
+from trainer.restore.live import lasting_names, layers_of, weights_of
 from trainer.restore.plan import Plan, plan_restore
 from trainer.restore.report import Record, RestoreError, RestoreReport
 from trainer.restore.rules import Rules
@@ -29,6 +29,7 @@ __all__ = [
     "build_model",
     "describe_source",
     "find_checkpoint",
+    "lasting_names",
     "layers_of",
     "open_checkpoint",
     "plan_weights",
@@ -99,7 +100,11 @@ def plan_weights(model: keras.Model, init_checkpoint, **rules) -> RestoreReport:
 def _accepted_plan(model: keras.Model, path: str, rules: Rules) -> tuple[Plan, CheckpointSource]:
     with _no_garbage_collection():
         source = open_checkpoint(path)
-        plan = plan_restore(model, source, rules)
+        try:
+            plan = plan_restore(model, source, rules)
+        except BaseException:
+            source.close()
+            raise
     if plan.report.problems:
         source.close()
         raise RestoreError(explain_problems(plan.report), plan.report)

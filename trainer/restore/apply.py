@@ -25,10 +25,10 @@ def apply_plan(
 ) -> None:
     """Fills the model's variables on every replica and completes `plan.report`.
 
-    All or nothing: every tensor is read once, in pieces and with its checksum, before the first
-    variable changes, so a damaged file leaves the model as it was. Then they are read again and
-    assigned, one at a time, so that never more than one of them is in memory. At last a checksum of
-    what each replica holds is compared with that of the file.
+    Every tensor is read once, in pieces and with its checksum, before the first variable changes, so
+    a damaged file leaves the model as it was; only one that is damaged in the very moment does not.
+    Then they are read again and assigned, one at a time, so that never more than one of them is in
+    memory. At last a checksum of what each replica of this process holds is compared with the file's.
 
     watch: called with the bytes that were tested, assigned or compared so far, and with their sum.
 
@@ -46,11 +46,11 @@ def apply_plan(
         source.check_file()
         tested = []
         for pair in plan.pairs:
-            tested.append(_test(pair, source))
+            tested.append(_test_or_say(pair, source))
             count(pair)
-        written = []
+        written: list[int] = []
         for pair, test in zip(plan.pairs, tested, strict=True):
-            written.append(_write(pair, source, test))
+            written.append(_write_or_say(pair, source, test, f"{len(written)} of {len(plan.pairs)}"))
             count(pair)
         replicas = 1
         for pair, checksum in zip(plan.pairs, written, strict=True):
@@ -60,6 +60,13 @@ def apply_plan(
         error.report = plan.report
         raise
     _complete(plan, source, tested, replicas)
+
+
+def _test_or_say(pair: Pair, source: CheckpointSource) -> _Tested:
+    try:
+        return _test(pair, source)
+    except RestoreError as error:
+        raise RestoreError(f"No variable was changed. {error}") from error
 
 
 def _test(pair: Pair, source: CheckpointSource) -> _Tested:
@@ -79,7 +86,7 @@ def _test(pair: Pair, source: CheckpointSource) -> _Tested:
     if lost:
         raise RestoreError(
             f"{pair.weight.name}: {lost} of {int(np.prod(pair.entry.shape))} values are too large for "
-            f"{pair.weight.dtype.name}; no variable was changed. Restore into a wider dtype, e.g. bfloat16 or float32."
+            f"{pair.weight.dtype.name}. Restore into a wider dtype, e.g. bfloat16 or float32."
         )
     return _Tested(checksum, not_finite)
 
@@ -89,26 +96,39 @@ def _write(pair: Pair, source: CheckpointSource, test: _Tested) -> int:
     if pair.entry.dtype == pair.weight.dtype and not pair.rows:
         pair.weight.variable.assign(source.tensor(pair.entry))
         return test.crc32c
-    value = source.read(pair.entry).astype(pair.weight.dtype.as_numpy_dtype)
+    read = source.read(pair.entry)
+    if google_crc32c.value(_bytes_of(read)) != test.crc32c:
+        raise source.damaged(pair.entry, "it was changed while it was read")
+    value = read.astype(pair.weight.dtype.as_numpy_dtype)
     if pair.rows:
         value = pair.rows.merged(first_value(pair.weight.variable), value)
     pair.weight.variable.assign(value)
     return google_crc32c.value(_bytes_of(value))
 
 
+def _write_or_say(pair: Pair, source: CheckpointSource, test: _Tested, so_far: str) -> int:
+    try:
+        return _write(pair, source, test)
+    except RestoreError as error:
+        raise RestoreError(
+            f"{pair.weight.name} could be read once and not again; {so_far} variables are overwritten already. "
+            f"Build the model anew before it is used. ({error})"
+        ) from error
+
+
 def _compare(pair: Pair, checksum: int) -> int:
     """The number of replicas that hold the variable."""
     replicas = 0
-    compared: set[tuple[int, tuple[int, ...]]] = set()
+    previous: np.ndarray | None = None
     for copy in each_replica_value(pair.weight.variable):
-        # Devices that are parts of one CPU may share a variable's memory.
-        memory = copy.__array_interface__["data"][0], copy.shape
-        if memory not in compared and google_crc32c.value(_bytes_of(copy)) != checksum:
+        # Devices that are parts of one CPU may share a variable's memory; a copy that is gone tells nothing.
+        is_shared = previous is not None and np.may_share_memory(previous, copy)
+        if not is_shared and google_crc32c.value(_bytes_of(copy)) != checksum:
             raise RestoreError(
                 f"{pair.weight.name} differs from the checkpoint on replica {replicas} after it was written: "
                 "was the file changed meanwhile? Restore again before the model is used."
             )
-        compared.add(memory)
+        previous = copy
         replicas += 1
     return replicas
 

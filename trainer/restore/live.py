@@ -128,6 +128,16 @@ def layers_of(model: keras.Model) -> list[keras.Layer]:
     return [node.layer for _, node in paths(live_tree(model)) if node.layer is not None]
 
 
+def lasting_names(model: keras.Model) -> dict[int, str]:
+    """{id of a weight: its name, or its place among the weights where the name is a number of this process}."""
+    tree = live_tree(model)
+    numbered = numbered_by_keras(tree)
+    return {
+        id(weight.variable): str(place) if id(weight.variable) in numbered else weight.name
+        for place, weight in enumerate(live_variables(model, tree))
+    }
+
+
 def as_stored(node: LiveNode) -> list[LiveNode]:
     """A layer's own variables in the order in which Keras' `.weights.h5` files number them.
 

@@ -156,7 +156,7 @@ class CheckpointSource(abc.ABC):
 
     def damaged(self, entry: Entry, why: str) -> RestoreError:
         return RestoreError(
-            f"{self.path}: the tensor {entry.key} is damaged or not there; no variable was changed. "
+            f"{self.path}: the tensor {entry.key} is damaged or not there. "
             f"Copy the checkpoint again, or take an older one. ({why})"
         )
 

@@ -11,7 +11,7 @@ _TF1_SLOT = re.compile(
     r"LAMB(_\d+)?|LARSOptimizer|beta[12]_power(_\d+)?)$"
 )
 _BOOKKEEPING = {"loss_tracker", "compile_metrics", "metrics", "keras_api", "seed_generators", "seed_generator"}
-_COPIES = {"ema_weights"}  # of weights that stand in the file already; `root` can name them
+_OUR_COPIES = "train_state/ema_weights"  # of weights that stand in the file already; `root` can name them
 
 
 def classify(source: CheckpointSource, slots: list[Node]) -> list[Entry]:
@@ -41,7 +41,8 @@ def classify(source: CheckpointSource, slots: list[Node]) -> list[Entry]:
                 node.entry.kind = _kind(node.entry, path, kind)
                 entries.append(node.entry)
             for name, child in node.children.items():
-                queue.append((child, join(path, name), "other" if name in _BOOKKEEPING | _COPIES else kind))
+                below = join(path, name)
+                queue.append((child, below, "other" if name in _BOOKKEEPING or below == _OUR_COPIES else kind))
 
     if {"variables", "trainable_variables", "all_variables", "signatures"} <= set(source.top.children):
         # model.export() writes each variable a second time, in no order.

@@ -60,8 +60,11 @@ def main() -> None:
             if not message:
                 return
             request = json.loads(message)
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             limit = _ROOM_BYTES + 2 * request["size_bytes"]
-            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+            resource.setrlimit(
+                resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+            )
             with os.fdopen(descriptors[0], "rb") as file:
                 answer = ""
                 try:

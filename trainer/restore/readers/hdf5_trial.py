@@ -11,6 +11,7 @@ import threading
 from trainer.restore.readers.file_range import FileRange
 
 _PATIENCE_SECONDS = 60.0  # an undamaged file of 2,000 layers takes one
+_SLOWEST_BYTES_PER_SECOND = 5 << 20  # compressed data on a network disk
 
 
 def try_out(content: FileRange) -> None:
@@ -32,17 +33,20 @@ class _Probe:
         request = json.dumps({"start": content.start, "size_bytes": content.size_bytes}).encode()
         with self._lock:
             requests = self._started()
+            patience_seconds = _PATIENCE_SECONDS + content.size_bytes / _SLOWEST_BYTES_PER_SECOND
+            requests.settimeout(patience_seconds)
             try:
                 socket.send_fds(requests, [request], [content.fileno()])
                 answer = requests.makefile("rb").readline()
             except TimeoutError:
-                answer = b""
+                self.stop()
+                return f"HDF5's library was not done with it after {patience_seconds:.0f} seconds"
             except OSError as error:
                 self.stop()
                 return f"the process that looks HDF5 files over cannot be talked to: {error}"
             if not answer:
                 self.stop()
-                return "HDF5's library crashes or hangs on it"
+                return "HDF5's library crashes on it"
         return json.loads(answer)
 
     def stop(self) -> None:
@@ -56,7 +60,6 @@ class _Probe:
         if self._requests is None or self._process is None or self._process.poll() is not None:
             self.stop()
             self._requests, theirs = socket.socketpair()
-            self._requests.settimeout(_PATIENCE_SECONDS)
             script = os.path.join(os.path.dirname(__file__), "hdf5_probe.py")
             with theirs:
                 self._process = subprocess.Popen(
