@@ -103,3 +103,12 @@ def test_an_exported_model_of_given_names_needs_no_order(tmp_path):
     trainer.restore_weights(model, tmp_path / "export")
     for name in ("a", "b"):
         np.testing.assert_array_equal(model.get_layer(name).kernel.numpy(), source.get_layer(name).kernel.numpy())
+
+
+def test_a_bare_list_is_not_proposed_to_be_renamed(tmp_path):
+    source = built(InLists())
+    source.export(str(tmp_path / "export"), verbose=False)
+    with pytest.raises(trainer.RestoreError) as caught:
+        trainer.restore_weights(built(InLists(), seed=2), tmp_path / "export")
+    assert "train.match = 'order'" in str(caught.value)
+    assert "'^variables/'" not in str(caught.value)

@@ -49,7 +49,7 @@ def _others(report: RestoreReport) -> int:
 
 def _bare_list(left: list[Record]) -> list[str]:
     """A word on weights that stand in the file by number, as `model.export()` and optimizers keep them."""
-    numbered = [record for record in left if re.search(r"(^|/)\w*variables/\d+$|^arr_\d+$", record.name)]
+    numbered = [record for record in left if _is_in_bare_list(record.name)]
     if not numbered:
         return []
     return [
@@ -59,6 +59,10 @@ def _bare_list(left: list[Record]) -> list[str]:
         "be trusted; counts, shapes and the names that are known are compared:",
         "  train.match = 'order'",
     ]
+
+
+def _is_in_bare_list(name: str) -> bool:
+    return bool(re.search(r"(^|/)\w*variables/\d+$|^arr_\d+$", name))
 
 
 def _gin_line(rule: str, patterns: list[str]) -> str:
@@ -73,7 +77,7 @@ def _renames(left: list[Record], restored: list[Record], always: bool = False) -
     """Rules for the names that were likely meant, whole prefixes where nothing else stands under them."""
     pairs = []
     for record in left:
-        if record.likely_home:
+        if record.likely_home and not _is_in_bare_list(record.name):
             theirs, ours = _without_common_end(record.name, record.likely_home)
             if theirs.split("/")[-1].isdigit() and "/" in theirs and "/" in ours:
                 # Known by its place in its layer: whoever renames the layer brings all that is in it.
