@@ -85,15 +85,15 @@ class Walk:
                 for key, entry in pairs.items():
                     found.setdefault(key, entry)
                 return
-        known_by_name = {id(child) for child in node.children.values()}
         own = as_stored(live) if node.own else []
+        known_by_name = {id(child) for child in node.children.values()} if own else set()
         if len(node.own) == len(own) and not any(id(variable) in known_by_name for variable in node.own):
             for child, other in zip(own, node.own, strict=True):
                 self._match(child, other, found, walked)
         for child, other in (*layer_pairs(live, node, self._leaf_names), *_by_name(live, node)):
-            known = set(found)
-            self._match(child, other, found, walked)
             note = self._note(live, child, other)
+            known = set(found) if note else set()
+            self._match(child, other, found, walked)
             if note:
                 self.notes |= {entry: note for key, entry in found.items() if key not in known}
 
