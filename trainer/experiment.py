@@ -170,7 +170,7 @@ def train(
         init_checkpoint=os.fspath(init_checkpoint) if init_checkpoint else None,
         seed=seed,
         rules=rules | {"frozen": frozen},
-        step_options={"random_kind": random_numbers, "jit_compile": jit_compile},
+        step_options={"random_numbers": random_numbers, "jit_compile": jit_compile},
         ema_decay=ema_decay,
         jit_note=jit_note,
     )

@@ -23,7 +23,7 @@ def check_kind(kind: str) -> None:
 
 
 @contextlib.contextmanager
-def random_numbers(kind: str, num_rows: int) -> Iterator[None]:
+def drawing(kind: str, num_rows: int) -> Iterator[None]:
     """What the layers of Keras draw inside, in a replica's part of the train step.
 
     kind: `per_replica` folds the replica's number into every seed, which Keras leaves the same on all
@@ -52,7 +52,7 @@ def random_numbers(kind: str, num_rows: int) -> Iterator[None]:
 
 @functools.cache
 def _install() -> None:
-    """Puts a step between Keras and TensorFlow's generators that does nothing outside of `random_numbers`.
+    """Puts a step between Keras and TensorFlow's generators that does nothing outside of `drawing`.
 
     Every random layer and `keras.random` function of Keras draws by the functions of one module, each
     of them with a seed from its `draw_seed`.
@@ -76,12 +76,12 @@ def _folded(draw_seed: Callable) -> Callable:
     @functools.wraps(draw_seed)
     def draw(seed):
         drawn = draw_seed(seed)
-        drawing = _drawing("per_replica")
-        if drawing is None:
+        now = _drawing("per_replica")
+        if now is None:
             return drawn
         # Seeds are int64 in Keras' variables, where the generators under XLA take int32.
         small = tf.cast(tf.math.floormod(drawn, tf.cast(tf.int32.max - 1, drawn.dtype)), tf.int32)
-        return tf.random.experimental.stateless_fold_in(small, tf.cast(drawing[0], tf.int32))
+        return tf.random.experimental.stateless_fold_in(small, tf.cast(now[0], tf.int32))
 
     return draw
 
@@ -89,11 +89,11 @@ def _folded(draw_seed: Callable) -> Callable:
 def _by_row(draw: Callable) -> Callable:
     @functools.wraps(draw)
     def drawn(shape, *arguments, **options):
-        drawing = _drawing("per_example")
-        sizes = tuple(shape) if drawing else ()
-        if drawing is None or not sizes or not _is_of_rows(sizes[0], drawing[2]):
+        now = _drawing("per_example")
+        sizes = tuple(shape) if now else ()
+        if now is None or not sizes or not _is_of_rows(sizes[0], now[2]):
             return draw(shape, *arguments, **options)
-        replica, replicas, _ = drawing
+        replica, replicas, _ = now
         rows = int(sizes[0])
         return _rows_of(draw((rows * replicas, *sizes[1:]), *arguments, **options), replica, rows)
 
@@ -103,16 +103,16 @@ def _by_row(draw: Callable) -> Callable:
 def _dropout_by_row(dropout: Callable) -> Callable:
     @functools.wraps(dropout)
     def dropped(inputs, rate, noise_shape=None, seed=None):
-        drawing = _drawing("per_example")
-        if drawing is None or not 0.0 < rate < 1.0:
+        now = _drawing("per_example")
+        if now is None or not 0.0 < rate < 1.0:
             return dropout(inputs, rate, noise_shape, seed)
         inputs = tf.convert_to_tensor(inputs)
         shape = list(inputs.shape) if noise_shape is None else list(noise_shape)
         shape = [size if given is None else given for size, given in zip(inputs.shape, shape, strict=True)]
         # A mask for all rows in common is one on every replica by its seed.
-        if shape[0] != inputs.shape[0] or not _is_of_rows(shape[0], drawing[2]):
+        if shape[0] != inputs.shape[0] or not _is_of_rows(shape[0], now[2]):
             return dropout(inputs, rate, noise_shape, seed)
-        replica, replicas, _ = drawing
+        replica, replicas, _ = now
         rows = int(shape[0])
         mask = _rows_of(dropout(tf.ones([rows * replicas, *shape[1:]], inputs.dtype), rate, None, seed), replica, rows)
         return inputs * mask

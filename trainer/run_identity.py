@@ -72,8 +72,7 @@ def _arguments(parts: RunParts) -> str:
         "accumulation_steps": parts.accumulation_steps,
         "seed": parts.seed,
         **parts.rules,
-        "random_numbers": parts.step_options["random_kind"],
-        "jit_compile": parts.step_options["jit_compile"],
+        **parts.step_options,
         "ema_decay": parts.ema_decay,
     }
     return "".join(f"{name} = {text}\n" for name, text in _flat("train", given))

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainer.batch_parts import part_of, replica_share
 from trainer.errors import UserError
-from trainer.random_numbers import random_numbers
+from trainer.random_numbers import drawing
 from trainer.tasks import Task
 from trainer.train_state import TrainState
 
@@ -19,14 +19,14 @@ def build_train_loop(
     variables: Sequence[keras.Variable],
     global_batch_size: int,
     accumulation_steps: int = 1,
-    random_kind: str = "per_replica",
+    random_numbers: str = "per_replica",
     jit_compile: bool = False,
 ) -> Callable:
     """Returns train_loop(iterator, num_steps) -> {'loss', 'grad_norm'} of the last step, float32 scalars.
 
     iterator: yields this worker's (batch, weight); every replica takes its own share of it.
     num_steps: int32 scalar tensor, so that loops of any length are one trace.
-    random_kind: what dropout and noise draw, see `random_numbers`.
+    random_numbers: what dropout and noise draw, see `random_numbers.drawing`.
     jit_compile: whether XLA compiles each replica's forward and backward pass; all-reduce and update stay outside.
 
     The loss is the mean over the *global* batch, `sum(loss * weight) / sum(weight)` over all
@@ -40,7 +40,7 @@ def build_train_loop(
 
     def micro_batch_gradients(batch, weight):
         with tf.GradientTape() as tape:
-            with random_numbers(random_kind, weight.shape[0]):
+            with drawing(random_numbers, weight.shape[0]):
                 loss_sum, weight_sum = task.loss(model, batch, weight, training=True)
             # By a constant here, by the true weight below: so half-precision gradients stay in range.
             scaled = optimizer.scale_loss(loss_sum / global_batch_size)

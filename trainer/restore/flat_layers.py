@@ -1,11 +1,11 @@
 """Pairs the variables of a layer and its parts with the plain list of them that Keras' old `.h5` files keep."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import keras
 
 from trainer.restore.keras_paths import Comparison
-from trainer.restore.live import LiveNode, paths
+from trainer.restore.live import LiveNode, trained_first
 from trainer.restore.source import Entry, Node
 
 
@@ -28,7 +28,8 @@ def flat_pairs(live: LiveNode, node: Node, classes: Collection[str]) -> tuple[di
         return by_path, {}
     place_of = {id(v): place for place, v in enumerate(weights)}
     fitting = []
-    for variables in _orders(live, weights):
+    trained, others = trained_first(weights, live)
+    for variables in (trained + others, weights):
         fits = len(variables) == len(entries) and _fit(variables, entries)
         if fits and not any(compared.contradicts(place_of[id(v)], place) for place, v in enumerate(variables)):
             fitting.append({id(v): entry for v, entry in zip(variables, entries, strict=True)})
@@ -46,17 +47,6 @@ def _fit(variables: list[keras.Variable], entries: list[Entry]) -> bool:
     ours, theirs = [v.name for v in variables], [_leaf(entry) for entry in entries]
     shapes_fit = all(tuple(v.shape) == entry.shape for v, entry in zip(variables, entries, strict=True))
     return ours == theirs or (not set(ours) & set(theirs) and shapes_fit)
-
-
-def _orders(live: LiveNode, weights: list[keras.Variable]) -> Iterator[list[keras.Variable]]:
-    made_trainable = {id(v.variable) for _, node in paths(live) for v in _own_trainable(node)}
-    trained = [v for v in weights if id(v) in made_trainable]
-    yield trained + [v for v in weights if id(v) not in made_trainable]
-    yield weights
-
-
-def _own_trainable(node: LiveNode) -> list[LiveNode]:
-    return node.own[: len(node.layer._trainable_variables)] if node.layer is not None else []
 
 
 def _leaf(entry: Entry) -> str:

@@ -10,8 +10,8 @@ from trainer.restore.source import Node
 LeafNames = Callable[[LiveNode | Node], frozenset[str]]
 
 
-def layer_pairs(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
-    """The layers that belong together; those that nothing but their position would pair are left out.
+def child_pairs(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
+    """The parts that belong together; layers that nothing but their position would pair are left out.
 
     leaf_names: names of the variables in a layer; empty for one without.
 
@@ -20,8 +20,13 @@ def layer_pairs(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple
     has as many on both sides, and neither where a given name says otherwise: a layer that was put
     in between would else shift all after it in silence.
     """
+    attributes = _by_name(live, node)
     if node.by_class:
-        return _by_class_and_name(live, node, leaf_names) if live.by_class else []
+        return attributes + _by_class_and_name(live, node, attributes, leaf_names)
+    return _by_place_or_name(live, node, leaf_names) + attributes
+
+
+def _by_place_or_name(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
     if not live.is_graph and node.layers is None:
         return []  # a subclassed model's layers stand under its attributes
     theirs = [layer for layer in _layers_of(node) if leaf_names(layer)]
@@ -36,10 +41,11 @@ def layer_pairs(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple
     return pairs if pairs and not _contradicts(pairs, named) and not _ranks_disagree(pairs) else named
 
 
-def _by_class_and_name(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
+def _by_class_and_name(
+    live: LiveNode, node: Node, attributes: list[tuple[LiveNode, Node]], leaf_names: LeafNames
+) -> list[tuple[LiveNode, Node]]:
     # What stands in the file under an attribute's name is missing among its numbered classes.
-    attributes = _by_attribute(live, node)
-    taken = {id(ours) for _, pair in attributes for ours in _layers_below(pair[0])}
+    taken = {id(layer) for ours, _ in attributes for layer in _layers_below(ours)}
     remaining = {key: layer for key, layer in live.by_class.items() if leaf_names(layer) and id(layer) not in taken}
     theirs = {key: layer for key, layer in node.by_class.items() if leaf_names(layer)}
     named = _by_given_name(list(remaining.values()), list(theirs.values()))
@@ -52,8 +58,7 @@ def _by_class_and_name(live: LiveNode, node: Node, leaf_names: LeafNames) -> lis
     if _contradicts(pairs, named):
         pairs = []
     settled = {id(part) for pair in pairs for part in pair}
-    pairs += [pair for pair in named if not settled & {id(part) for part in pair}]
-    return [pair for _, pair in attributes] + pairs
+    return pairs + [pair for pair in named if not settled & {id(part) for part in pair}]
 
 
 def _by_number(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
@@ -89,12 +94,20 @@ def _ranks_disagree(pairs: list[tuple[LiveNode, Node]]) -> bool:
     return any([b for _, b in sorted(numbers)] != sorted(b for _, b in numbers) for numbers in by_class.values())
 
 
-def _by_attribute(live: LiveNode, node: Node) -> list[tuple[str, tuple[LiveNode, Node]]]:
-    numbered = {id(child) for child in node.by_class.values()}
+def _by_name(live: LiveNode, node: Node) -> list[tuple[LiveNode, Node]]:
+    # Layers that Keras numbered have equal names by chance.
+    numbered = {id(child) for child in (*node.by_class.values(), *(node.layers or []))}
+    ours, theirs = live.children, node.children
+    # From the smaller side: a model of a thousand layers is held against each small object of the file.
+    names = [name for name in ours if name in theirs] if len(ours) < len(theirs) else [n for n in theirs if n in ours]
+    # As it was spelled first: `_proj` of one side may be called `proj` here because the other side has both.
+    exact = {live.spelled[raw]: node.spelled[raw] for raw in live.spelled if raw in node.spelled} if names else {}
+    taken = set(exact.values())
+    pairs = [*exact.items(), *((name, name) for name in names if name not in exact and name not in taken)]
     return [
-        (name, (live.children[name], child))
-        for name, child in node.children.items()
-        if name in live.children and id(child) not in numbered
+        (ours[name], theirs[other])
+        for name, other in pairs
+        if id(theirs[other]) not in numbered and not (live.is_graph and ours[name] in live.in_order_set)
     ]
 
 

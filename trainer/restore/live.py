@@ -185,6 +185,13 @@ def numbered_by_keras(tree: LiveNode) -> set[int]:
     return found
 
 
+def trained_first(weights: list[keras.Variable], tree: LiveNode) -> tuple[list[keras.Variable], list[keras.Variable]]:
+    """(those that were made to be trained, the others), each in their order; what is frozen now does not matter."""
+    layers = (node.layer for _, node in paths(tree) if node.layer is not None)
+    trainable = {id(variable) for layer in layers for variable in layer._trainable_variables}
+    return [v for v in weights if id(v) in trainable], [v for v in weights if id(v) not in trainable]
+
+
 def unbuilt_layers(model: keras.Model) -> list[keras.Layer]:
     """The layers inside a model that would still create variables when they are called.
 

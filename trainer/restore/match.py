@@ -33,7 +33,9 @@ class Match:
     twins: set[Entry]
 
 
-def best_match(tree: LiveNode, weights: list[LiveVariable], source: CheckpointSource, rules: Rules) -> Match:
+def best_match(
+    tree: LiveNode, weights: list[LiveVariable], source: CheckpointSource, rules: Rules, classes: frozenset[str]
+) -> Match:
     """Walks the trees together from every object of the checkpoint and keeps the one that fits most weights.
 
     Raises `RestoreError` where two objects fit equally well and hold different weights; `root`, or a
@@ -42,7 +44,7 @@ def best_match(tree: LiveNode, weights: list[LiveVariable], source: CheckpointSo
     agree; nothing else is ever paired by position or shape.
     """
     shapes = {id(weight.variable): weight.shape for weight in weights}
-    walk = Walk(tree, rules)
+    walk = Walk(tree, rules, classes)
     best: tuple[tuple[int, ...], str, Node, dict[int, Entry]] | None = None
     rivals: list[str] = []
     for place, node in _objects(source, rules.root):

@@ -5,13 +5,13 @@ from collections.abc import Collection
 import keras
 
 from trainer.restore.keras_paths import Comparison
-from trainer.restore.live import LiveVariable
+from trainer.restore.live import LiveNode, LiveVariable, trained_first
 from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource, Entry, Node
 
 
 def pairs_by_order(
-    model: keras.Model,
+    tree: LiveNode,
     weights: list[LiveVariable],
     paired: dict[LiveVariable, Entry],
     source: CheckpointSource,
@@ -36,7 +36,7 @@ def pairs_by_order(
     reasons = []
     for place, entries in lists:
         refusals, ways = [], []
-        for what, variables in _live_lists(model, place):
+        for what, variables in _live_lists(tree, place):
             refusal = _difference(what, variables, entries, classes)
             pairs = {named[id(v)]: entry for v, entry in zip(variables, entries, strict=False) if id(v) in named}
             if not refusal and any(paired.get(weight, entry) is not entry for weight, entry in pairs.items()):
@@ -87,7 +87,7 @@ def _lists(source: CheckpointSource) -> list[tuple[str, list[Entry]]]:
         numbered = _numbered(node)
         if numbered and all(entry.kind in ("weight", "other") for entry in numbered):
             found.append((path or "arr", numbered))
-    # A part of a list, such as a layer's own, is no rival of a longer one.
+    # model.export() writes its variables a second time, in no order.
     return [(path, entries) for path, entries in found if path.split("/")[-1] != "all_variables"]
 
 
@@ -101,11 +101,11 @@ def _numbered(node: Node) -> list[Entry]:
     return [numbers[index] for index in sorted(numbers)] if sorted(numbers) == list(range(len(numbers))) else []
 
 
-def _live_lists(model: keras.Model, place: str) -> list[tuple[str, list[keras.Variable]]]:
+def _live_lists(tree: LiveNode, place: str) -> list[tuple[str, list[keras.Variable]]]:
     """The model's variables in the orders that a list called so may have."""
-    made_trainable = {id(v) for layer in model._flatten_layers() for v in layer._trainable_variables}
-    trainable = [v for v in model.weights if id(v) in made_trainable]
-    others = [v for v in model.weights if id(v) not in made_trainable]
+    model = tree.layer
+    assert model is not None
+    trainable, others = trained_first(model.weights, tree)
     exact = {
         "variables": [("variables", model.variables)],
         "trainable_variables": [("trainable variables", trainable)],

@@ -46,18 +46,20 @@ def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
     tree = live_tree(model)
     weights = live_variables(model, tree)
     check_rules(rules, weights)
-    match = best_match(tree, weights, source, rules)
+    classes = classes_in(tree)
+    match = best_match(tree, weights, source, rules, classes)
     pairs = _pairs(weights, match, rules, numbered_by_keras(tree))
-    pairs = _by_keras_paths(pairs, weights, match, rules, source, classes_in(tree))
+    pairs = _by_keras_paths(pairs, weights, match, rules, source, classes)
     ordered, no_weights = (
-        pairs_by_order(model, weights, pairs, source, classes_in(tree)) if rules.match == "order" else ({}, set())
+        pairs_by_order(tree, weights, pairs, source, classes) if rules.match == "order" else ({}, set())
     )
     pairs |= ordered
     fresh = {weight: rule for weight in weights if (rule := matching_rule(weight.name, rules.reinitialize))}
 
     records, kept = _judge(weights, pairs, fresh, match, rules, ordered)
     records += _unused(match, pairs, fresh, rules, records)
-    records = [record for record in records if record.key not in {entry.key for entry in no_weights}]
+    no_weight_keys = {entry.key for entry in no_weights}
+    records = [record for record in records if record.key not in no_weight_keys]
     used = set(pairs.values())
     report = RestoreReport(
         checkpoint=source.path,
@@ -110,7 +112,7 @@ def _by_keras_paths(pairs, weights, match: Match, rules: Rules, source: Checkpoi
         return pairs
     found = dict(path_pairs([(weight.variable.path, weight) for weight in weights], labelled, classes))
     differing = [weight for weight, entry in found.items() if pairs.get(weight, entry) is not entry]
-    if len(found) < len(weights) or (differing and len(pairs) == len(weights) and not source.has_plain_names):
+    if len(found) < len(weights) or (differing and len(pairs) == len(weights) and not source.top.is_plain):
         return pairs
     if differing and len(pairs) == len(weights):
         weight = differing[0]

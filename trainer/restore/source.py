@@ -20,7 +20,7 @@ class Node:
 
     children: normalised attribute name, index or layer name -> object.  entry: set on variables.
     spelled: the names as the file has them -> those in `children`.
-    is_plain: whether it stands in a file of names alone.
+    is_plain: whether it stands in a file of names alone, of which nobody knows what they are names of.
     keras_name: the layer's `name`, where the format records it.
     layers: the layers of a model in their order, where the format keeps that order.
     by_class: those known by their class only, `dense`, `dense_1`, as Keras' `.weights.h5` files call them.
@@ -77,7 +77,6 @@ class CheckpointSource(abc.ABC):
     Opening reads names, shapes and dtypes and no tensor. A reader of a format derives from this,
     fills `top` and `entries`, and gives `_load`.
 
-    has_plain_names: whether it holds names alone, of which nobody knows what they are names of.
     format: its name for a person.  checksums: what guards the bytes, "" where nothing does.
     writer: the library that wrote it and its version, as far as the file tells.
     step: the writer's step, where it stands outside of the optimizer's state.
@@ -87,7 +86,6 @@ class CheckpointSource(abc.ABC):
 
     format = ""
     checksums = ""
-    has_plain_names = False
     # What the reader's library raises for a file that is not as it was written.
     damage: tuple[type[Exception], ...] = (
         OSError, EOFError, ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError, MemoryError,

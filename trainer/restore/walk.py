@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from trainer.restore.flat_layers import flat_pairs
-from trainer.restore.layer_pairs import layer_pairs
-from trainer.restore.live import LiveNode, as_stored, class_name, classes_in, paths
+from trainer.restore.layer_pairs import child_pairs
+from trainer.restore.live import LiveNode, as_stored, class_name, paths
 from trainer.restore.names import join
 from trainer.restore.rules import Rules
 from trainer.restore.source import Entry, Node
@@ -17,12 +17,12 @@ _OTHER_VIEWS = {"variables", "trainable_variables", "non_trainable_variables", "
 class Walk:
     """Walks of one model's tree along many objects; what it learns of a node it keeps."""
 
-    def __init__(self, tree: LiveNode, rules: Rules):
+    def __init__(self, tree: LiveNode, rules: Rules, classes: frozenset[str]):
         self._tree = tree
         self._rules = rules
         self._live_at = dict(paths(tree)) if rules.rename else {}
         self._leaves: dict[LiveNode | Node, frozenset[str]] = {}
-        self._classes = classes_in(tree)
+        self._classes = classes
         self.notes: dict[Entry, str] = {}
         self.twins: set[Entry] = set()
         self._shapes_of: dict[LiveNode, tuple] = {}
@@ -31,12 +31,12 @@ class Walk:
         """({id of variable: entry} as seen from `root`, the ids that a rename rule led to)."""
         found: dict[int, Entry] = {}
         moved: set[int] = set()
+        self.notes, self.twins = {}, set()  # of this walk alone
         if self._rules.rename:
             self._match_renamed(root, place, found, moved)
         by_rename = set(found)
         spoken_for = set(found.values())
         unchanged: dict[int, Entry] = {}
-        self.twins = set()
         self._match(self._tree, root, unchanged, set())
         for key, entry in unchanged.items():
             # A renamed entry must not come in by its old place as well.
@@ -90,7 +90,7 @@ class Walk:
         if len(node.own) == len(own) and not any(id(variable) in known_by_name for variable in node.own):
             for child, other in zip(own, node.own, strict=True):
                 self._match(child, other, found, walked)
-        for child, other in (*layer_pairs(live, node, self._leaf_names), *_by_name(live, node)):
+        for child, other in child_pairs(live, node, self._leaf_names):
             note = self._note(live, child, other)
             known = set(found) if note else set()
             self._match(child, other, found, walked)
@@ -128,23 +128,6 @@ class Walk:
 
 def _is_variable(node: LiveNode | Node) -> bool:
     return (node.variable if isinstance(node, LiveNode) else node.entry) is not None
-
-
-def _by_name(live: LiveNode, node: Node) -> list[tuple[LiveNode, Node]]:
-    # Layers that Keras numbered have equal names by chance.
-    numbered = {id(child) for child in (*node.by_class.values(), *(node.layers or []))}
-    ours, theirs = live.children, node.children
-    # From the smaller side: a model of a thousand layers is held against each small object of the file.
-    names = [name for name in ours if name in theirs] if len(ours) < len(theirs) else [n for n in theirs if n in ours]
-    # As it was spelled first: `_proj` of one side may be called `proj` here because the other side has both.
-    exact = {live.spelled[raw]: node.spelled[raw] for raw in live.spelled if raw in node.spelled} if names else {}
-    taken = set(exact.values())
-    pairs = [*exact.items(), *((name, name) for name in names if name not in exact and name not in taken)]
-    return [
-        (ours[name], theirs[other])
-        for name, other in pairs
-        if id(theirs[other]) not in numbered and not (live.is_graph and ours[name] in live.in_order_set)
-    ]
 
 
 def nodes(root: Node) -> Iterator[tuple[str, Node]]:

@@ -10,6 +10,7 @@ from collections import Counter
 
 from trainer.restore.readers.file_range import FileRange
 from trainer.restore.readers.local_copy import local_copy
+from trainer.restore.readers.zip_members import ZIP_DAMAGE
 from trainer.restore.report import RestoreError
 
 _FLOOR_BYTES = 100 << 20
@@ -21,9 +22,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then the lengths of the 
 class Archive:
     """An open zip archive. `names_read`: the members that were opened."""
 
-    damage: tuple[type[Exception], ...] = (
-        zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, NotImplementedError,
-    )  # fmt: skip
+    damage: tuple[type[Exception], ...] = (*ZIP_DAMAGE, NotImplementedError)
 
     def __init__(self, path: str):
         self._path = path

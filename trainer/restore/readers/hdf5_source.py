@@ -41,7 +41,6 @@ class Hdf5Source(CheckpointSource):
 class NamedDatasetsSource(Hdf5Source):
     """An HDF5 file that is none of Keras': its datasets by their paths. `file` is the open file."""
 
-    has_plain_names = True
     format = "HDF5, datasets by name"
 
     def __init__(self, path: str):

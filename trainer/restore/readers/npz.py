@@ -40,7 +40,6 @@ class NpzSource(CheckpointSource):
     complex numbers. A pickle is refused, for reading it runs what it says.
     """
 
-    has_plain_names = True
     format = "NumPy .npz"
     checksums = "CRC-32 of the zip archive"
     damage = (*CheckpointSource.damage, *ZIP_DAMAGE, tokenize.TokenError, SyntaxError)

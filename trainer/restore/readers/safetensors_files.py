@@ -39,7 +39,6 @@ class SafetensorsSource(CheckpointSource):
     that shrinks meanwhile ends the process.
     """
 
-    has_plain_names = True
     format = "safetensors"
     damage = (*CheckpointSource.damage, SafetensorError)
 

@@ -57,7 +57,6 @@ class TensorFlowSource(CheckpointSource):
             raise
         except self.damage as error:
             raise self.cannot_be_read(error) from error
-        self.has_plain_names = not has_graph
         self.format = "TensorFlow object checkpoint" if has_graph else "TensorFlow name-based checkpoint"
         self.entries = classify(self, slots)
         self._tell_step()
