@@ -12,29 +12,39 @@ from absl import flags
 
 import trainer  # noqa: F401  registers what the library makes bindable
 from trainer import command_line
+from trainer.errors import UserError
 from trainer.model_dir import ModelDir
 from trainer.preemption import PREEMPTED_EXIT_STATUS
 from trainer.restore import find_checkpoint
 from trainer.run_identity import may_resume
+from trainer.strategy import build_strategy
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
 command_line.define_strategy_flags()
 flags.adopt_module_key_flags(command_line)
 flags.DEFINE_bool("dry_run", False, "Do everything up to the first step, print it, write nothing.")
+flags.DEFINE_integer("timed_steps", 0, "With --dry_run: steps to time, data and step each alone.", lower_bound=0)
 
 
 def main() -> int:
     command_line.load_config()
     dry_run = flags.FLAGS.dry_run
     model_dir = flags.FLAGS.model_dir if dry_run else command_line.required_model_dir()
-    strategy = command_line.strategy_from_flags()
+    options = {"timed_steps": flags.FLAGS.timed_steps}
+    if options["timed_steps"] and not dry_run:
+        raise UserError("--timed_steps belongs to --dry_run: a run shows its own speed.")
+    if dry_run and command_line.wants_missing_tpu():
+        print("There is no TPU here: the step is compiled by XLA on this machine's CPU, for one replica.")
+        strategy, options["jit_compile"] = build_strategy("one_device"), True
+    else:
+        strategy = command_line.strategy_from_flags()
     # A mistyped path should not wait for the data to be read.
     init_checkpoint = command_line.bindings_of("train", "init_checkpoint")["init_checkpoint"]
     if init_checkpoint and not (model_dir and may_resume(ModelDir(Path(model_dir)))):
         find_checkpoint(init_checkpoint)
     train = gin.get_configurable("experiment.train")
-    result = train(model_dir=model_dir, strategy=strategy, dry_run=dry_run)
+    result = train(model_dir=model_dir, strategy=strategy, dry_run=dry_run, **options)
     return 0 if result.finished or dry_run else PREEMPTED_EXIT_STATUS
 
 

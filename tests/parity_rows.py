@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import trainer  # noqa: E402
-from trainer.pipeline import in_memory  # noqa: E402
+from trainer.data import in_memory  # noqa: E402
 from trainer.replicas import first_value  # noqa: E402
 
 RANDOM = np.random.default_rng(7)
@@ -37,6 +37,22 @@ TASK = trainer.supervised(loss=keras.losses.SparseCategoricalCrossentropy(from_l
 TOKEN_TASK = trainer.supervised(
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="token", target="label"
 )
+
+
+METRICS_TASK = trainer.supervised(
+    loss=keras.losses.CategoricalCrossentropy(from_logits=True), inputs="x", target="one_hot",
+    metrics={
+        "accuracy": keras.metrics.CategoricalAccuracy,
+        "auc": lambda name: keras.metrics.AUC(name=name, from_logits=True),
+        "recall_of_2": lambda name: keras.metrics.Recall(class_id=2, top_k=1, name=name),
+        "precision_of_0": lambda name: keras.metrics.Precision(class_id=0, top_k=1, name=name),
+    },
+)  # fmt: skip
+
+
+def ended_by(tail: int):
+    """Two batches of 12 and a last one of so few examples that replicas may get none."""
+    return in_memory(examples={name: DATA.examples[name][: 24 + tail] for name in ("x", "one_hot")})
 
 
 class RowMean(keras.regularizers.Regularizer):
@@ -171,6 +187,12 @@ ROWS = {
         for kind, tolerance in (("bfloat16", 5e-3), ("float16", 5e-4))
     },
     "averages": {"ema_decay": 0.9},
+    "averages, update once": {"ema_decay": 0.9, "optimizer_update": "once"},
+    "adam, update once": {"optimizer": lambda: keras.optimizers.Adam(0.01), "optimizer_update": "once"},
+    **{
+        f"tail of {tail} and metrics": {"train_data": ended_by(tail), "eval_data": ended_by(tail), "task": METRICS_TASK}
+        for tail in (1, 3, 5)
+    },
     "accumulation of four": {"accumulation_steps": 4, "global_batch_size": 24},
     "group norm": {"model": net(lambda: keras.layers.GroupNormalization(2))},
     "activity regularizer": {

@@ -11,10 +11,10 @@ from conftest import make_strategy
 from test_resume import DATA, Everything, bits, run
 
 import trainer
+from trainer.data import as_data
 from trainer.ema import EmaWeights
 from trainer.evaluation import build_evaluate
 from trainer.inspection import load_and_evaluate
-from trainer.pipeline import as_data
 from trainer.replicas import first_value, replica_values
 from trainer.restore import weights_of
 

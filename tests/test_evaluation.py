@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from conftest import make_strategy
 
+from trainer.data import in_memory
 from trainer.evaluation import build_evaluate
-from trainer.pipeline import in_memory
 from trainer.restore import build_model
 from trainer.tasks import custom_loss, supervised
 

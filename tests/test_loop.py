@@ -41,8 +41,8 @@ class Diary:
         )
         self.entries, self.stop_at, self.losses = [], stop_at, losses or {}
 
-    def train_loop(self, iterator, count):
-        self.state.step.assign_add(int(count))
+    def train(self, count):
+        self.state.step.assign_add(count)
         step = self.state.current_step()
         self.entries.append(f"steps to {step}")
         return {"loss": tf.constant(self.losses.get(step, 1.0)), "grad_norm": tf.constant(2.0)}
@@ -66,8 +66,8 @@ class Diary:
 
     def run(self, num_steps, **intervals):
         fields = {field.name for field in dataclasses.fields(LoopParts)}
-        parts = {name: getattr(self, name) for name in ("state", "train_loop", "evaluate", "save")}
-        parts |= dict(iterator=None, writer=self, progress=StepProgress(num_steps, visible=False), preemption=self)
+        parts = {name: getattr(self, name) for name in ("state", "train", "evaluate", "save")}
+        parts |= dict(writer=self, progress=StepProgress(num_steps, visible=False), preemption=self)
         assert parts.keys() | {"split"} == fields
         return run_loop(LoopParts(**parts, split="test"), num_steps, 8, Intervals(**intervals))
 

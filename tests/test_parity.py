@@ -13,8 +13,8 @@ from test_multi_worker import run_workers
 import trainer
 from trainer.replicas import first_value, replica_values
 
-# What two real processes must agree on with one replica; each costs them about five seconds.
-IN_TWO_WORKERS = [
+# What two real processes must agree on with one replica; each costs them seconds, so the table alone has all rows.
+SHORT_LIST = [
     "momentum", "adam", "clip by global norm", "accumulation", "batch norm", "embedding", "sample weights", "averages",
     "masked tokens", "dropout, by example", "loss scale, infinite gradient",
 ]  # fmt: skip
@@ -50,19 +50,30 @@ def test_two_and_three_replicas_make_the_steps_of_one(row, parity_cell):
         assert other.final_metrics == pytest.approx(one.final_metrics, abs=max(1e-5, ROWS[row].get("tolerance", 0)))
 
 
+def pytest_generate_tests(metafunc):
+    if "row_of_two" in metafunc.fixturenames:
+        metafunc.parametrize("row_of_two", rows_in_two_workers(metafunc.config))
+
+
+def rows_in_two_workers(config) -> list[str]:
+    return list(ROWS) if config.getoption("--parity-table") else SHORT_LIST
+
+
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory):
+def two_workers(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("workers")
-    statuses, texts = run_workers(2, "tests.parity_rows", str(folder), *IN_TWO_WORKERS)
+    rows = rows_in_two_workers(request.config)
+    statuses, texts = run_workers(2, "tests.parity_rows", str(folder), *rows, timeout_seconds=60 + 15 * len(rows))
     assert statuses == [0, 0], texts
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", IN_TWO_WORKERS)
-def test_two_processes_make_the_steps_of_one_replica(row, two_workers, parity_cell):
-    with np.load(two_workers / f"{row}.npz") as file:
-        parity_cell(row, "2 workers", largest_difference(row, [file[name] for name in file.files]))
+@pytest.mark.timeout(1800)
+def test_two_processes_make_the_steps_of_one_replica(row_of_two, two_workers, parity_cell):
+    with np.load(two_workers / f"{row_of_two}.npz") as file:
+        arrays = [file[name] for name in file.files]
+    parity_cell(row_of_two, "2 workers", largest_difference(row_of_two, arrays))
 
 
 def test_a_step_with_an_infinite_gradient_changes_nothing_on_any_replica():
@@ -119,9 +130,9 @@ def test_the_gradients_are_added_up_once_a_step_however_many_micro_batches():
             model = net()()
             model(tf.zeros([1, 6, 6, 2]))
             state = new_train_state(model, build_optimizer(sgd(), model.trainable_variables))
-        loop = build_train_loop(strategy, state, TASK, model.trainable_variables, 24, accumulation_steps)
-        batches = iter(trainer.pipeline.train_batches(DATA, 24, 0, accumulation_steps=accumulation_steps))
-        graph = loop.get_concrete_function(batches, tf.constant(1)).graph.as_graph_def()
+        batches = trainer.pipeline.train_batches(DATA, 24, 0, accumulation_steps=accumulation_steps)
+        loop = build_train_loop(strategy, state, TASK, model.trainable_variables, 24, batches, accumulation_steps)
+        graph = loop.get_concrete_function().graph.as_graph_def()
         nodes = [node for function in graph.library.function for node in function.node_def] + list(graph.node)
         counts.append(sum("CollectiveReduce" in node.op for node in nodes))
     assert counts[0] == counts[1] > 0

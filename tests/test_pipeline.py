@@ -5,15 +5,27 @@ import pytest
 import tensorflow as tf
 
 from trainer import UserError
-from trainer.pipeline import as_data, eval_batches, in_memory, replica_batch_size, train_batches
+from trainer.data import as_data, in_memory
+from trainer.pipeline import eval_batches, replica_batch_size, train_batches
 
 
 def numbers(size):
     return in_memory(examples={"x": np.arange(size)})
 
 
-def take(dataset, count):
-    return [batch["x"].tolist() for batch, _ in dataset.take(count).as_numpy_iterator()]
+def take(batches, count):
+    """The feature x of the first batches."""
+    if isinstance(batches, tf.data.Dataset):
+        return [batch["x"].tolist() for batch, _ in batches.take(count).as_numpy_iterator()]
+    seen = []
+
+    def look(stack, first, end):
+        for step in range(int(first), int(end)):
+            part = tf.nest.map_structure(lambda value, step=step: value[step], stack)
+            seen.append(batches.look_up(part)[0]["x"].numpy().tolist())
+
+    batches.run(look, count)
+    return seen
 
 
 def test_every_example_comes_exactly_once_an_epoch_and_no_batch_is_short():

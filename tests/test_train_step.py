@@ -9,6 +9,7 @@ from conftest import make_strategy
 from trainer import UserError
 from trainer.optimizers import build_optimizer
 from trainer.restore import build_model
+from trainer.stacked_batches import StackedBatches
 from trainer.tasks import custom_loss, supervised
 from trainer.train_state import new_train_state
 from trainer.train_step import build_train_loop
@@ -26,7 +27,7 @@ class Scale(keras.Model):
         return self.w * x
 
 
-def w_after(strategy, optimizer, batches, task, accumulation_steps=1, num_steps=None, model=Scale):
+def w_after(strategy, optimizer, batches, task, accumulation_steps=1, model=Scale):
     """Runs the train loop over (batch, weight) pairs; returns the model, the metrics and the state."""
     size = len(batches[0][1])
     with strategy.scope():
@@ -41,8 +42,9 @@ def w_after(strategy, optimizer, batches, task, accumulation_steps=1, num_steps=
             tf.TensorSpec([size], tf.float32),
         ),
     )
-    train_loop = build_train_loop(strategy, state, task, built.trainable_variables, size, accumulation_steps)
-    metrics = train_loop(iter(dataset), tf.constant(num_steps or len(batches)))
+    stacks = StackedBatches(dataset.batch(len(batches), drop_remainder=True), look_up=lambda pair: pair)
+    train_loop = build_train_loop(strategy, state, task, built.trainable_variables, size, stacks, accumulation_steps)
+    metrics = stacks.run(train_loop, len(batches))
     return built, {name: float(value.numpy()) for name, value in metrics.items()}, state
 
 
@@ -57,6 +59,11 @@ def pull_task():
 
 def pulls(*values, weight=None):
     return ({"c": [[float(value)] for value in values]}, weight or [1.0] * len(values))
+
+
+def ones(size, steps_per_stack=3) -> StackedBatches:
+    """Batches of ones without end, not weighted."""
+    return StackedBatches(tf.data.Dataset.from_tensors({"c": tf.ones([steps_per_stack, size, 1])}).repeat())
 
 
 def test_the_gradient_is_the_mean_over_the_global_batch(strategy):
@@ -117,9 +124,9 @@ def collectives_in_step(accumulation_steps: int) -> int:
 
     tf.distribute.ReplicaContext.all_reduce = counting
     try:
-        dataset = tf.data.Dataset.from_tensors(({"c": tf.ones([8, 1])}, tf.ones([8]))).repeat()
-        train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 8, accumulation_steps)
-        train_loop(iter(dataset), tf.constant(1))
+        stacks = ones(8)
+        loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 8, stacks, accumulation_steps)
+        stacks.run(loop, 1)
     finally:
         tf.distribute.ReplicaContext.all_reduce = original
     return len(reductions)
@@ -204,12 +211,11 @@ def test_two_optimizers_take_turns_on_one_model_in_one_process(strategy):
     with strategy.scope():
         model = Scale()
         build_model(model, tf.TensorSpec([None, 1], tf.float32))
-    dataset = tf.data.Dataset.from_tensors(({"c": tf.ones([2, 1])}, tf.ones([2]))).repeat()
+    stacks = ones(2)
     for build, expected in ((lambda: keras.optimizers.SGD(1.0), 1.0), (lambda: keras.optimizers.Adam(1.0), 2.0)):
         with strategy.scope():
             state = new_train_state(model, build_optimizer(build, model.trainable_variables))
-        train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2)
-        train_loop(iter(dataset), tf.constant(1))
+        stacks.run(build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2, stacks), 1)
         assert value_of(model.w) == pytest.approx(expected, abs=1e-5)
 
 
@@ -219,10 +225,9 @@ def test_loops_of_any_length_are_one_trace():
         model = Scale()
         build_model(model, tf.TensorSpec([None, 1], tf.float32))
         state = new_train_state(model, build_optimizer(lambda: keras.optimizers.SGD(0.1), model.trainable_variables))
-    dataset = tf.data.Dataset.from_tensors(({"c": tf.ones([2, 1])}, tf.ones([2]))).repeat()
-    train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2)
-    iterator = iter(dataset)
+    stacks = ones(2)
+    train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2, stacks)
     for count in (1, 5, 2):
-        train_loop(iterator, tf.constant(count))
+        stacks.run(train_loop, count)
     assert train_loop.experimental_get_tracing_count() == 1
     assert state.current_step() == 8

@@ -1,9 +1,9 @@
 """Regraft: restore the weights, replace the optimizer, and prove both."""
 
 from trainer import models  # its builders become bindable by gin
+from trainer.data import in_memory, resize_image, scale_image, tfds_data
 from trainer.errors import UserError
 from trainer.experiment import TrainResult, train
-from trainer.pipeline import in_memory, resize_image, scale_image, tfds_data
 from trainer.restore import RestoreError, RestoreReport, restore_weights
 from trainer.tasks import custom_loss, supervised
 

@@ -9,16 +9,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.data import Data
 from trainer.errors import UserError
-from trainer.pipeline import Data
 from trainer.restore import build_model, layers_of
 from trainer.tasks import Task
 
 
-def assemble_model(model: Callable, task: Task, data: Data, strategy: tf.distribute.Strategy) -> keras.Model:
+def assemble_model(
+    model: Callable, task: Task, data: Data, strategy: tf.distribute.Strategy, synchronize_batch_norm: bool = True
+) -> keras.Model:
     """Calls the builder and builds the model's variables for the task's inputs; call in the strategy's scope.
 
-    With several replicas every BatchNormalization is synchronised.
+    synchronize_batch_norm: whether, with several replicas, every BatchNormalization takes its statistics over all.
     """
     try:
         built = model()
@@ -29,11 +31,25 @@ def assemble_model(model: Callable, task: Task, data: Data, strategy: tf.distrib
     task.check_features(data.batch_spec)
     build_model(built, task.model_inputs(data.batch_spec))
     if strategy.num_replicas_in_sync > 1:
-        for layer in layers_of(built):
-            # Apart, the replicas' statistics drift, and the first one's would be saved for all.
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.synchronized = True
+        for layer in _batch_norms(built):
+            layer.synchronized = synchronize_batch_norm
     return built
+
+
+def describe_batch_norm(model: keras.Model, batch_size: int) -> dict[str, str]:
+    """What it costs not to synchronise, under a heading; nothing for a model without BatchNormalization."""
+    names = [layer.name for layer in _batch_norms(model)]
+    if not names:
+        return {}
+    return {
+        "batch norm": f"NOT synchronised in {', '.join(names[:4])}{', ...' * (len(names) > 4)}: each replica "
+        f"normalises by its own {batch_size} examples, the weights depend on the number of replicas, and of the moving "
+        "statistics, which drift apart, the first replica's are saved. train.synchronize_batch_norm = True mends it."
+    }
+
+
+def _batch_norms(model: keras.Model) -> list[keras.Layer]:
+    return [layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
 
 
 def try_task(model: keras.Model, task: Task, splits: Sequence[Data], batch_size: int) -> None:

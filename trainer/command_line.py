@@ -12,7 +12,7 @@ from absl import app, flags, logging
 
 from trainer.config import REPOSITORY, missing_binding, parse_config, register_keras
 from trainer.errors import UserError
-from trainer.strategy import STRATEGIES, build_strategy
+from trainer.strategy import STRATEGIES, build_strategy, names_tpu
 
 FLAGS = flags.FLAGS
 
@@ -55,6 +55,11 @@ def load_config() -> None:
 
 def strategy_from_flags():
     return build_strategy(FLAGS.strategy, FLAGS.virtual_devices, FLAGS.tpu)
+
+
+def wants_missing_tpu() -> bool:
+    """Whether a TPU is asked for by its kind alone, on a machine that has none."""
+    return FLAGS.strategy == "tpu" and not names_tpu(FLAGS.tpu)
 
 
 def required_model_dir() -> str:

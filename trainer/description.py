@@ -23,6 +23,7 @@ def describe_start(parts: RunParts) -> str:
         lines.append("from scratch     every weight is fresh; nothing is restored")
     if parts.proof is not None:
         lines.append(str(parts.proof))
+    lines += [f"{heading:<17}{text}" for heading, text in parts.notes.items()]
     return "\n".join(lines)
 
 
@@ -69,7 +70,6 @@ def _table(parts: RunParts) -> Table:
         "frozen": f"{_count(frozen):,} weights in {len(frozen)} variables" + _names(frozen),
         **({"statistics": f"{len(statistics)} variables" + _names(statistics)} if statistics else {}),
         "learning rate": rates,
-        **({"xla": parts.jit_note} if parts.jit_note else {}),
         "train data": f"{parts.train_data.label}, {parts.train_data.num_examples:,} examples an epoch",
         "steps": f"{parts.num_steps:,}, at {steps_per_epoch:.1f} an epoch {epochs:.1f} epochs",
         "eval data": f"{parts.eval_data.label}, {parts.eval_data.num_examples:,} examples"

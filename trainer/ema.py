@@ -1,7 +1,7 @@
 """Exponential moving averages of the trained weights, and the model with them in place."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import tensorflow as tf
@@ -37,10 +37,14 @@ class EmaWeights:
             for name, weight in self._weights.items()
         }
 
-    def update(self) -> None:
-        """Call once a step, outside of `strategy.run`, after the optimizer."""
-        for name, average in self.variables.items():
-            value = tf.cast(tf.convert_to_tensor(self._weights[name]), average.dtype)
+    def update(self, copy_of: Callable = lambda variable: variable) -> None:
+        """Call once a step, after the optimizer.
+
+        copy_of: variable -> the copy of it to read and set, for an update on each replica's own.
+        """
+        for name, original in self.variables.items():
+            average = copy_of(original)
+            value = tf.cast(tf.convert_to_tensor(copy_of(self._weights[name])), average.dtype)
             average.assign(self.decay * average + (1.0 - self.decay) * value)
 
     @contextlib.contextmanager

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.batch_parts import replica_share
+from trainer.data import Data
 from trainer.errors import UserError
-from trainer.pipeline import Data, eval_batches
+from trainer.pipeline import eval_batches
 from trainer.strategy import num_workers, worker_index
 from trainer.tasks import Task
 

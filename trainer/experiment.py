@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import gin
 import keras
 import tensorflow as tf
 
-from trainer.assembly import assemble_model, try_task
+from trainer.assembly import assemble_model, describe_batch_norm, try_task
 from trainer.checkpoints import Checkpoints, newest_checkpoint
+from trainer.data import as_data
 from trainer.description import describe_run, describe_start
 from trainer.ema import check_decay
 from trainer.errors import UserError
@@ -21,19 +23,21 @@ from trainer.loop import Intervals, LoopParts, run_loop
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
 from trainer.optimizers import OptimizerProof, build_optimizer, prove_new, trained_variables
-from trainer.pipeline import as_data, replica_batch_size, train_batches
+from trainer.pipeline import replica_batch_size, train_batches
 from trainer.preemption import Preemption
 from trainer.progress import StepProgress
 from trainer.random_numbers import check_kind
+from trainer.replica_update import check_update
 from trainer.restore import RestoreReport, restore_weights
 from trainer.run_files import finish_files, recorded_metrics, start_files
 from trainer.run_identity import check_same_run, may_resume, run_identity
 from trainer.run_parts import RunParts
 from trainer.strategy import build_strategy, is_chief, num_workers, worker_index
 from trainer.tasks import Task
+from trainer.throughput import measure_throughput
 from trainer.train_state import new_train_state
 from trainer.train_step import build_train_loop
-from trainer.xla_fitness import check_xla
+from trainer.xla_fitness import check_xla, describe_fitness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,8 @@ def train(
     ema_decay: float | None = None,
     random_numbers: str = "per_replica",
     jit_compile: bool = False,
+    optimizer_update: str = "per_replica",
+    synchronize_batch_norm: bool = True,
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
     log_every: int = 10,
@@ -87,6 +93,7 @@ def train(
     steps_per_loop: int = 10,
     checkpoints_to_keep: int = 3,
     dry_run: bool = False,
+    timed_steps: int = 0,
 ) -> TrainResult:
     """Restores the weights, replaces the optimizer, trains, and writes it all down in `model_dir`.
 
@@ -102,10 +109,15 @@ def train(
     random_numbers: "per_replica" gives each replica dropout masks and noise of its own; "per_example" those of
       one replica, whatever their number, for more work.
     jit_compile: compiles each replica's forward and backward pass with XLA.
+    optimizer_update: "per_replica" makes the update on each replica's own copies of the variables, "once" makes
+      it once and sends them to all; the weights are the same.
+    synchronize_batch_norm: whether BatchNormalization takes its statistics over all replicas; without, the
+      weights depend on their number.
     seed: of initial weights and data order.  strategy: None means `build_strategy("auto")`.
     log_every, eval_every, checkpoint_every: in steps, 0 for only at the end.
     steps_per_loop: steps on the device between two looks of the host.
     dry_run: does everything up to the first step, prints it, and writes nothing.
+    timed_steps: how many steps a dry run takes, and takes back, to say how fast data and step are, each alone.
 
     If `model_dir` holds this run's own checkpoint, the run is resumed and `init_checkpoint` is not read.
     Raises `UserError` (`RestoreError` among them) for whatever the caller can fix, before anything is written.
@@ -120,6 +132,7 @@ def train(
     )
     _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
     check_kind(random_numbers)
+    check_update(optimizer_update)
     if ema_decay is not None:
         check_decay(ema_decay)
     intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
@@ -137,7 +150,7 @@ def train(
     resuming = files is not None and may_resume(files)
 
     with strategy.scope():
-        built_model = assemble_model(model, task, train_data, strategy)
+        built_model = assemble_model(model, task, train_data, strategy, synchronize_batch_norm)
         variables = trained_variables(built_model, frozen)
         report = None
         if init_checkpoint and not resuming:
@@ -146,14 +159,12 @@ def train(
         proof = None if resuming else prove_new(new_optimizer, build_optimizer(optimizer, variables), report)
         state = new_train_state(built_model, new_optimizer, variables, ema_decay)
     try_task(built_model, task, [train_data] if eval_data is None else [train_data, eval_data], replica_batch)
-    jit_note = None
+    notes: dict[str, str] = {}
+    if strategy.num_replicas_in_sync > 1 and not synchronize_batch_norm:
+        notes |= describe_batch_norm(built_model, replica_batch)
     if jit_compile:
         obstacles = check_xla(built_model, task, train_data, replica_batch, variables, strategy)
-        jit_note = "compiles; " + (
-            f"a TPU would refuse shapes that depend on values: {'; '.join(obstacles[:4])}"
-            if obstacles
-            else "every shape is static"
-        )
+        notes["xla"] = describe_fitness(obstacles)
     parts = RunParts(
         strategy=strategy,
         task=task,
@@ -169,10 +180,14 @@ def train(
         num_steps=num_steps,
         init_checkpoint=os.fspath(init_checkpoint) if init_checkpoint else None,
         seed=seed,
-        rules=rules | {"frozen": frozen},
-        step_options={"random_numbers": random_numbers, "jit_compile": jit_compile},
+        rules=rules | {"frozen": frozen, "synchronize_batch_norm": synchronize_batch_norm},
+        step_options={
+            "random_numbers": random_numbers,
+            "jit_compile": jit_compile,
+            "optimizer_update": optimizer_update,
+        },
         ema_decay=ema_decay,
-        jit_note=jit_note,
+        notes=notes,
     )
     identity = run_identity(parts)
     if files is not None:
@@ -181,6 +196,8 @@ def train(
         if files is not None and resuming:
             resumed_step = _resumed_step(Checkpoints(state, files.checkpoints), num_steps)
             parts = dataclasses.replace(parts, resumed_step=resumed_step)
+        if timed_steps:
+            notes["speed"] = str(measure_throughput(parts, timed_steps))
         print(describe_run(parts))
         return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None)
     if files is None:
@@ -223,21 +240,21 @@ def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Interv
         worker_index(strategy),
         parts.accumulation_steps,
     )
+    train_loop = build_train_loop(
+        strategy, state, parts.task, parts.variables, parts.global_batch_size, batches, parts.accumulation_steps,
+        **parts.step_options,
+    )  # fmt: skip
     with progress, Preemption(strategy) as preemption:
         loop_parts = LoopParts(
             state=state,
-            train_loop=build_train_loop(
-                strategy, state, parts.task, parts.variables, parts.global_batch_size, parts.accumulation_steps,
-                **parts.step_options,
-            ),
-            iterator=iter(batches),
+            train=functools.partial(batches.run, train_loop),
             evaluate=evaluate_and_keep,
             save=checkpoints.save if checkpoints is not None else lambda: None,
             writer=writer,
             progress=progress,
             preemption=preemption,
             split=parts.eval_data.split_label if parts.eval_data else "",
-        )  # fmt: skip
+        )
         finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
     writer.flush()
     if chief and files is not None:
@@ -300,6 +317,10 @@ def _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoi
         raise UserError(f"seed = {seed!r} must be a whole number from 0 to 2**32 - 1.")
     if checkpoints_to_keep < 1:
         raise UserError(f"checkpoints_to_keep = {checkpoints_to_keep} must be 1 or more; a run needs its last one.")
+    if tf.distribute.has_strategy():
+        raise UserError(
+            "Call train() outside of strategy.scope(), and give it the strategy; it enters the scope itself."
+        )
     if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
         raise UserError(f"strategy must be a tf.distribute.Strategy, not {strategy!r}; build_strategy() makes one.")
 

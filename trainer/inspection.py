@@ -7,9 +7,10 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.assembly import assemble_model
+from trainer.data import as_data
 from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
-from trainer.pipeline import as_data, replica_batch_size
+from trainer.pipeline import replica_batch_size
 from trainer.restore import RestoreReport, lasting_names, open_checkpoint, plan_weights, restore_weights, weights_of
 from trainer.tasks import Task
 

@@ -5,8 +5,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
-import tensorflow as tf
-
 from trainer.errors import UserError
 from trainer.metric_writer import MetricWriter
 from trainer.preemption import Preemption
@@ -45,12 +43,11 @@ class Intervals:
 class LoopParts:
     """What the loop calls.
 
-    train_loop(iterator, num_steps) -> metrics;  evaluate() -> metrics or None;  save() -> None.
+    train(num_steps) -> metrics of the last step;  evaluate() -> metrics or None;  save() -> None.
     """
 
     state: TrainState
-    train_loop: Callable
-    iterator: object
+    train: Callable
     evaluate: Callable[[], dict[str, float] | None]
     save: Callable[[], None]
     writer: MetricWriter
@@ -69,7 +66,7 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
     clock = _Clock(step)
     while step < num_steps and not parts.preemption.requested():
         count = intervals.steps_to_next_look(step, num_steps)
-        metrics = parts.train_loop(parts.iterator, tf.constant(count))
+        metrics = parts.train(count)
         step += count
         parts.progress.advance(step)
 

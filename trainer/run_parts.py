@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.data import Data
 from trainer.optimizers import OptimizerProof
-from trainer.pipeline import Data
 from trainer.restore import RestoreReport
 from trainer.tasks import Task
 from trainer.train_state import TrainState
@@ -21,9 +21,9 @@ class RunParts:
     init_checkpoint: the path as it was given, None from scratch.
     variables: those that the optimizer trains.  report: None from scratch and on a resumed run.
     proof: None on a resumed run, whose optimizer goes on.  resumed_step: None on a fresh run.
-    rules: those of the restore, and the patterns of frozen.
+    rules: those of the restore, the patterns of frozen, and how the model is changed.
     step_options: further arguments of `build_train_loop`.  ema_decay: None for no averages.
-    jit_note: what XLA made of the step, None where it was not asked.
+    notes: what else is said of the run, by heading.
     """
 
     strategy: tf.distribute.Strategy
@@ -43,5 +43,5 @@ class RunParts:
     rules: Mapping[str, Any]
     step_options: Mapping[str, Any]
     ema_decay: float | None
-    jit_note: str | None
+    notes: Mapping[str, str]
     resumed_step: int | None = None

@@ -41,6 +41,11 @@ def build_strategy(name: str = "auto", virtual_devices: int = 0, tpu: str | None
     }[name]()
 
 
+def names_tpu(tpu: str | None) -> bool:
+    """Whether a TPU is named, by the flag or the environment, or attached to this machine."""
+    return bool(tpu or os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"))
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the run's files: worker 0, or the only one."""
     resolver = strategy.cluster_resolver
@@ -91,7 +96,7 @@ def describe_strategy(strategy: tf.distribute.Strategy) -> str:
 
 
 def _choose(tpu: str | None) -> str:
-    if tpu or os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"):
+    if names_tpu(tpu):
         return "tpu"
     if len(_cluster_workers()) > 1:
         return "multi_worker"
@@ -183,7 +188,7 @@ def _addresses(job: str, listed) -> list[str]:
 
 
 def _tpu(tpu: str | None) -> tf.distribute.Strategy:
-    if not (tpu or os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU")):
+    if not names_tpu(tpu):
         raise UserError(
             "--strategy=tpu: no TPU is named (--tpu, TPU_NAME) and none is attached to this machine; "
             f"here are {len(tf.config.list_physical_devices('GPU'))} GPUs and one CPU."

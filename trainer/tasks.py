@@ -13,7 +13,7 @@ from trainer.errors import UserError
 
 
 class Task:
-    """What every task answers. A batch is a dict of features; `weight` [batch] is 0 for filling.
+    """What every task answers. A batch is a dict of features; `weight` [batch] is 0 for filling, None for ones.
 
     inputs: the feature that the model is called with, a list of them, or a dict of the model's names for them.
     """
@@ -48,7 +48,10 @@ class Task:
             _feature(batch_spec, name)
 
     def loss(self, model, batch, weight, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        """(sum of weighted losses, sum of weights), float32 scalars; their ratio is the mean loss."""
+        """(sum of weighted losses, sum of weights), float32 scalars; their ratio is the mean loss.
+
+        The sum of weights is a Python number where it follows from the batch's shape alone.
+        """
         raise NotImplementedError
 
     def new_metrics(self) -> dict[str, keras.metrics.Metric]:
@@ -102,9 +105,9 @@ class SupervisedTask(Task):
 
     def loss(self, model, batch, weight, training):
         values, weights, _ = self._values(model, batch, weight, training)
-        total = tf.reduce_sum(weights)
+        loss_sum, total = _sums(values, weights)
         # Regularisers are a term of the mean, so they are weighted by this part's share of it.
-        return tf.reduce_sum(values * weights) + _regularization(model) * total, total
+        return loss_sum + _regularization(model) * total if model.losses else loss_sum, total
 
     def new_metrics(self):
         built = {name: build(name=name) if _takes_name(build) else build() for name, build in self._metrics.items()}
@@ -126,11 +129,12 @@ class SupervisedTask(Task):
     def _values(self, model, batch, weight, training):
         outputs = model(self.model_inputs(batch), training=training)
         values = tf.cast(self._loss(_feature(batch, self._target), outputs), tf.float32)
+        weights = None if weight is None else _spread(weight, values)
         if self._sample_weight is not None:
-            weight = weight * tf.cast(_feature(batch, self._sample_weight), tf.float32)
+            sample_weight = tf.cast(_feature(batch, self._sample_weight), tf.float32)
+            weights = _times(weights, _spread(sample_weight, values))
         mask = getattr(outputs, "_keras_mask", None)
-        weights = _spread(weight, values)
-        return values, weights if mask is None else weights * tf.cast(mask, tf.float32), outputs
+        return values, weights if mask is None else _times(weights, tf.cast(mask, tf.float32)), outputs
 
 
 class CustomLossTask(Task):
@@ -146,10 +150,9 @@ class CustomLossTask(Task):
         values = self._call(self._loss, model, batch, training)
         if not values.shape.rank and not training:
             return self._scalar_loss(model, batch, weight)
-        # A scalar is the mean over the examples it was given.
-        values = values if values.shape.rank else tf.fill(tf.shape(weight), values)
-        weights = _spread(weight, values)
-        return tf.reduce_sum(values * weights), tf.reduce_sum(weights)
+        if not values.shape.rank:  # the mean over the examples that it was given
+            values = tf.fill([_rows(batch)] if weight is None else tf.shape(weight), values)
+        return _sums(values, None if weight is None else _spread(weight, values))
 
     def describe(self):
         return {"inputs": self.inputs, "loss": getattr(self._loss, "__qualname__", repr(self._loss))}
@@ -255,6 +258,23 @@ def _feature(batch, name: str):
 
 def _regularization(model) -> tf.Tensor:
     return tf.add_n([tf.cast(term, tf.float32) for term in model.losses]) if model.losses else tf.constant(0.0)
+
+
+def _rows(batch):
+    some = next(iter(batch.values()))
+    return tf.shape(some)[0] if some.shape[0] is None else some.shape[0]
+
+
+def _sums(values, weights) -> tuple:
+    """(sum of weighted values, sum of weights); weights of None are ones."""
+    if weights is not None:
+        return tf.reduce_sum(values * weights), tf.reduce_sum(weights)
+    count = values.shape.num_elements()
+    return tf.reduce_sum(values), tf.cast(tf.size(values), tf.float32) if count is None else float(count)
+
+
+def _times(weights, others):
+    return others if weights is None else weights * others
 
 
 def _spread(weight, values):

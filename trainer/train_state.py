@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -45,6 +45,18 @@ class TrainState:
     def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
         """In it the model has the weights that are evaluated and exported: the averages, if there are some."""
         return self.ema.in_place() if self.ema else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Whatever is done inside, every variable has afterwards the value that it had before."""
+        averages = list(self.ema.variables.values()) if self.ema else []
+        variables = [*self.model.variables, *self.optimizer.variables, self.step, *averages]
+        before = [first_value(variable) for variable in variables]
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
 
     def current_step(self) -> int:
         return int(first_value(self.step))

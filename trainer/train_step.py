@@ -1,13 +1,17 @@
 """One optimizer update: micro-batches -> gradient -> one all-reduce -> apply."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
-from trainer.batch_parts import part_of, replica_share
+from trainer.batch_parts import step_inputs
 from trainer.errors import UserError
+from trainer.micro_batches import add_up, needs_other_replicas
 from trainer.random_numbers import drawing
+from trainer.replica_update import Update
+from trainer.stacked_batches import StackedBatches
 from trainer.tasks import Task
 from trainer.train_state import TrainState
 
@@ -18,16 +22,20 @@ def build_train_loop(
     task: Task,
     variables: Sequence[keras.Variable],
     global_batch_size: int,
+    batches: StackedBatches,
     accumulation_steps: int = 1,
     random_numbers: str = "per_replica",
     jit_compile: bool = False,
+    optimizer_update: str = "per_replica",
 ) -> Callable:
-    """Returns train_loop(iterator, num_steps) -> {'loss', 'grad_norm'} of the last step, float32 scalars.
+    """Returns train_loop(stack, first, end) -> {'loss', 'grad_norm'} of the last step, float32 scalars.
 
-    iterator: yields this worker's (batch, weight); every replica takes its own share of it.
-    num_steps: int32 scalar tensor, so that loops of any length are one trace.
+    stack: of `batches`, several steps' inputs.  first, end: int32 scalar tensors: which of them to make;
+      loops of any length are one trace.
     random_numbers: what dropout and noise draw, see `random_numbers.drawing`.
     jit_compile: whether XLA compiles each replica's forward and backward pass; all-reduce and update stay outside.
+    optimizer_update: "per_replica" makes it on every replica's own copies of the variables, "once"
+      makes it once and sends the result to all.
 
     The loss is the mean over the *global* batch, `sum(loss * weight) / sum(weight)` over all
     replicas and micro-batches, so N replicas make the step that one replica makes. Gradients are
@@ -36,51 +44,62 @@ def build_train_loop(
 
     Source: https://www.tensorflow.org/tutorials/distribute/custom_training
     """
-    model, optimizer = state.model, state.optimizer
+    replicas = strategy.num_replicas_in_sync
+    replica_batch = global_batch_size // (accumulation_steps * replicas)
+    in_loop = replicas == 1 or not needs_other_replicas(state.model)
+    update = Update(strategy, state, variables, optimizer_update)
 
-    def micro_batch_gradients(batch, weight):
+    def micro_batch_sums(batch, weight):
         with tf.GradientTape() as tape:
-            with drawing(random_numbers, weight.shape[0]):
-                loss_sum, weight_sum = task.loss(model, batch, weight, training=True)
+            with drawing(random_numbers, replica_batch):
+                loss_sum, weight_sum = task.loss(state.model, batch, weight, training=True)
             # By a constant here, by the true weight below: so half-precision gradients stay in range.
-            scaled = optimizer.scale_loss(loss_sum / global_batch_size)
+            scaled = state.optimizer.scale_loss(loss_sum / global_batch_size)
         gradients = tape.gradient(scaled, list(variables))
         # Sparse gradients hold a repeated index twice; dense ones add it up.
         dense = {i: tf.convert_to_tensor(gradient) for i, gradient in enumerate(gradients) if gradient is not None}
         return dense, loss_sum, weight_sum
 
-    def replica_gradients(batch, weight):
-        # Micro-batches first: all replicas work on parts of the same one, as synchronised BatchNorm needs.
-        micro_batches = [part_of((batch, weight), i, accumulation_steps) for i in range(accumulation_steps)]
+    def replica_step(inputs):
         # A function of its own for each replica: a trace holds the variables of the replica that it was made on.
-        compute = tf.function(micro_batch_gradients, jit_compile=True) if jit_compile else micro_batch_gradients
-        parts = [compute(*replica_share(micro_batch, strategy)) for micro_batch in micro_batches]
-        sums = tf.nest.map_structure(lambda *values: tf.add_n(values), *parts)
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
-
-    def train_step(iterator):
-        per_replica = strategy.run(replica_gradients, args=next(iterator))
-        # After the all-reduce every replica holds the same sums. The optimizer runs once, outside
-        # `strategy.run`: inside, it would clip before the sum, or sum again.
-        sums, loss_sum, weight_sum = tf.nest.map_structure(
-            lambda value: strategy.experimental_local_results(value)[0], per_replica
-        )
-        if not sums:
+        compute = tf.function(micro_batch_sums, jit_compile=True) if jit_compile else micro_batch_sums
+        gradients, loss, weight = add_up(lambda part: compute(*part), inputs, accumulation_steps, variables, in_loop)
+        if not gradients:
             raise UserError("The loss does not depend on any trained variable; its gradient is empty.")
-        to_mean = tf.math.divide_no_nan(float(global_batch_size), weight_sum)
-        gradients = [gradient * tf.cast(to_mean, gradient.dtype) for gradient in sums.values()]
-        grad_norm = tf.linalg.global_norm(gradients) / optimizer.scale_loss(1.0)
-        optimizer.apply(gradients, [variables[i] for i in sums])
-        if state.ema:
-            state.ema.update()
-        state.step.assign_add(1)
-        return {"loss": tf.math.divide_no_nan(loss_sum, weight_sum), "grad_norm": grad_norm}
+        if replicas > 1:  # where there is one, it would only make every gradient wait for the last
+            add = functools.partial(tf.distribute.get_replica_context().all_reduce, tf.distribute.ReduceOp.SUM)
+            if isinstance(weight, float):  # known without computing, so it need not be sent
+                (gradients, loss), weight = add((gradients, loss)), weight * replicas
+            else:
+                gradients, loss, weight = add((gradients, loss, weight))
+        sums = {"gradients": gradients, "loss": loss, "weight": weight, "scale": state.optimizer.scale_loss(1.0)}
+        update.on_replica(means(sums))
+        return sums
 
-    @tf.function
-    def train_loop(iterator, num_steps):
-        metrics = {"loss": tf.constant(0.0), "grad_norm": tf.constant(0.0)}
-        for _ in tf.range(num_steps):
-            metrics = train_step(iterator)
-        return metrics
+    def means(sums):
+        to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"])
+        return {i: gradient * tf.cast(to_mean, gradient.dtype) for i, gradient in sums["gradients"].items()}
+
+    def train_step(stack, index):
+        inputs = step_inputs(batches, stack, index, strategy, accumulation_steps)
+        per_replica = strategy.run(replica_step, args=(inputs,))
+        # After the all-reduce every replica holds the same.
+        sums = tf.nest.map_structure(lambda each: strategy.experimental_local_results(each)[0], per_replica)
+        update.once(means(sums))
+        # Of the sums, which leaves the update's graph the same on every replica: what one of them rounded in
+        # another way would drift apart.
+        norm = tf.sqrt(
+            2.0 * tf.add_n([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in sums["gradients"].values()])
+        )
+        to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"])
+        return tf.stack([tf.math.divide_no_nan(sums["loss"], sums["weight"]), norm * to_mean / sums["scale"]])
+
+    @tf.function(input_signature=[batches.spec, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)])
+    def train_loop(stack, first, end):
+        metrics = tf.zeros([2])  # one tensor: each that a loop carries costs a small step percents
+        for index in tf.range(first, end):
+            metrics = train_step(stack, index)
+        state.step.assign_add(tf.cast(end - first, tf.int64))
+        return {"loss": metrics[0], "grad_norm": metrics[1]}
 
     return train_loop

@@ -7,10 +7,17 @@ import keras
 import tensorflow as tf
 
 from trainer.assembly import batch_specs
+from trainer.data import Data
 from trainer.errors import UserError
-from trainer.pipeline import Data
 from trainer.restore import layers_of
 from trainer.tasks import Task
+
+
+def describe_fitness(obstacles: Sequence[str]) -> str:
+    """What `check_xla` found, in a line."""
+    if not obstacles:
+        return "compiles; every shape is static"
+    return f"compiles; a TPU would refuse shapes that depend on values: {'; '.join(obstacles[:4])}"
 
 
 def check_xla(

@@ -1,0 +1,160 @@
+"""Seconds and CPU time a step of this trainer beside the bare floor, Orbit and Keras fit, interleaved in one run.
+
+python tests/benchmarks/step_speed.py [--workload=mlp]... [--strategy=mirrored]... [--peer=regraft]... [--rounds=7]
+
+In every round each peer takes the same number of steps, one after the other, in one process (with two
+workers: in two, each pinned to a core of its own). Only ratios inside a row mean something. Exit status 1
+if a bar of README.md does not hold.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+STRATEGIES = ("none", "mirrored", "two workers")
+WORKLOADS = ("mlp", "cnn", "mobilenet", "transformer")
+
+
+def measure(workload_name: str, strategy_name: str, peer_names: list[str], rounds: int) -> dict:
+    """{peer: {'wall': [seconds a step, a round], 'cpu': [...]}}, or {'failed': message} for one that cannot run."""
+    import tensorflow as tf
+    from peers import PEERS
+    from workloads import WORKLOADS as workloads
+
+    from trainer.strategy import build_strategy
+
+    if strategy_name == "none":
+        strategy = tf.distribute.get_strategy()
+    else:
+        strategy = build_strategy("mirrored", 2) if strategy_name == "mirrored" else build_strategy("multi_worker")
+    workload = workloads[workload_name]
+    found: dict = {}
+    ways = {}
+    for name in peer_names or PEERS:
+        try:
+            ways[name] = PEERS[name](workload, strategy)
+            ways[name](50)  # traces; a whole loop of 50, so that nothing is traced later
+            ways[name](workload.steps)
+            found[name] = {"wall": [], "cpu": []}
+        except Exception as error:  # noqa: BLE001  that a peer cannot run under this strategy is a result
+            ways.pop(name, None)
+            found[name] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    for _ in range(rounds):
+        for name, take_steps in ways.items():
+            take_steps(min(workload.steps, 50))  # the one before has filled the caches
+            cpu, wall = time.process_time(), time.perf_counter()
+            take_steps(workload.steps)
+            found[name]["wall"].append((time.perf_counter() - wall) / workload.steps)
+            found[name]["cpu"].append((time.process_time() - cpu) / workload.steps)
+    return found
+
+
+def in_new_processes(workload: str, strategy: str, peers: list[str], rounds: int) -> dict:
+    """`measure` in a process of its own, or in two workers of which the first one's figures count."""
+    workers = 2 if strategy == "two workers" else 1
+    ports = _free_ports(workers)
+    processes = []
+    for index in range(workers):
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, __file__, "--in_this_process", f"--workload={workload}", f"--strategy={strategy}"]
+        command += [f"--rounds={rounds}", *(f"--peer={peer}" for peer in peers)]
+        if workers > 1:
+            cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+            task = {"type": "worker", "index": index}
+            environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
+            command.append(f"--core={index}")
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    texts = [process.communicate() for process in processes]
+    if any(process.returncode for process in processes):
+        sys.exit("\n".join(error[-3000:] for _, error in texts))
+    return json.loads(texts[0][0].splitlines()[-1])
+
+
+def show(results: dict) -> None:
+    peers = list(dict.fromkeys(peer for found in results.values() for peer in found))
+    print("\nSteps a second as a ratio to the bare floor's (median of the rounds' ratios), and its spread:\n")
+    _table(results, peers, "wall")
+    print("\nCPU time a step as a ratio to the bare floor's, likewise:\n")
+    _table(results, peers, "cpu")
+    for (workload, strategy), found in results.items():
+        for peer, measured in found.items():
+            if "failed" in measured:
+                print(f"{workload}, {strategy}: {peer} failed: {measured['failed']}")
+
+
+def ratios(found: dict, peer: str, other: str, kind: str) -> list[float]:
+    """Round by round: how many times as fast as `other`, or how many times its CPU time."""
+    pairs = zip(found[peer][kind], found[other][kind], strict=True)
+    return [theirs / own if kind == "wall" else own / theirs for own, theirs in pairs]
+
+
+def _table(results: dict, peers: list[str], kind: str) -> None:
+    print("| | floor, ms a step | " + " | ".join(peer for peer in peers if peer != "floor") + " |")
+    print("|---" * (len(peers) + 1) + "|")
+    for (workload, strategy), found in results.items():
+        cells = [f"{workload}, {strategy}", f"{1e3 * statistics.median(found['floor'][kind]):.3g}"]
+        for peer in peers:
+            if peer != "floor":
+                cells.append(
+                    "fails" if "failed" in found[peer] else _median_and_spread(ratios(found, peer, "floor", kind))
+                )
+        print("| " + " | ".join(cells) + " |")
+
+
+def _median_and_spread(values: list[float]) -> str:
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return f"{statistics.median(values):.2f} ({low:.2f}-{high:.2f})"
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", action="append", choices=WORKLOADS)
+    parser.add_argument("--strategy", action="append", choices=STRATEGIES)
+    parser.add_argument("--peer", action="append", default=[])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--in_this_process", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.in_this_process:
+        if arguments.core is not None:
+            os.sched_setaffinity(0, {arguments.core})
+        sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+        print(json.dumps(measure(arguments.workload[0], arguments.strategy[0], arguments.peer, arguments.rounds)))
+        return
+    results = {}
+    for workload in arguments.workload or WORKLOADS:
+        for strategy in arguments.strategy or STRATEGIES:
+            found = in_new_processes(workload, strategy, arguments.peer, arguments.rounds)
+            results[workload, strategy] = found
+            for peer, measured in found.items():
+                print(
+                    workload,
+                    strategy,
+                    peer,
+                    measured.get("failed") or f"{1e3 * statistics.median(measured['wall']):.3f} ms",
+                    flush=True,
+                )
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

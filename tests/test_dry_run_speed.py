@@ -1,0 +1,63 @@
+"""What a dry run says of speed, of a TPU that is not here, and of statistics that are not synchronised."""
+
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import make_strategy, run_command
+from parity_rows import DATA, net, train
+
+import trainer
+from trainer.replicas import replica_values
+
+
+def page_of(capsys) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_timing_names_the_bottleneck_and_changes_nothing(strategy, capsys, ema_decay):
+    options = dict(optimizer=lambda: keras.optimizers.Adam(0.1), dry_run=True, ema_decay=ema_decay)
+    timed = train(strategy, timed_steps=5, **options)
+    assert "speed step" in page_of(capsys)
+    untouched = train(strategy, **options)
+    for one, other in zip(timed.model.weights, untouched.model.weights, strict=True):
+        for copy in replica_values(one):
+            np.testing.assert_array_equal(copy, replica_values(other)[0], err_msg=one.path)
+    assert timed.step == 0
+
+
+def test_slow_data_are_the_bottleneck(capsys):
+    def slow(batch):
+        def wait(x):
+            time.sleep(0.05)
+            return x
+
+        return {**batch, "x": tf.ensure_shape(tf.numpy_function(wait, [batch["x"]], tf.float32), [None, 6, 6, 2])}
+
+    data = trainer.in_memory(examples=dict(DATA.examples), preprocess=slow)
+    train(make_strategy(1), train_data=data, eval_data=None, dry_run=True, timed_steps=3)
+    assert "the data is the bottleneck (cheaper preprocess, or tfds_data.prepare once)" in page_of(capsys)
+
+
+def test_statistics_that_are_not_synchronised_are_told_and_make_other_weights(capsys):
+    batch_norm = net(lambda: keras.layers.BatchNormalization(name="norm"))
+    apart = train(make_strategy(2), model=batch_norm, synchronize_batch_norm=False, num_steps=3)
+    assert "batch norm NOT synchronised in norm: each replica normalises by its own 6 examples" in page_of(capsys)
+    mean = apart.model.get_layer("norm").moving_mean
+    assert not np.array_equal(*replica_values(mean)), "the copies drift apart, as the note says"
+    train(make_strategy(1), model=batch_norm, synchronize_batch_norm=False, num_steps=1)
+    assert "NOT synchronised" not in page_of(capsys), "one replica has nothing to synchronise"
+
+
+def test_a_dry_run_for_a_tpu_compiles_the_step_here(tmp_path):
+    arguments = ["launch.train", "--gin_file=configs/runs/digits_source.gin", "--strategy=tpu"]
+    arguments.append(f"--model_dir={tmp_path / 'run'}")
+    done = run_command(*arguments, "--dry_run", TPU_NAME="")
+    assert done.returncode == 0, done.stderr
+    assert "no TPU here" in done.stdout and "every shape is static" in " ".join(done.stdout.split())
+    done = run_command(*arguments, "--timed_steps=3")
+    assert done.returncode == 2 and "--timed_steps belongs to --dry_run" in done.stderr
+    assert not (tmp_path / "run").exists()

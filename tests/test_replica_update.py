@@ -1,0 +1,121 @@
+"""The update on each replica's own copies does what one update for all does, whatever the optimizer holds."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import make_strategy
+from parity_rows import ROWS, net, train, weights
+
+import trainer
+from trainer.optimizers import build_optimizer
+from trainer.replica_update import Update
+from trainer.replicas import replica_values
+from trainer.train_state import new_train_state
+
+
+def state_of(strategy, optimizer):
+    with strategy.scope():
+        model = net()()
+        model(tf.zeros([1, 6, 6, 2]))
+        return new_train_state(model, build_optimizer(optimizer, model.trainable_variables), model.trainable_variables)
+
+
+def apply_gradients_of(state, strategy, update_kind: str, steps: int = 3) -> None:
+    """Applies gradients of 1, 2, 3 to every variable, on each replica or once."""
+    update = Update(strategy, state, state.model.trainable_variables, update_kind)
+
+    def gradients(value):
+        return {i: tf.fill(weight.shape, value) for i, weight in enumerate(state.model.trainable_variables)}
+
+    @tf.function
+    def step(value):
+        strategy.run(lambda: update.on_replica(gradients(value)))
+        update.once(gradients(value))
+
+    for value in range(1, steps + 1):
+        step(tf.constant(float(value)))
+
+
+class Hiding(keras.optimizers.SGD):
+    """Keeps a variable where nobody looks for one."""
+
+    class Drawer:
+        pass
+
+    def build(self, variables):
+        super().build(variables)
+        self.drawer = self.Drawer()
+        self.drawer.count = self.add_variable(shape=(), name="count")
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_add(self.drawer.count, 1.0)
+        super().update_step(gradient, variable, learning_rate)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=2),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Nadam(0.01)),
+        lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10), momentum=0.9, weight_decay=0.1),
+    ],
+    ids=["adam with averages", "loss scale", "schedule and decay"],
+)
+def test_every_variable_of_the_optimizer_is_the_same_in_both_ways_and_on_every_replica(optimizer):
+    strategy = make_strategy(2)
+    here, once = state_of(strategy, optimizer), state_of(strategy, optimizer)
+    apply_gradients_of(here, strategy, "per_replica")
+    apply_gradients_of(once, strategy, "once")
+    for one, other in zip(
+        [*here.optimizer.variables, *here.model.variables],
+        [*once.optimizer.variables, *once.model.variables],
+        strict=True,
+    ):
+        copies = replica_values(one)
+        np.testing.assert_array_equal(copies[0], copies[1], err_msg=one.path)
+        np.testing.assert_allclose(copies[0], replica_values(other)[0], atol=1e-7, rtol=0, err_msg=one.path)
+    assert int(replica_values(here.optimizer.iterations)[0]) in (0, 3)  # a LossScaleOptimizer counts in its inner one
+
+
+def test_an_optimizer_with_a_hidden_variable_updates_once():
+    strategy = make_strategy(2)
+    state = state_of(strategy, lambda: Hiding(0.1))
+    assert not Update(strategy, state, state.model.trainable_variables, "per_replica").per_replica
+    apply_gradients_of(state, strategy, "per_replica", steps=2)
+    counts = replica_values(state.optimizer.drawer.count)
+    assert counts[0] == counts[1] == 2 * len(state.model.trainable_variables)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "optimizer" in ROWS[row]])
+def test_every_optimizer_of_keras_updates_on_each_replica(row):
+    state = state_of(make_strategy(2), ROWS[row]["optimizer"])
+    assert Update(make_strategy(2), state, state.model.trainable_variables, "per_replica").per_replica
+
+
+def test_a_constraint_holds_on_every_replica():
+    def model():
+        layer = keras.layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(0.5))
+        return keras.Sequential([keras.layers.Flatten(), layer])
+
+    result = train(make_strategy(2), model=model, num_steps=5)
+    for copy in replica_values(result.model.layers[1].kernel):
+        assert np.linalg.norm(copy, axis=0).max() <= 0.5 + 1e-6
+
+
+def test_a_word_that_is_no_kind_of_update_is_refused():
+    with pytest.raises(trainer.UserError, match="optimizer_update = 'twice' must be one of 'per_replica', 'once'"):
+        train(make_strategy(1), optimizer_update="twice")
+
+
+def test_inside_of_a_scope_train_says_where_it_belongs():
+    strategy = make_strategy(2)
+    with strategy.scope(), pytest.raises(trainer.UserError, match="outside of strategy.scope()"):
+        train(strategy)
+
+
+def test_a_second_run_in_the_process_is_the_first_again():
+    strategy = make_strategy(2)
+    first, second = (weights(train(strategy, num_steps=3)) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)

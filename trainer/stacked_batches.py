@@ -1,0 +1,35 @@
+"""Hands the device the batches of several steps at a time: small steps would wait longer for each of their own."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+
+class StackedBatches:
+    """A data set of stacks, [steps, this worker's batch, ...], used up step by step.
+
+    dataset: without end; every stack holds the same number of steps.  spec: of one stack.
+    look_up: makes of one replica's part of a stack its (batch, weight): features -> [rows, ...], and
+      [rows] float32, or None where every example counts once.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, look_up: Callable = lambda batch: (batch, None)):
+        self.dataset = dataset
+        self.look_up = look_up
+        self.spec = dataset.element_spec
+        self._steps_per_stack = tf.nest.flatten(self.spec)[0].shape[0]
+        self._iterator = iter(dataset)
+        self._stack = None
+        self._used = self._steps_per_stack
+
+    def run(self, train_loop: Callable, num_steps: int):
+        """Calls train_loop(stack, first, end) until `num_steps` steps were made; returns what the last call did."""
+        metrics = None
+        while num_steps:
+            if self._used == self._steps_per_stack:
+                self._stack, self._used = next(self._iterator), 0
+            count = min(num_steps, self._steps_per_stack - self._used)
+            metrics = train_loop(self._stack, tf.constant(self._used), tf.constant(self._used + count))
+            self._used += count
+            num_steps -= count
+        return metrics

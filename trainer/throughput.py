@@ -1,0 +1,83 @@
+"""How fast the data come and how fast a step is, each alone, before a run."""
+
+import dataclasses
+import time
+
+import tensorflow as tf
+
+from trainer.pipeline import train_batches
+from trainer.run_parts import RunParts
+from trainer.strategy import num_workers, worker_index
+from trainer.train_step import build_train_loop
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """Seconds a step, each alone: the pipeline drained without a step, the step on batches that are there."""
+
+    data_seconds: float
+    step_seconds: float
+    global_batch_size: int
+
+    def __str__(self) -> str:
+        slower, what = max((self.data_seconds, "data"), (self.step_seconds, "step"))
+        times = f"step {_milliseconds(self.step_seconds)}, data {_milliseconds(self.data_seconds)} a step, each alone"
+        advice = " (cheaper preprocess, or tfds_data.prepare once)" if what == "data" else ""
+        return f"{times}; the {what} is the bottleneck{advice}: {self.global_batch_size / slower:,.0f} examples/s"
+
+
+def measure_throughput(parts: RunParts, num_steps: int) -> Throughput:
+    """Times `num_steps` of each, after one that traces; the variables are afterwards what they were.
+
+    Every worker must call it: a step is a collective.
+    """
+    batches = train_batches(
+        parts.train_data,
+        parts.global_batch_size,
+        parts.seed,
+        num_workers=num_workers(parts.strategy),
+        worker_index=worker_index(parts.strategy),
+        accumulation_steps=parts.accumulation_steps,
+    )
+    train_loop = build_train_loop(
+        parts.strategy, parts.state, parts.task, parts.variables, parts.global_batch_size, batches,
+        parts.accumulation_steps, **parts.step_options,
+    )  # fmt: skip
+    batches.run(_draw(batches), 1)
+    data_seconds = _seconds(lambda: batches.run(_draw(batches), num_steps)) / num_steps
+    stack = next(iter(batches.dataset))
+    held = tf.nest.flatten(stack)[0].shape[0]
+    with parts.state.unchanged():
+
+        def steps(count: int) -> None:
+            for first in range(0, count, held):
+                metrics = train_loop(stack, tf.constant(0), tf.constant(min(held, count - first)))
+            metrics["loss"].numpy()  # waits for the device
+
+        steps(1)
+        step_seconds = _seconds(lambda: steps(num_steps)) / num_steps
+    return Throughput(data_seconds, step_seconds, parts.global_batch_size)
+
+
+def _draw(batches):
+    """In a step's place: looks up what a stack holds as numbers, and does nothing with it."""
+
+    @tf.function(input_signature=[batches.spec, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)])
+    def draw(stack, first, end):
+        size = 0
+        for index in tf.range(first, end):
+            examples = batches.look_up(tf.nest.map_structure(lambda value: value[index], stack))  # noqa: B023
+            size += tf.add_n([tf.size(value) for value in tf.nest.flatten(examples[0])])
+        return size
+
+    return draw
+
+
+def _seconds(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
