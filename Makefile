@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity check-tpu benchmark-restore lint typecheck format lock clean
+.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity check-tpu bench benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -53,6 +53,15 @@ check-tpu: install  ## make check-tpu CONFIG=my.gin: compiles its step with XLA,
 benchmark-restore: install  ## 1 GB restored beside TensorFlow's own ways: ratios, memory
 	$(BIN)/python tests/benchmarks/restore_speed.py
 	$(BIN)/python tests/benchmarks/plan_speed.py
+
+# Orbit's authors pin another TensorFlow: without its dependencies, in a folder that nothing else looks into.
+.venv/orbit: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ tf-models-official==2.20.0
+
+bench: .venv/orbit  ## speed beside the bare floor, Orbit and Keras fit; start-up and memory; the input pipeline
+	PYTHONPATH=.venv/orbit $(BIN)/python tests/benchmarks/step_speed.py
+	$(BIN)/python tests/benchmarks/start_up.py
+	$(BIN)/python tests/benchmarks/input_speed.py
 
 test-fast: install  ## the suite without its slow tests
 	$(BIN)/python -m pytest -m "not slow"

@@ -2,22 +2,30 @@
 
 python -m launch.evaluate --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/digits_adam_to_sgd
 
+With --continuous it follows a run that another process writes, and ends with it: a line, and a row in
+continuous_metrics.jsonl and TensorBoard, for each checkpoint.
+
 Prints one line of JSON. Exit status: 0 done; 2 a mistake in flags, config or data; 1 a bug.
 """
 
 import json
+from pathlib import Path
 
 from absl import flags
 
 import trainer  # noqa: F401  registers what the library makes bindable
 from trainer import command_line, inspection
 from trainer.errors import UserError
+from trainer.metric_writer import MetricWriter, read_rows
+from trainer.model_dir import ModelDir
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
 command_line.define_strategy_flags()
 flags.adopt_module_key_flags(command_line)
 flags.DEFINE_string("checkpoint", None, "Prefix or folder to evaluate; by default the newest of the model_dir.")
+flags.DEFINE_bool("continuous", False, "Follow a run that another process writes, checkpoint by checkpoint.")
+flags.DEFINE_float("timeout_seconds", 0.0, "With --continuous: end when no new one has come for so long; 0 waits on.")
 
 
 def main() -> None:
@@ -27,11 +35,40 @@ def main() -> None:
     bound = command_line.bindings_of("train", "model", "task", "eval_data", "global_batch_size", "ema_decay")
     if bound["eval_data"] is None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
+    if flags.FLAGS.continuous:
+        return _follow(bound, strategy)
     report, metrics = inspection.load_and_evaluate(
         bound["model"], bound["task"], bound["eval_data"], checkpoint, bound["global_batch_size"], strategy,
         ema=bound["ema_decay"] is not None,
     )  # fmt: skip
     print(json.dumps({"checkpoint": report.checkpoint, "split": bound["eval_data"].split_label, **metrics}))
+    return None
+
+
+def _follow(bound: dict, strategy) -> None:
+    if flags.FLAGS.checkpoint:
+        raise UserError(
+            "--checkpoint names one checkpoint, --continuous follows all of a --model_dir; give one of them."
+        )
+    files = ModelDir(Path(command_line.required_model_dir()))
+    if not files.path.is_dir():
+        raise UserError(f"model_dir {files.path} is not there; start the run first, or mend the path.")
+    split = bound["eval_data"].split_label
+    evaluated = read_rows(files.continuous_metrics)
+    writer = MetricWriter(
+        files.continuous_metrics,
+        {"eval": files.events("continuous_eval")},
+        start_step=max((row["step"] for row in evaluated), default=0),
+    )
+    found = inspection.follow(
+        bound["model"], bound["task"], bound["eval_data"], files.path, bound["global_batch_size"], strategy,
+        ema=bound["ema_decay"] is not None, timeout_seconds=flags.FLAGS.timeout_seconds,
+    )  # fmt: skip
+    for step, metrics in found:
+        writer.write(step, metrics, split=split)
+        writer.flush()
+        print(json.dumps({"step": step, "split": split, **metrics}), flush=True)
+    writer.close()
 
 
 if __name__ == "__main__":

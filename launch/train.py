@@ -24,6 +24,7 @@ command_line.define_model_dir_flag()
 command_line.define_strategy_flags()
 flags.adopt_module_key_flags(command_line)
 flags.DEFINE_bool("dry_run", False, "Do everything up to the first step, print it, write nothing.")
+flags.DEFINE_bool("allow_config_change", False, "Resume a run whose config was another one, from its last step.")
 flags.DEFINE_integer("timed_steps", 0, "With --dry_run: steps to time, data and step each alone.", lower_bound=0)
 
 
@@ -31,7 +32,7 @@ def main() -> int:
     command_line.load_config()
     dry_run = flags.FLAGS.dry_run
     model_dir = flags.FLAGS.model_dir if dry_run else command_line.required_model_dir()
-    options = {"timed_steps": flags.FLAGS.timed_steps}
+    options = {name: flags.FLAGS[name].value for name in ("timed_steps", "allow_config_change")}
     if options["timed_steps"] and not dry_run:
         raise UserError("--timed_steps belongs to --dry_run: a run shows its own speed.")
     if dry_run and command_line.wants_missing_tpu():

@@ -1,6 +1,7 @@
 """`trainer.train` from Python, without gin or flags."""
 
 import json
+import re
 
 import gin
 import h5py
@@ -12,6 +13,8 @@ from conftest import make_strategy
 
 import trainer
 from trainer.config.checks import problems
+from trainer.metric_writer import read_rows
+from trainer.model_dir import ModelDir
 
 RANDOM = np.random.default_rng(0)
 DATA = {"x": RANDOM.normal(size=[20, 4]), "label": RANDOM.integers(0, 3, 20)}
@@ -300,6 +303,19 @@ def test_what_would_make_it_another_run_is_named_line_by_line(tmp_path, changed,
     assert train(model_dir=tmp_path / "run", num_steps=8, seed=0, frozen=[]).step == 8, (
         "defaults spelled out are no change"
     )
+
+
+def test_an_allowed_change_goes_on_from_the_last_step_with_the_new_rate_and_is_told(tmp_path, capsys):
+    train(model_dir=tmp_path / "run")
+    changed = dict(optimizer=lambda: keras.optimizers.SGD(0.25), num_steps=8, model_dir=tmp_path / "run")
+    result = train(**changed, allow_config_change=True)
+    assert result.step == 8
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"config changed and allowed to: was: train.optimizer.learning_rate = 0.1\d* now: .* = 0.25", said)
+    rows = [row for row in read_rows(ModelDir(tmp_path / "run").metrics) if "learning_rate" in row]
+    rates = {row["step"]: row["learning_rate"] for row in rows}
+    assert rates[max(rates)] == 0.25 and rates[min(rates)] == pytest.approx(0.1)
+    assert train(**changed | {"num_steps": 9}).step == 9, "the new config is the run's from now on"
 
 
 def test_a_head_for_other_classes_starts_fresh_by_rule_and_the_rest_is_restored(tmp_path):

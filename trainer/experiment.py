@@ -19,11 +19,12 @@ from trainer.description import describe_run, describe_start
 from trainer.ema import check_decay
 from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
-from trainer.loop import Intervals, LoopParts, run_loop
+from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
-from trainer.optimizers import OptimizerProof, build_optimizer, prove_new, trained_variables
-from trainer.pipeline import replica_batch_size, train_batches
+from trainer.nan_recovery import batches_from_here, check_on_nan, recover
+from trainer.optimizers import OptimizerProof, build_optimizer, configured_learning_rate, prove_new, trained_variables
+from trainer.pipeline import replica_batch_size
 from trainer.preemption import Preemption
 from trainer.progress import StepProgress
 from trainer.random_numbers import check_kind
@@ -32,7 +33,7 @@ from trainer.restore import RestoreReport, restore_weights
 from trainer.run_files import finish_files, recorded_metrics, start_files
 from trainer.run_identity import check_same_run, may_resume, run_identity
 from trainer.run_parts import RunParts
-from trainer.strategy import build_strategy, is_chief, num_workers, worker_index
+from trainer.strategy import build_strategy, is_chief
 from trainer.tasks import Task
 from trainer.throughput import measure_throughput
 from trainer.train_state import new_train_state
@@ -92,6 +93,9 @@ def train(
     checkpoint_every: int = 100,
     steps_per_loop: int = 10,
     checkpoints_to_keep: int = 3,
+    on_nan: str = "stop",
+    most_rollbacks: int = 3,
+    allow_config_change: bool = False,
     dry_run: bool = False,
     timed_steps: int = 0,
 ) -> TrainResult:
@@ -116,6 +120,9 @@ def train(
     seed: of initial weights and data order.  strategy: None means `build_strategy("auto")`.
     log_every, eval_every, checkpoint_every: in steps, 0 for only at the end.
     steps_per_loop: steps on the device between two looks of the host.
+    on_nan: "stop" ends a run whose loss is not finite, and names step and examples; "rollback" goes back to the
+      last checkpoint and leaves out the batches up to that one, `most_rollbacks` times at most.
+    allow_config_change: resumes a run whose config was another one, from its last step; the changes are recorded.
     dry_run: does everything up to the first step, prints it, and writes nothing.
     timed_steps: how many steps a dry run takes, and takes back, to say how fast data and step are, each alone.
 
@@ -131,6 +138,7 @@ def train(
         num_steps=num_steps,
     )
     _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
+    check_on_nan(on_nan)
     check_kind(random_numbers)
     check_update(optimizer_update)
     if ema_decay is not None:
@@ -187,14 +195,17 @@ def train(
             "optimizer_update": optimizer_update,
         },
         ema_decay=ema_decay,
+        most_rollbacks=most_rollbacks if on_nan == "rollback" else 0,
         notes=notes,
     )
     identity = run_identity(parts)
-    if files is not None:
-        check_same_run(files, identity)
+    changed = "" if files is None else check_same_run(files, identity, allow_config_change)
+    if changed:
+        notes["config changed"] = f"and allowed to:\n{changed}"
     if dry_run:
         if files is not None and resuming:
-            resumed_step = _resumed_step(Checkpoints(state, files.checkpoints), num_steps)
+            with configured_learning_rate(new_optimizer) if changed else contextlib.nullcontext():
+                resumed_step = _resumed_step(Checkpoints(state, files.checkpoints), num_steps)
             parts = dataclasses.replace(parts, resumed_step=resumed_step)
         if timed_steps:
             notes["speed"] = str(measure_throughput(parts, timed_steps))
@@ -205,7 +216,8 @@ def train(
     with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(state, files.checkpoints, checkpoints_to_keep, is_chief(strategy))
         if resuming:
-            parts = dataclasses.replace(parts, resumed_step=_resumed_step(checkpoints, num_steps))
+            with configured_learning_rate(new_optimizer) if changed else contextlib.nullcontext():
+                parts = dataclasses.replace(parts, resumed_step=_resumed_step(checkpoints, num_steps))
         return _run(parts, files, checkpoints, intervals, identity)
 
 
@@ -231,15 +243,7 @@ def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Interv
             final = evaluate(parts.eval_data)
         return final
 
-    batches = train_batches(
-        parts.train_data,
-        parts.global_batch_size,
-        parts.seed,
-        state.current_step(),
-        num_workers(strategy),
-        worker_index(strategy),
-        parts.accumulation_steps,
-    )
+    batches = batches_from_here(parts)
     train_loop = build_train_loop(
         strategy, state, parts.task, parts.variables, parts.global_batch_size, batches, parts.accumulation_steps,
         **parts.step_options,
@@ -255,7 +259,15 @@ def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Interv
             preemption=preemption,
             split=parts.eval_data.split_label if parts.eval_data else "",
         )
-        finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
+        while True:
+            try:
+                finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
+                break
+            except LossNotFinite as error:
+                batches, told = recover(parts, checkpoints, train_loop, error, parts.most_rollbacks)
+                writer.drop_after(state.current_step())
+                progress.say(told)
+                loop_parts = dataclasses.replace(loop_parts, train=functools.partial(batches.run, train_loop))
     writer.flush()
     if chief and files is not None:
         rows = read_rows(files.metrics)

@@ -1,8 +1,12 @@
 """What a checkpoint is worth to a config: its metrics on the evaluation data, and how it would be restored."""
 
 import contextlib
+import json
+import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -10,8 +14,19 @@ from trainer.assembly import assemble_model
 from trainer.data import as_data
 from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
+from trainer.metric_writer import read_rows
+from trainer.model_dir import ModelDir
 from trainer.pipeline import replica_batch_size
-from trainer.restore import RestoreReport, lasting_names, open_checkpoint, plan_weights, restore_weights, weights_of
+from trainer.restore import (
+    RestoreError,
+    RestoreReport,
+    lasting_names,
+    open_checkpoint,
+    plan_weights,
+    restore_weights,
+    weights_of,
+    whole_checkpoints,
+)
 from trainer.tasks import Task
 
 _EMA = "train_state/ema_weights"
@@ -38,6 +53,60 @@ def load_and_evaluate(
         if ema:
             _take_averages(built_model, report.checkpoint)
     return report, build_evaluate(strategy, built_model, task, global_batch_size)(data)
+
+
+def follow(
+    model: Callable,
+    task: Task,
+    data,
+    model_dir: Path,
+    global_batch_size: int,
+    strategy: tf.distribute.Strategy,
+    ema: bool = False,
+    timeout_seconds: float = 0.0,
+    poll_seconds: float = 1.0,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, metrics) of each checkpoint of a run, while another process writes them; each once, oldest first.
+
+    Ends when the run has reached its end and its last checkpoint was evaluated, or when for `timeout_seconds`
+    none has come (0 waits on). What was evaluated is on record in `model_dir`, and is not evaluated again by a
+    second call. A checkpoint that the run deletes meanwhile is passed over.
+    """
+    data = as_data(data, "eval_data")
+    replica_batch_size(global_batch_size, strategy.num_replicas_in_sync)
+    files = ModelDir(Path(model_dir))
+    done = max((row["step"] for row in read_rows(files.continuous_metrics)), default=-1)
+    with strategy.scope():
+        built_model = assemble_model(model, task, data, strategy)
+    evaluate = build_evaluate(strategy, built_model, task, global_batch_size)
+    last_news = time.monotonic()
+    while True:
+        finished = _has_finished(files)
+        newer = [path for path in whole_checkpoints(files.checkpoints) if _step_of(path) > done]
+        for path in newer:
+            try:
+                with strategy.scope():
+                    restore_weights(built_model, path)
+                    if ema:
+                        _take_averages(built_model, path)
+            except RestoreError:
+                if os.path.exists(f"{path}.index"):
+                    raise
+                continue
+            done, last_news = _step_of(path), time.monotonic()
+            yield done, evaluate(data)
+        if not newer and (finished or (timeout_seconds and time.monotonic() - last_news > timeout_seconds)):
+            return
+        if not newer:
+            time.sleep(poll_seconds)
+
+
+def _has_finished(files: ModelDir) -> bool:
+    return files.summary.exists() and json.loads(files.summary.read_text())["finished"]
+
+
+def _step_of(checkpoint: str) -> int:
+    return int(checkpoint.rsplit("-", 1)[1])
 
 
 def _take_averages(model, checkpoint: str) -> None:

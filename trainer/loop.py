@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -37,6 +38,14 @@ class Intervals:
             step - step % every + every for every in (self.log_every, self.eval_every, self.checkpoint_every) if every
         ]
         return min(ends) - step
+
+
+class LossNotFinite(UserError):
+    """Raised at the first look of the host that finds one; nothing was logged or saved of it."""
+
+    def __init__(self, loss: float, step: int):
+        super().__init__(f"The loss is {loss} at step {step}; training further would only spread it.")
+        self.loss, self.step = loss, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +84,8 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
 
         if due(intervals.log_every) or due(intervals.checkpoint_every):
             values = {name: float(value.numpy()) for name, value in metrics.items()}
-            _stop_on_nan(values["loss"], step)  # before it is saved, too
+            if not math.isfinite(values["loss"]):  # before it is saved, too
+                raise LossNotFinite(values["loss"], step)
         if due(intervals.log_every):
             steps_per_second = clock.lap(step)
             # The schedule at `step`: what the next update uses, and what one plots a schedule against.
@@ -96,15 +106,6 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
         parts.writer.flush()
         parts.save()
     return step >= num_steps
-
-
-def _stop_on_nan(loss: float, step: int) -> None:
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        raise UserError(
-            f"The loss is {loss} at step {step}; training further would only spread it. "
-            "Lower the learning rate or clip the gradient (e.g. SGD.global_clipnorm = 1.0); "
-            "the last checkpoint before it is whole."
-        )
 
 
 class _Clock:

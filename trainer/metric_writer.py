@@ -20,6 +20,7 @@ class MetricWriter:
     def __init__(self, metrics_path, events: dict, enabled: bool = True, start_step: int = 0):
         self._enabled = enabled
         self._events = {}
+        self._path = metrics_path
         if not enabled:
             return
         _drop_rows_after(metrics_path, start_step)
@@ -49,6 +50,13 @@ class MetricWriter:
         if self._enabled:
             with self._events["train"].as_default():
                 tf.summary.image(name, tf.io.decode_png(tf.io.read_file(str(path)), channels=3)[None], step=step)
+
+    def drop_after(self, step: int) -> None:
+        """Takes back the rows of later steps, which a run that went back makes anew."""
+        if self._enabled:
+            self._file.close()
+            _drop_rows_after(self._path, step)
+            self._file = open(self._path, "a")  # noqa: SIM115  held until close()
 
     def flush(self) -> None:
         """Brings every row to the disk; called before a checkpoint that follows them."""

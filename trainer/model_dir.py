@@ -45,6 +45,11 @@ class ModelDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def continuous_metrics(self) -> Path:
+        """What `launch.evaluate --continuous` has evaluated."""
+        return self.path / "continuous_metrics.jsonl"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -61,7 +66,7 @@ class ModelDir:
         return self.path / ".lock"
 
     def events(self, name: str) -> Path:
-        """The TensorBoard folder of `train` or `eval`."""
+        """The TensorBoard folder of `train`, `eval` or `continuous_eval`."""
         return self.path / name
 
     def create(self) -> None:

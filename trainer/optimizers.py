@@ -1,8 +1,9 @@
 """Name, schedule and trained variables -> a new Keras optimizer, and the proof that it is new."""
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -58,6 +59,15 @@ def build_optimizer(optimizer: Callable, variables: Sequence[keras.Variable]) ->
         )
     built.build(list(variables))
     return built
+
+
+@contextlib.contextmanager
+def configured_learning_rate(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Afterwards a constant rate is what it was before: a checkpoint that is loaded inside has one of its own."""
+    rates = [(variable, first_value(variable)) for variable in optimizer.variables if variable.name == "learning_rate"]
+    yield
+    for variable, value in rates:
+        variable.assign(value)
 
 
 def trained_variables(model: keras.Model, frozen: Sequence[str] = ()) -> list[keras.Variable]:

@@ -111,6 +111,11 @@ def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def batch_numbers(data: Data, global_batch_size: int, seed: int, batch: int) -> np.ndarray:
+    """[global_batch_size] int64: which examples, in stored order, make up a global batch of data in memory."""
+    return _index_stack(data.num_examples, global_batch_size, seed, 1, batch)[0]
+
+
 @functools.lru_cache(maxsize=4)
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """[num_examples] int64: the order of the examples in one epoch (Salmon et al. 2011, Philox)."""

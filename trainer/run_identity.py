@@ -45,18 +45,23 @@ def may_resume(files: ModelDir) -> bool:
     return False
 
 
-def check_same_run(files: ModelDir, identity: str) -> None:
-    """Raises `UserError`, naming what differs, if the folder holds steps of a run with another identity."""
+def check_same_run(files: ModelDir, identity: str, allow_change: bool = False) -> str:
+    """What differs, line by line, if the folder holds steps of a run with another identity; "" if nothing does.
+
+    Raises `UserError` with these lines unless a change is allowed.
+    """
     has_steps = newest_checkpoint(files.checkpoints) or any(row["step"] for row in read_rows(files.metrics))
     if not has_steps or not files.run_identity.exists():
-        return
+        return ""
     changed = differing_lines(files.run_identity.read_text(), identity)
-    if changed:
-        lines = "\n".join(f"  was: {old}\n  now: {new}" for old, new in changed[:8])
+    lines = "\n".join(f"  was: {old}\n  now: {new}" for old, new in changed[:8])
+    if changed and not allow_change:
         raise UserError(
             f"model_dir {files.path} holds a run of another config:\n{lines}\n"
-            "Choose another --model_dir, or go back to the config that the run was started with."
+            "Choose another --model_dir, go back to the config that the run was started with, or go on with the new "
+            "one from the run's last step by --allow_config_change."
         )
+    return lines
 
 
 def _arguments(parts: RunParts) -> str:

@@ -18,11 +18,14 @@ class TrainState:
 
     step: int64 scalar, finished optimizer updates. The data position follows from it alone.
     ema: averages of the trained weights, None for a run without.
+    batches_left_out, rollbacks: int64 scalars, of a run that went back from a loss that was not finite.
     """
 
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
     step: tf.Variable
+    batches_left_out: tf.Variable
+    rollbacks: tf.Variable
     ema: EmaWeights | None = None
 
     def as_checkpoint(self) -> tf.train.Checkpoint:
@@ -38,7 +41,12 @@ class TrainState:
         random_states = [variable for variable in untracked if id(variable) not in names]
         averages = {"ema_weights": tf.train.Checkpoint(**self.ema.variables)} if self.ema else {}
         train_state = tf.train.Checkpoint(
-            step=self.step, untracked=tf.train.Checkpoint(**weights), seed_generators=random_states, **averages
+            step=self.step,
+            batches_left_out=self.batches_left_out,
+            rollbacks=self.rollbacks,
+            untracked=tf.train.Checkpoint(**weights),
+            seed_generators=random_states,
+            **averages,
         )
         return tf.train.Checkpoint(model=self.model, optimizer=self.optimizer, train_state=train_state)
 
@@ -61,6 +69,15 @@ class TrainState:
     def current_step(self) -> int:
         return int(first_value(self.step))
 
+    def next_batch(self) -> int:
+        """The number of the global batch that the next step takes: its step, and those that were left out."""
+        return self.current_step() + int(first_value(self.batches_left_out))
+
+    def leave_out(self, num_batches: int) -> None:
+        """Notes that the run has gone back, and takes up its batches so many later."""
+        self.batches_left_out.assign_add(num_batches)
+        self.rollbacks.assign_add(1)
+
 
 def new_train_state(
     model: keras.Model,
@@ -76,10 +93,13 @@ def new_train_state(
     if ema_decay is not None:
         names = lasting_names(model)
         ema = EmaWeights({names[id(variable)]: variable for variable in trained}, ema_decay)
-    step = tf.Variable(
-        0, dtype=tf.int64, trainable=False, name="step", aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+    return TrainState(model, optimizer, _counter("step"), _counter("batches_left_out"), _counter("rollbacks"), ema)
+
+
+def _counter(name: str) -> tf.Variable:
+    return tf.Variable(
+        0, dtype=tf.int64, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
     )
-    return TrainState(model, optimizer, step, ema)
 
 
 def _untracked(model: keras.Model) -> list[keras.Variable]:

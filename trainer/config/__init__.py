@@ -35,6 +35,11 @@ HARMLESS = (
     "checkpoint_every",
     "checkpoints_to_keep",
     "steps_per_loop",
+    "keep_every",
+    "best_metric",
+    "on_nan",
+    "most_rollbacks",
+    "max_seconds",
     "download",
     "data_dir",
 )

@@ -10,7 +10,7 @@ import keras
 from trainer.restore.apply import apply_plan
 from trainer.restore.build import build_model, renew_constants
 from trainer.restore.explain import explain_problems
-from trainer.restore.find import find_checkpoint, unreadable_checkpoints, whole_checkpoints
+from trainer.restore.find import find_checkpoint, missing_files, unreadable_checkpoints, whole_checkpoints
 from trainer.restore.formats import open_checkpoint
 from trainer.restore.live import lasting_names, layers_of, weights_of
 from trainer.restore.plan import Plan, plan_restore
@@ -37,6 +37,7 @@ __all__ = [
     "restore_weights",
     "unreadable_checkpoints",
     "weights_of",
+    "missing_files",
     "whole_checkpoints",
 ]
 

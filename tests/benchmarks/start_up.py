@@ -1,0 +1,227 @@
+"""Seconds to the first finished step and peak memory of `trainer.train` beside Keras fit, each in new processes.
+
+python tests/benchmarks/start_up.py [--workload=mlp]... [--strategy=mirrored]... [--rounds=5]
+
+The two ways take turns, and only ratios inside a row mean something. Besides: by how much memory grows
+over 2,000 further steps of the mlp, and how often the device loop is traced where the last loop is shorter
+than the others. Exit status 1, and a line for each, if a bar does not hold.
+"""
+
+import argparse
+import gc
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+WORKLOADS = ("mlp", "cnn", "mobilenet", "transformer")
+STRATEGIES = ("none", "mirrored")
+WAYS = ("regraft", "fit")
+RESULT = "result: "
+
+RATIO_BAR = 1.0
+RATIO_NOISE = 0.05  # left to the clock and to what else the machine does
+GROWTH_BAR_MIB = 5.0
+
+
+def train_by_regraft(workload, strategy, num_steps: int) -> None:
+    from peers import task
+    from workloads import optimizer
+
+    import trainer
+
+    trainer.train(
+        model=workload.build,
+        train_data=workload.arrays(),
+        task=task(),
+        optimizer=optimizer,
+        global_batch_size=workload.batch_size,
+        num_steps=num_steps,
+        from_scratch=True,
+        strategy=strategy,
+    )
+
+
+def train_by_fit(workload, strategy, num_steps: int) -> None:
+    import keras
+    import tensorflow as tf
+    from workloads import optimizer
+
+    arrays = workload.arrays()
+    dataset = tf.data.Dataset.from_tensor_slices((arrays["x"], arrays["y"])).repeat()
+    dataset = dataset.batch(workload.batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    with strategy.scope():
+        model = workload.build()
+        model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(dataset, steps_per_epoch=num_steps, epochs=1, verbose=0)
+    assert "trainer" not in sys.modules, "fit would be charged for imports that it does not need"
+
+
+def first_step(way: str, workload, strategy) -> str:
+    """The moment counts: the parent notes when the line arrives."""
+    {"regraft": train_by_regraft, "fit": train_by_fit}[way](workload, strategy, 1)
+    return "1"
+
+
+def peak_memory(way: str, workload, strategy) -> str:
+    """MiB that the process held at its highest."""
+    {"regraft": train_by_regraft, "fit": train_by_fit}[way](workload, strategy, min(200, workload.steps))
+    return str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def growth(way: str, workload, strategy) -> str:
+    """MiB held after 2,500 steps above what was held after 500."""
+    from peers import PEERS
+
+    take_steps = PEERS[way](workload, strategy)
+    take_steps(500)
+    before = _resident_bytes()
+    take_steps(2000)
+    return str((_resident_bytes() - before) / 2**20)
+
+
+def traces(way: str, workload, strategy) -> str:
+    """Of the device loop, over 120 steps by 50."""
+    from peers import task
+    from workloads import optimizer
+
+    from trainer.data import in_memory
+    from trainer.optimizers import build_optimizer
+    from trainer.pipeline import train_batches
+    from trainer.train_state import new_train_state
+    from trainer.train_step import build_train_loop
+
+    with strategy.scope():
+        model = workload.build()
+        state = new_train_state(model, build_optimizer(optimizer, model.trainable_variables))
+    batches = train_batches(in_memory(examples=workload.arrays()), workload.batch_size, seed=0)
+    train_loop = build_train_loop(strategy, state, task(), model.trainable_variables, workload.batch_size, batches)
+    for num_steps in (50, 50, 20):
+        batches.run(train_loop, num_steps)
+    return str(train_loop.experimental_get_tracing_count())
+
+
+MEASUREMENTS = {each.__name__: each for each in (first_step, peak_memory, growth, traces)}
+
+
+def measure_here(measurement: str, way: str, workload: str, strategy: str) -> None:
+    if way == "regraft":
+        sys.path.append(str(HERE.parents[1]))
+    from workloads import WORKLOADS as workloads
+
+    found = MEASUREMENTS[measurement](way, workloads[workload], _strategy(strategy))
+    print(RESULT + found, flush=True)
+
+
+def in_new_process(measurement: str, way: str, workload: str, strategy: str) -> tuple[float, float]:
+    """(seconds from the start of the process until it told its result, the result)."""
+    command = [sys.executable, __file__, f"--measurement={measurement}", f"--way={way}"]
+    command += [f"--workload={workload}", f"--strategy={strategy}"]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
+        told = [(time.perf_counter() - started, line) for line in process.stdout if line.startswith(RESULT)]
+        if process.wait():
+            errors.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{errors.read()[-3000:]}")
+    seconds, line = told[-1]
+    return seconds, float(line.removeprefix(RESULT))
+
+
+def side_by_side(workload: str, strategy: str, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """{'seconds' or 'MiB': {way: [a figure a round]}}; who goes first changes from round to round."""
+    found: dict = {"seconds": {way: [] for way in WAYS}, "MiB": {way: [] for way in WAYS}}
+    for index in range(rounds):
+        order = WAYS if index % 2 else WAYS[::-1]
+        for way in order:
+            found["seconds"][way].append(in_new_process("first_step", way, workload, strategy)[0])
+        for way in order:
+            found["MiB"][way].append(in_new_process("peak_memory", way, workload, strategy)[1])
+    return found
+
+
+def show(results: dict) -> list[str]:
+    """Prints the table; returns a line for each bar that does not hold."""
+    print("\nTo the first finished step, and the most memory held; in brackets the quartiles:\n")
+    print("| | regraft, s | fit, s | regraft / fit | regraft, MiB | fit, MiB | regraft / fit |")
+    print("|---" * 7 + "|")
+    failed = []
+    for (workload, strategy), found in results.items():
+        cells = [f"{workload}, {strategy}"]
+        for unit, digits in (("seconds", 2), ("MiB", 0)):
+            ratios = [ours / theirs for ours, theirs in zip(*(found[unit][way] for way in WAYS), strict=True)]
+            cells += [_median_and_spread(found[unit][way], digits) for way in WAYS] + [_median_and_spread(ratios, 2)]
+            ratio = statistics.median(ratios)
+            if ratio > RATIO_BAR + RATIO_NOISE:
+                failed.append(f"{cells[0]}: {ratio:.2f} times fit's {unit}; the bar is {RATIO_BAR} + {RATIO_NOISE}.")
+        print("| " + " | ".join(cells) + " |")
+    return failed
+
+
+def show_growth_and_traces(strategies: list[str]) -> list[str]:
+    """Prints and returns the like for what concerns this trainer alone."""
+    print("\n| mlp | growth over 2,000 steps, MiB | traces of the device loop, 120 steps by 50 |")
+    print("|---" * 3 + "|")
+    failed = []
+    for strategy in strategies:
+        _, grown = in_new_process("growth", "regraft", "mlp", strategy)
+        _, traced = in_new_process("traces", "regraft", "mlp", strategy)
+        print(f"| {strategy} | {grown:.2f} | {traced:.0f} |", flush=True)
+        if grown >= GROWTH_BAR_MIB:
+            failed.append(f"mlp, {strategy}: memory grew by {grown:.1f} MiB; the bar is {GROWTH_BAR_MIB} MiB.")
+        if traced != 1:
+            failed.append(f"mlp, {strategy}: the device loop was traced {traced:.0f} times; the bar is once.")
+    return failed
+
+
+def _strategy(name: str):
+    import tensorflow as tf
+
+    if name == "none":
+        return tf.distribute.get_strategy()
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    return tf.distribute.MirroredStrategy(["/CPU:0", "/CPU:1"])
+
+
+def _resident_bytes() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _median_and_spread(values: list[float], digits: int) -> str:
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", action="append", choices=WORKLOADS)
+    parser.add_argument("--strategy", action="append", choices=STRATEGIES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--measurement", choices=MEASUREMENTS, help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measurement:
+        measure_here(arguments.measurement, arguments.way, arguments.workload[0], arguments.strategy[0])
+        return
+    strategies = arguments.strategy or STRATEGIES
+    results = {}
+    for way in WAYS:
+        in_new_process("first_step", way, "mlp", "none")  # reads the libraries into the page cache
+    for workload in arguments.workload or WORKLOADS:
+        for strategy in strategies:
+            results[workload, strategy] = side_by_side(workload, strategy, arguments.rounds)
+    failed = show(results) + show_growth_and_traces(strategies)
+    sys.exit("\nThese bars do not hold:\n" + "\n".join(failed) if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
