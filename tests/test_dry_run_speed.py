@@ -61,3 +61,26 @@ def test_a_dry_run_for_a_tpu_compiles_the_step_here(tmp_path):
     done = run_command(*arguments, "--timed_steps=3")
     assert done.returncode == 2 and "--timed_steps belongs to --dry_run" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_functions_of_the_users_may_branch_on_tensors(strategy):
+    """Our graphs are traced without AutoGraph; what the user hands over is converted all the same."""
+
+    def loss(model, batch):
+        values = keras.losses.sparse_categorical_crossentropy(batch["label"], model(batch["x"]), from_logits=True)
+        total = tf.reduce_sum(values)
+        while total > 1.0:
+            total = total / 2.0
+        if total > 0.0:
+            values = values * 2.0
+        return values
+
+    def preprocess(batch):
+        x = batch["x"]
+        if tf.reduce_mean(x) > 100.0:
+            x = x / 255.0
+        return {**batch, "x": x}
+
+    data = trainer.in_memory(examples=dict(DATA.examples), preprocess=preprocess)
+    task = trainer.custom_loss(loss=loss, inputs="x", metrics={"double": loss})
+    assert train(strategy, train_data=data, eval_data=data, task=task, num_steps=2).final_metrics["double"] > 0.0

@@ -8,7 +8,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 FLOORS = [
-    {"errors", "replicas", "nearest"},  # the ground: what every room may stand on
+    {"errors", "replicas", "nearest", "user_functions"},  # the ground: what every room may stand on
     {
         "model_dir", "strategy", "schedules", "models", "datasets", "metric_writer", "progress", "preemption",
         "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest",

@@ -3,7 +3,7 @@
 import os
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -52,34 +52,30 @@ def _batch_norms(model: keras.Model) -> list[keras.Layer]:
     return [layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
 
 
-def try_task(model: keras.Model, task: Task, splits: Sequence[Data], batch_size: int) -> None:
-    """Traces loss and metrics on the batches' specification; computes nothing, changes nothing.
+def try_task(model: keras.Model, task: Task, train_data: Data, eval_data: Data | None, batch_size: int) -> None:
+    """Traces the loss, and the metrics if they will be asked for, on the batches' specification; computes nothing.
 
     Raises `UserError` for a loss or metric that can't be computed on such a batch, for a metric that
     is not one number, and for values that don't fit the model's outputs. Call outside the strategy's scope.
     """
-    tried: list[dict] = []
     outputs = None
-    for data in splits:
-        if data.batch_spec not in tried:  # train and evaluation data mostly are alike, and a trace takes its time
-            tried.append(data.batch_spec)
-            outputs = _trace_outputs(model, task, data, batch_size)
-            trace_loss(model, task, data, batch_size)
+    for data in [train_data] if eval_data is None else [train_data, eval_data]:
+        # Train and evaluation data mostly are alike, and a trace takes its time.
+        if data is train_data or data.batch_spec != train_data.batch_spec:
+            outputs = trace_loss(model, task, data, batch_size).structured_outputs[-1]
+        if data is eval_data:
             _try_metrics(model, task, data, batch_size)
         if isinstance(outputs, tf.TensorSpec | tf.Tensor):
             task.check_values(tf.TensorSpec(outputs.shape), _untouched(data))
 
 
 def trace_loss(model: keras.Model, task: Task, data: Data, batch_size: int):
-    """The concrete function (batch, weight) -> (loss sum, weight sum) in training; raises as `try_task` does."""
-    return _trace("loss", lambda batch, weight: task.loss(model, batch, weight, training=True), data, batch_size)
+    """The concrete function (batch, weight) -> (loss sum, weight sum, outputs), training; raises as `try_task` does."""
 
+    def loss(batch, weight):
+        return task.loss_and_outputs(model, batch, weight, training=True)
 
-def _trace_outputs(model: keras.Model, task: Task, data: Data, batch_size: int):
-    if type(task).check_values is Task.check_values:
-        return None  # nobody asks, and a loss of the user's own may call the model in another way
-    function = _trace("outputs", lambda batch, weight: model(task.model_inputs(batch)), data, batch_size)
-    return function.structured_outputs
+    return _trace("loss", loss, data, batch_size)
 
 
 def _try_metrics(model: keras.Model, task: Task, data: Data, batch_size: int) -> None:
@@ -117,7 +113,7 @@ def batch_specs(data: Data, batch_size: int) -> tuple[dict, tf.TensorSpec]:
 def _trace(what: str, function: Callable, data: Data, batch_size: int):
     batch, weight = batch_specs(data, batch_size)
     try:
-        return tf.function(function).get_concrete_function(batch, weight)
+        return tf.function(function, autograph=False).get_concrete_function(batch, weight)
     except UserError:
         raise
     except Exception as error:

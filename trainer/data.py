@@ -8,8 +8,8 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from trainer.datasets.read import in_memory_bytes, open_split
 from trainer.errors import UserError
+from trainer.user_functions import as_it_is, in_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Data:
         """What metrics call it: the split, or the name of data that has none."""
         return self.split or self.name
 
+    def preprocessed(self, batch):
+        """A batch, feature -> [batch, ...], as the task sees it."""
+        return batch if self.preprocess is None else in_graph(self.preprocess)(batch)
+
     @functools.cached_property
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
         """Specs of a preprocessed batch, the batch dimension None."""
@@ -47,7 +51,7 @@ class Data:
         if self.examples is not None:  # two tell as much as all, which need not be copied for it
             examples = {key: value[:2] for key, value in self.examples.items()}
             few = dataclasses.replace(self, examples=examples, num_examples=min(self.num_examples, 2))
-        return few.in_stored_order().batch(2).map(self.preprocess or (lambda batch: batch)).element_spec
+        return few.in_stored_order().batch(2).map(as_it_is(self.preprocessed)).element_spec
 
     def in_stored_order(self) -> tf.data.Dataset:
         """One epoch of single examples, not preprocessed."""
@@ -102,6 +106,9 @@ def tfds_data(
     Raises `UserError` for an unknown name (naming the nearest), an unknown split or feature, and a
     data set that is not there and would need the network.
     """
+    # Here: TensorFlow Datasets takes longer to import than a small model to its first step.
+    from trainer.datasets.read import in_memory_bytes, open_split
+
     dataset, num_examples, label = open_split(tfds_name, split, data_dir, download, features, prepare)
     size_bytes = in_memory_bytes(dataset, num_examples)
     if size_bytes is None:

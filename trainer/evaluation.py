@@ -26,7 +26,7 @@ def build_evaluate(
     def replica_update(batch, weight):
         task.update_metrics(metrics, model, *replica_share((batch, weight), strategy))
 
-    @tf.function
+    @tf.function(autograph=False)
     def update(batch, weight):
         strategy.run(replica_update, args=(batch, weight))
 

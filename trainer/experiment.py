@@ -166,7 +166,7 @@ def train(
         new_optimizer = build_optimizer(optimizer, variables)
         proof = None if resuming else prove_new(new_optimizer, build_optimizer(optimizer, variables), report)
         state = new_train_state(built_model, new_optimizer, variables, ema_decay)
-    try_task(built_model, task, [train_data] if eval_data is None else [train_data, eval_data], replica_batch)
+    try_task(built_model, task, train_data, eval_data, replica_batch)
     notes: dict[str, str] = {}
     if strategy.num_replicas_in_sync > 1 and not synchronize_batch_norm:
         notes |= describe_batch_norm(built_model, replica_batch)

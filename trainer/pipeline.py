@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainer.data import Data
 from trainer.errors import UserError
 from trainer.stacked_batches import StackedBatches
+from trainer.user_functions import as_it_is
 
 # A stack is drawn by one host call and handed over by another, for as many steps as keep it small.
 _MOST_STEPS_PER_STACK = 512
@@ -62,27 +63,28 @@ def train_batches(
         dataset = data.stream().shuffle(data.shuffle_buffer, seed=seed, reshuffle_each_iteration=True).repeat()
         # Before any map: what is skipped need not be computed.
         dataset = dataset.skip(start_step * global_batch_size).batch(global_batch_size, drop_remainder=True)
-        dataset = dataset.map(lambda batch: tf.nest.map_structure(lambda x: tf.gather(x, part), batch))
+        dataset = dataset.map(as_it_is(lambda batch: tf.nest.map_structure(lambda x: tf.gather(x, part), batch)))
         steps = _steps_per_stack(dataset.element_spec, len(part))
         # A copy less where a stack is one step.
-        dataset = dataset.batch(steps, drop_remainder=True) if steps > 1 else dataset.map(_as_stack)
+        dataset = dataset.batch(steps, drop_remainder=True) if steps > 1 else dataset.map(as_it_is(_as_stack))
     else:
         tensors = data.tensors
         by_number = data.preprocess is None
         number_spec = {"number": tf.TensorSpec([None], tf.int64)}
         steps = _steps_per_stack(number_spec if by_number else data.batch_spec, len(part))
         draw = functools.partial(_index_stack, data.num_examples, global_batch_size, seed, steps)
-        dataset = tf.data.Dataset.counter(start_step, steps, dtype=tf.int64).map(
-            lambda step: tf.ensure_shape(
-                tf.numpy_function(lambda s: draw(int(s))[:, part], [step], tf.int64, stateful=False),
-                [steps, len(part)],
-            )
-        )
+
+        def numbers_from(step):
+            numbers = tf.numpy_function(lambda step: draw(int(step))[:, part], [step], tf.int64, stateful=False)
+            return tf.ensure_shape(numbers, [steps, len(part)])
+
+        dataset = tf.data.Dataset.counter(start_step, steps, dtype=tf.int64).map(as_it_is(numbers_from))
         if by_number:
             return StackedBatches(dataset.prefetch(1), lambda numbers: (_look_up(tensors, numbers), None))
-        dataset = dataset.map(functools.partial(_look_up, tensors))
+        dataset = dataset.map(as_it_is(functools.partial(_look_up, tensors)))
     if data.preprocess is not None:
-        dataset = dataset.map(functools.partial(_preprocess_stack, data, steps), num_parallel_calls=tf.data.AUTOTUNE)
+        preprocess = as_it_is(functools.partial(_preprocess_stack, data, steps))
+        dataset = dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
     return StackedBatches(dataset.prefetch(tf.data.AUTOTUNE))
 
 
@@ -96,18 +98,18 @@ def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index
     steps = -(-data.num_examples // batch_size)
     if data.examples is None:
         assert data.stream is not None
-        filled = data.stream().batch(batch_size).map(functools.partial(_fill_up, batch_size))
-        dataset = filled.map(lambda *pair: tf.nest.map_structure(lambda x: tf.gather(x, part), pair))
+        filled = data.stream().batch(batch_size).map(as_it_is(functools.partial(_fill_up, batch_size)))
+        dataset = filled.map(as_it_is(lambda *pair: tf.nest.map_structure(lambda x: tf.gather(x, part), pair)))
     else:
         positions = np.arange(steps * batch_size).reshape(steps, batch_size)
         real = (positions < data.num_examples).astype(np.float32)
         indices = np.where(real > 0, positions, positions[:, :1])[:, part]
         weights = tf.data.Dataset.from_tensor_slices(real[:, part])
-        batches = tf.data.Dataset.from_tensor_slices(indices).map(functools.partial(_look_up, data.tensors))
+        batches = tf.data.Dataset.from_tensor_slices(indices).map(as_it_is(functools.partial(_look_up, data.tensors)))
         dataset = tf.data.Dataset.zip(batches, weights)
     if data.preprocess is not None:
-        preprocess = data.preprocess
-        dataset = dataset.map(lambda batch, weight: (preprocess(batch), weight), num_parallel_calls=tf.data.AUTOTUNE)
+        preprocess = as_it_is(lambda batch, weight: (data.preprocessed(batch), weight))
+        dataset = dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
@@ -149,12 +151,11 @@ def _as_stack(batch):
 
 def _preprocess_stack(data: Data, steps: int, stack):
     """Batch by batch: what `preprocess` mixes or draws, it mixes and draws within a batch."""
-    assert data.preprocess is not None
     if steps == 1:
-        return _as_stack(data.preprocess(tf.nest.map_structure(lambda value: value[0], stack)))
+        return _as_stack(data.preprocessed(tf.nest.map_structure(lambda value: value[0], stack)))
     size = tf.nest.flatten(stack)[0].shape[1]
     spec = {key: tf.TensorSpec([size, *spec.shape[1:]], spec.dtype) for key, spec in data.batch_spec.items()}
-    return tf.map_fn(data.preprocess, stack, fn_output_signature=spec)
+    return tf.map_fn(data.preprocessed, stack, fn_output_signature=spec)
 
 
 def _look_up(tensors: Mapping, numbers):

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError
+from trainer.user_functions import in_graph
 
 
 class Task:
@@ -52,6 +53,10 @@ class Task:
 
         The sum of weights is a Python number where it follows from the batch's shape alone.
         """
+        return self.loss_and_outputs(model, batch, weight, training)[:2]
+
+    def loss_and_outputs(self, model, batch, weight, training: bool) -> tuple:
+        """What `loss` gives, and the model's outputs; None where a loss of the user's own calls the model itself."""
         raise NotImplementedError
 
     def new_metrics(self) -> dict[str, keras.metrics.Metric]:
@@ -103,11 +108,11 @@ class SupervisedTask(Task):
     def features(self):
         return [*super().features(), self._target, *([self._sample_weight] if self._sample_weight else [])]
 
-    def loss(self, model, batch, weight, training):
-        values, weights, _ = self._values(model, batch, weight, training)
+    def loss_and_outputs(self, model, batch, weight, training):
+        values, weights, outputs = self._values(model, batch, weight, training)
         loss_sum, total = _sums(values, weights)
         # Regularisers are a term of the mean, so they are weighted by this part's share of it.
-        return loss_sum + _regularization(model) * total if model.losses else loss_sum, total
+        return loss_sum + _regularization(model) * total if model.losses else loss_sum, total, outputs
 
     def new_metrics(self):
         built = {name: build(name=name) if _takes_name(build) else build() for name, build in self._metrics.items()}
@@ -146,13 +151,13 @@ class CustomLossTask(Task):
         self._metrics = metrics
         self._takes_training = "training" in inspect.signature(loss).parameters
 
-    def loss(self, model, batch, weight, training):
+    def loss_and_outputs(self, model, batch, weight, training):
         values = self._call(self._loss, model, batch, training)
         if not values.shape.rank and not training:
-            return self._scalar_loss(model, batch, weight)
+            return *self._scalar_loss(model, batch, weight), None
         if not values.shape.rank:  # the mean over the examples that it was given
             values = tf.fill([_rows(batch)] if weight is None else tf.shape(weight), values)
-        return _sums(values, None if weight is None else _spread(weight, values))
+        return *_sums(values, None if weight is None else _spread(weight, values)), None
 
     def describe(self):
         return {"inputs": self.inputs, "loss": getattr(self._loss, "__qualname__", repr(self._loss))}
@@ -164,12 +169,13 @@ class CustomLossTask(Task):
         total, count = self.loss(model, batch, weight, training=False)
         metrics["loss"].update_state(tf.math.divide_no_nan(total, count), sample_weight=count)
         for name, function in self._metrics.items():
-            values = tf.cast(function(model, batch), tf.float32)
+            values = tf.cast(in_graph(function)(model, batch), tf.float32)
             if not values.shape.rank:
                 raise UserError(f"The metric {name!r} must return a value for each example, [batch], not a scalar.")
             metrics[name].update_state(values, sample_weight=_spread(weight, values))
 
     def _call(self, function, model, batch, training):
+        function = in_graph(function)
         values = function(model, batch, training=training) if self._takes_training else function(model, batch)
         return tf.cast(values, tf.float32)
 

@@ -62,7 +62,9 @@ def measure_throughput(parts: RunParts, num_steps: int) -> Throughput:
 def _draw(batches):
     """In a step's place: looks up what a stack holds as numbers, and does nothing with it."""
 
-    @tf.function(input_signature=[batches.spec, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)])
+    number = tf.TensorSpec([], tf.int32)
+
+    @tf.function(input_signature=[batches.spec, number, number])
     def draw(stack, first, end):
         size = 0
         for index in tf.range(first, end):

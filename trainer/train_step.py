@@ -62,7 +62,7 @@ def build_train_loop(
 
     def replica_step(inputs):
         # A function of its own for each replica: a trace holds the variables of the replica that it was made on.
-        compute = tf.function(micro_batch_sums, jit_compile=True) if jit_compile else micro_batch_sums
+        compute = tf.function(micro_batch_sums, jit_compile=True, autograph=False) if jit_compile else micro_batch_sums
         gradients, loss, weight = add_up(lambda part: compute(*part), inputs, accumulation_steps, variables, in_loop)
         if not gradients:
             raise UserError("The loss does not depend on any trained variable; its gradient is empty.")
@@ -94,11 +94,15 @@ def build_train_loop(
         to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"])
         return tf.stack([tf.math.divide_no_nan(sums["loss"], sums["weight"]), norm * to_mean / sums["scale"]])
 
-    @tf.function(input_signature=[batches.spec, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)])
+    number = tf.TensorSpec([], tf.int32)
+
+    @tf.function(input_signature=[batches.spec, number, number], autograph=False)
     def train_loop(stack, first, end):
-        metrics = tf.zeros([2])  # one tensor: each that a loop carries costs a small step percents
-        for index in tf.range(first, end):
-            metrics = train_step(stack, index)
+        # The metrics are one tensor: each that a loop carries costs a small step percents.
+        start = (first, tf.zeros([2]))
+        _, metrics = tf.while_loop(
+            lambda index, _: index < end, lambda index, _: (index + 1, train_step(stack, index)), start
+        )
         state.step.assign_add(tf.cast(end - first, tf.int64))
         return {"loss": metrics[0], "grad_norm": metrics[1]}
 

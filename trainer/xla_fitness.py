@@ -60,7 +60,7 @@ def check_xla(
         return [tf.convert_to_tensor(gradient) for gradient in found], loss_sum, weight_sum
 
     specs = [*batch_spec.values(), weight_spec]
-    compiled = tf.function(gradients, jit_compile=True)
+    compiled = tf.function(gradients, jit_compile=True, autograph=False)
     graph = compiled.get_concrete_function(*specs).graph
     try:
         compiled.experimental_get_compiler_ir(*specs)(stage="hlo")

@@ -56,10 +56,18 @@ def cnn() -> keras.Model:
 
 
 def mobilenet() -> keras.Model:
-    """Without BatchNormalization, which on several replicas trains another model in Keras' own fit."""
-    image = keras.Input([96, 96, 3])
+    """MobileNetV2 without its BatchNormalization, with which fit trains another model on several replicas."""
     base = keras.applications.MobileNetV2((96, 96, 3), alpha=0.35, include_top=False, weights=None, pooling="avg")
-    return keras.Model(image, keras.layers.Dense(NUM_CLASSES)(base(image)))
+    image = keras.Input([96, 96, 3])
+    return keras.Model(image, keras.layers.Dense(NUM_CLASSES)(_without_batch_norm(base)(image)))
+
+
+def _without_batch_norm(model: keras.Model) -> keras.Model:
+    def clone(layer):
+        is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
+        return keras.layers.Identity(name=layer.name) if is_batch_norm else layer.from_config(layer.get_config())
+
+    return keras.models.clone_model(model, clone_function=clone)
 
 
 def transformer() -> keras.Model:
