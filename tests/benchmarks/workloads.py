@@ -56,18 +56,32 @@ def cnn() -> keras.Model:
 
 
 def mobilenet() -> keras.Model:
-    """MobileNetV2 without its BatchNormalization, with which fit trains another model on several replicas."""
-    base = keras.applications.MobileNetV2((96, 96, 3), alpha=0.35, include_top=False, weights=None, pooling="avg")
+    """The shape of MobileNetV2 (Sandler et al. 2018) at width 0.35.
+
+    Without its BatchNormalization, with which fit trains another model on several replicas.
+    """
     image = keras.Input([96, 96, 3])
-    return keras.Model(image, keras.layers.Dense(NUM_CLASSES)(_without_batch_norm(base)(image)))
+    x = keras.layers.Conv2D(16, 3, 2, "same", activation="relu6")(image)
+    for channels, stride, repeats in (
+        (8, 1, 1),
+        (8, 2, 2),
+        (16, 2, 3),
+        (24, 2, 4),
+        (32, 1, 3),
+        (56, 2, 3),
+        (112, 1, 1),
+    ):
+        for block in range(repeats):
+            x = _inverted_residual(x, channels, stride if block == 0 else 1)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(1280, 1, activation="relu6")(x))
+    return keras.Model(image, keras.layers.Dense(NUM_CLASSES)(x))
 
 
-def _without_batch_norm(model: keras.Model) -> keras.Model:
-    def clone(layer):
-        is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
-        return keras.layers.Identity(name=layer.name) if is_batch_norm else layer.from_config(layer.get_config())
-
-    return keras.models.clone_model(model, clone_function=clone)
+def _inverted_residual(x, channels: int, stride: int):
+    y = keras.layers.Conv2D(6 * x.shape[-1], 1, activation="relu6")(x)
+    y = keras.layers.DepthwiseConv2D(3, stride, "same", activation="relu6")(y)
+    y = keras.layers.Conv2D(channels, 1)(y)
+    return x + y if y.shape == x.shape else y
 
 
 def transformer() -> keras.Model:
