@@ -71,12 +71,12 @@ def infinite_for_one_example(model, batch):
     return tf.where(batch["is_bad"] > 0, values * 1e38 * 1e38, values)
 
 
-def mixed(policy: str):
+def mixed(policy: str, head: str = "float32"):
     options = dict(INIT, dtype=policy)
     return keras.Sequential([
         keras.layers.Conv2D(4, 3, activation="relu", **options),
         keras.layers.Flatten(dtype=policy),
-        keras.layers.Dense(3, **dict(options, dtype="float32")),
+        keras.layers.Dense(3, **dict(options, dtype=head)),
     ])  # fmt: skip
 
 
@@ -186,6 +186,16 @@ ROWS = {
         f"mixed_{kind}": {"model": lambda policy=f"mixed_{kind}": mixed(policy), "tolerance": tolerance}
         for kind, tolerance in (("bfloat16", 5e-3), ("float16", 5e-4))
     },
+    # A mistake of any size shows here, where float32 would hide it in rounding.
+    "float64": {
+        "model": lambda: mixed("float64", "float64"),
+        "task": trainer.supervised(
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float64"),
+            inputs="x", target="label",
+        ),
+        "tolerance": 1e-13,
+    },
+    "float32 and float64": {"model": lambda: mixed("float64", "float32")},
     "averages": {"ema_decay": 0.9},
     "averages, update once": {"ema_decay": 0.9, "optimizer_update": "once"},
     "adam, update once": {"optimizer": lambda: keras.optimizers.Adam(0.01), "optimizer_update": "once"},

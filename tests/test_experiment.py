@@ -280,7 +280,7 @@ def test_a_run_whose_checkpoints_lost_their_data_is_not_started_over_in_silence(
     record = (tmp_path / "run/metrics.jsonl").read_text()
     for shard in (tmp_path / "run/checkpoints").glob("*.data-*"):
         shard.unlink()
-    with pytest.raises(trainer.UserError, match="ckpt-4 lacks ckpt-4.data-00000-of-00001"):
+    with pytest.raises(trainer.UserError, match="ckpt-4: ckpt-4.data-00000-of-00001"):
         train(model_dir=tmp_path / "run")
     assert (tmp_path / "run/metrics.jsonl").read_text() == record
 

@@ -58,9 +58,6 @@ class Diary:
         self.entries.append(f"write {split or 'training'}")
         assert split or values["learning_rate"] == 0.5
 
-    def flush(self):
-        self.entries.append("flush")
-
     def requested(self):
         return self.stop_at is not None and self.state.current_step() >= self.stop_at
 
@@ -76,21 +73,21 @@ def test_the_order_is_step_log_evaluate_save():
     diary = Diary()
     assert diary.run(4, log_every=2, eval_every=4, checkpoint_every=2, steps_per_loop=10)
     assert diary.entries == [
-        "steps to 2", "write training", "flush", "save",
-        "steps to 4", "write training", "evaluate", "write test", "flush", "save",
+        "steps to 2", "write training", "save",
+        "steps to 4", "write training", "evaluate", "write test", "save",
     ]  # fmt: skip
 
 
 def test_zero_means_only_at_the_end():
     diary = Diary()
     diary.run(5, log_every=0, eval_every=0, checkpoint_every=0, steps_per_loop=10)
-    assert diary.entries == ["steps to 5", "write training", "evaluate", "write test", "flush", "save"]
+    assert diary.entries == ["steps to 5", "write training", "evaluate", "write test", "save"]
 
 
 def test_asked_to_stop_it_saves_and_says_that_it_is_not_done():
     diary = Diary(stop_at=4)
     assert not diary.run(10, log_every=0, eval_every=0, checkpoint_every=0, steps_per_loop=2)
-    assert diary.entries == ["steps to 2", "steps to 4", "flush", "save"]
+    assert diary.entries == ["steps to 2", "steps to 4", "save"]
 
 
 def test_a_loss_that_is_not_finite_is_never_saved_even_between_two_logs():

@@ -4,8 +4,8 @@ import json
 
 import tensorflow as tf
 
+from trainer.files import write_text
 from trainer.metric_writer import MetricWriter, read_rows
-from trainer.model_dir import write_text
 from trainer.summary_plot import draw_summary
 
 

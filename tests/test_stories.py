@@ -22,8 +22,8 @@ def train(config, model_dir, *flags):
 
 
 def weights_of(checkpoint) -> dict[str, np.ndarray]:
-    """The model's variables as TensorFlow alone reads them from a train state's checkpoint."""
-    prefix = tf.train.latest_checkpoint(str(checkpoint))
+    """The model's variables as TensorFlow alone reads them; checkpoint: a train state's, or a folder of them."""
+    prefix = tf.train.latest_checkpoint(str(checkpoint)) or str(checkpoint)
     names = [name for name, _ in tf.train.list_variables(prefix) if name.startswith("model/")]
     return {name.split("/.ATTR")[0]: tf.train.load_variable(prefix, name) for name in names}
 
@@ -66,7 +66,10 @@ def test_story_1_source_is_an_ordinary_checkpoint_with_adams_state(linear_source
 @pytest.mark.slow
 def test_story_2_the_rate_follows_the_cosine_from_step_0(digits_source, tmp_path):
     source = f"--gin_param=INIT_CHECKPOINT = '{digits_source}'"
-    short = ("--gin_param=NUM_STEPS = 40", "--gin_param=train.log_every = 8")
+    short = (
+        "--gin_param=NUM_STEPS = 40", "--gin_param=train.log_every = 8",
+        "--gin_param=train.checkpoint_every = 8", "--gin_param=train.checkpoints_to_keep = 5",
+    )  # fmt: skip
     train("conv_adam_to_sgd_cosine", tmp_path / "two", source, *short, *TWO)
     rows = [row for row in read_rows(tmp_path / "two/metrics.jsonl") if "split" not in row]
     assert [row["step"] for row in rows] == [8, 16, 24, 32, 40]
@@ -74,7 +77,10 @@ def test_story_2_the_rate_follows_the_cosine_from_step_0(digits_source, tmp_path
         assert row["learning_rate"] == pytest.approx(0.01 * 0.5 * (1 + np.cos(np.pi * row["step"] / 40)), abs=1e-6)
 
     train("conv_adam_to_sgd_cosine", tmp_path / "one", source, *short, *ONE)
-    assert_equal_weights(weights_of(tmp_path / "one/checkpoints"), weights_of(tmp_path / "two/checkpoints"), 1e-5)
+    # The trained net has activations that rounding alone takes across a ReLU's corner: what they add grows on.
+    for step, tolerance in ((8, 5e-6), (40, 1e-4)):
+        one, two = (weights_of(tmp_path / name / f"checkpoints/ckpt-{step}") for name in ("one", "two"))
+        assert_equal_weights(one, two, tolerance)
 
 
 @pytest.mark.slow

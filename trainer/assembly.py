@@ -59,6 +59,8 @@ def try_task(model: keras.Model, task: Task, train_data: Data, eval_data: Data |
     is not one number, and for values that don't fit the model's outputs. Call outside the strategy's scope.
     """
     outputs = None
+    if eval_data is None and len(task.new_metrics()) > 1:
+        _try_metrics(model, task, train_data, batch_size)  # for a later `launch.evaluate`
     for data in [train_data] if eval_data is None else [train_data, eval_data]:
         # Train and evaluation data mostly are alike, and a trace takes its time.
         if data is train_data or data.batch_spec != train_data.batch_spec:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from trainer import manifest
 from trainer.errors import UserError
-from trainer.model_dir import write_json, write_text
+from trainer.files import write_json, write_text
 from trainer.restore import RestoreError, find_checkpoint, open_checkpoint, renew_constants, whole_checkpoints
 from trainer.train_state import TrainState
 

@@ -33,6 +33,7 @@ from trainer.restore import RestoreReport, restore_weights
 from trainer.run_files import finish_files, recorded_metrics, start_files
 from trainer.run_identity import check_same_run, may_resume, run_identity
 from trainer.run_parts import RunParts
+from trainer.saving import Saving
 from trainer.strategy import build_strategy, is_chief
 from trainer.tasks import Task
 from trainer.throughput import measure_throughput
@@ -93,6 +94,10 @@ def train(
     checkpoint_every: int = 100,
     steps_per_loop: int = 10,
     checkpoints_to_keep: int = 3,
+    keep_every: int = 0,
+    best_metric: str | None = None,
+    best_mode: str = "max",
+    on_save_error: str = "stop",
     on_nan: str = "stop",
     most_rollbacks: int = 3,
     allow_config_change: bool = False,
@@ -120,6 +125,10 @@ def train(
     seed: of initial weights and data order.  strategy: None means `build_strategy("auto")`.
     log_every, eval_every, checkpoint_every: in steps, 0 for only at the end.
     steps_per_loop: steps on the device between two looks of the host.
+    checkpoints_to_keep: the newest so many; keep_every: and for good those of a multiple of so many steps.
+    best_metric: name of a metric of the evaluation; `checkpoints/best` then holds the checkpoint where it was
+      highest (best_mode "max") or lowest ("min").
+    on_save_error: "stop" ends a run that cannot save, for a full disk say; "continue" says so and goes on.
     on_nan: "stop" ends a run whose loss is not finite, and names step and examples; "rollback" goes back to the
       last checkpoint and leaves out the batches up to that one, `most_rollbacks` times at most.
     allow_config_change: resumes a run whose config was another one, from its last step; the changes are recorded.
@@ -143,6 +152,8 @@ def train(
     check_update(optimizer_update)
     if ema_decay is not None:
         check_decay(ema_decay)
+    saving = Saving(best_metric, best_mode, on_save_error)
+    saving.check(task, eval_data, keep_every)
     intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
     strategy = strategy or build_strategy("auto")
     replica_batch = replica_batch_size(global_batch_size, strategy.num_replicas_in_sync, accumulation_steps)
@@ -212,16 +223,21 @@ def train(
         print(describe_run(parts))
         return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None)
     if files is None:
-        return _run(parts, None, None, intervals, identity)
+        return _run(parts, None, None, intervals, saving, identity)
     with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
-        checkpoints = Checkpoints(state, files.checkpoints, checkpoints_to_keep, is_chief(strategy))
+        checkpoints = Checkpoints(state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every)
         if resuming:
             with configured_learning_rate(new_optimizer) if changed else contextlib.nullcontext():
                 parts = dataclasses.replace(parts, resumed_step=_resumed_step(checkpoints, num_steps))
-        return _run(parts, files, checkpoints, intervals, identity)
+            if checkpoints.skipped:
+                notes["checkpoints"] = "; ".join(checkpoints.skipped)
+        checkpoints.tidy()
+        return _run(parts, files, checkpoints, intervals, saving, identity)
 
 
-def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Intervals, identity: str) -> TrainResult:
+def _run(
+    parts: RunParts, files: ModelDir | None, checkpoints, intervals: Intervals, saving: Saving, identity: str
+) -> TrainResult:
     strategy, state = parts.strategy, parts.state
     chief = is_chief(strategy)
     writer = start_files(parts, files if chief else None, identity)
@@ -241,7 +257,16 @@ def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Interv
             return None
         with state.evaluated_weights():
             final = evaluate(parts.eval_data)
+        if checkpoints is not None and saving.best_metric is not None:
+            # Before the step's own checkpoint, which marks the step as done.
+            value, name, higher_is_better = final[saving.best_metric], saving.best_metric, saving.best_mode == "max"
+            saving.guarded(lambda: checkpoints.save_best(value, name, higher_is_better), progress.say)
         return final
+
+    def save():
+        writer.flush()
+        if checkpoints is not None:
+            checkpoints.save()
 
     batches = batches_from_here(parts)
     train_loop = build_train_loop(
@@ -253,7 +278,7 @@ def _run(parts: RunParts, files: ModelDir | None, checkpoints, intervals: Interv
             state=state,
             train=functools.partial(batches.run, train_loop),
             evaluate=evaluate_and_keep,
-            save=checkpoints.save if checkpoints is not None else lambda: None,
+            save=lambda: saving.guarded(save, progress.say),
             writer=writer,
             progress=progress,
             preemption=preemption,

@@ -52,7 +52,8 @@ class LossNotFinite(UserError):
 class LoopParts:
     """What the loop calls.
 
-    train(num_steps) -> metrics of the last step;  evaluate() -> metrics or None;  save() -> None.
+    train(num_steps) -> metrics of the last step;  evaluate() -> metrics or None;  save() -> None, what was
+    written and the checkpoint.
     """
 
     state: TrainState
@@ -100,10 +101,8 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
                     parts.writer.write(step, evaluated, split=parts.split)
         if due(intervals.checkpoint_every):
             with clock.stopped():
-                parts.writer.flush()
                 parts.save()
     if step < num_steps:
-        parts.writer.flush()
         parts.save()
     return step >= num_steps
 

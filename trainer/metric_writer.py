@@ -2,10 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import tensorflow as tf
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+from trainer.errors import UserError
+from trainer.files import write_text
 
 
 class MetricWriter:
@@ -34,7 +36,7 @@ class MetricWriter:
         row = {"step": int(step), **({"split": split} if split else {})}
         row.update({name: float(value) for name, value in values.items()})
         self._file.write(json.dumps(row) + "\n")
-        scalars = Summary(value=[scalar_pb(name, value).value[0] for name, value in values.items()])
+        scalars = tf.compat.v1.Summary(value=[_scalar(name, value) for name, value in values.items()])
         with self._events["eval" if split else "train"].as_default():
             # All at once: an operation for each scalar would take as long as some models take for ten steps.
             tf.summary.experimental.write_raw_pb(scalars.SerializeToString(), step=step)
@@ -59,12 +61,23 @@ class MetricWriter:
             self._file = open(self._path, "a")  # noqa: SIM115  held until close()
 
     def flush(self) -> None:
-        """Brings every row to the disk; called before a checkpoint that follows them."""
-        if self._enabled:
+        """Brings every row to the disk; called before a checkpoint that follows them.
+
+        Raises `UserError` if it cannot; the rows are kept, for the next time.
+        """
+        if not self._enabled:
+            return
+        try:
             self._file.flush()
             os.fsync(self._file.fileno())
             for writer in self._events.values():
                 writer.flush()
+        except (OSError, tf.errors.OpError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.message
+            raise UserError(
+                f"{self._path} cannot be written: {reason}. The last checkpoint is whole, and a run goes on from it. "
+                "Make room or give the right to write there, and run the same command again."
+            ) from error
 
     def close(self) -> None:
         if self._enabled:
@@ -72,6 +85,14 @@ class MetricWriter:
             self._file.close()
             for writer in self._events.values():
                 writer.close()
+
+
+def _scalar(name: str, value: float):
+    """What `tf.summary.scalar` writes of one value."""
+    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin, data_class="DATA_CLASS_SCALAR")
+    tensor = tf.make_tensor_proto(value, tf.float32)
+    return tf.compat.v1.Summary.Value(tag=name, tensor=tensor, metadata=metadata)
 
 
 def read_rows(metrics_path) -> list[dict]:
@@ -93,11 +114,4 @@ def _drop_rows_after(metrics_path, start_step: int) -> None:
     # A fresh start keeps nothing; a resumed one has written the row of its own step already.
     kept = [row for row in rows if start_step and row["step"] <= start_step]
     if os.path.exists(metrics_path):
-        _replace(metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def _replace(path, text: str) -> None:
-    temporary = f"{path}.tmp"
-    with open(temporary, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+        write_text(Path(metrics_path), "".join(json.dumps(row) + "\n" for row in kept))

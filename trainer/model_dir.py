@@ -2,7 +2,6 @@
 
 import dataclasses
 import fcntl
-import json
 import os
 import re
 import socket
@@ -110,17 +109,3 @@ class ModelDirLock:
 
     def __exit__(self, *unused):
         self._file.close()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none: a kill in the middle leaves the old one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")

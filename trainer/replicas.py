@@ -1,8 +1,24 @@
-"""A variable's value on each replica of this process, as NumPy."""
+"""Sums over all replicas, and a variable's value on each replica of this process."""
 
 from collections.abc import Iterator
 
 import numpy as np
+import tensorflow as tf
+
+
+def add_up_replicas(structure):
+    """The same nest of tensors, each the sum over all replicas; call in `strategy.run`.
+
+    One all-reduce for each dtype: TensorFlow packs what it sends at once into one tensor.
+    """
+    tensors = tf.nest.flatten(structure)
+    reduce = tf.distribute.get_replica_context().all_reduce
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        sums = reduce(tf.distribute.ReduceOp.SUM, [tensors[i] for i in places])
+        for place, total in zip(places, sums, strict=True):
+            tensors[place] = total
+    return tf.nest.pack_sequence_as(structure, tensors)
 
 
 def each_replica_value(variable) -> Iterator[np.ndarray]:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 
 import keras
 
 from trainer.config import operative_config
+from trainer.files import replacing, write_json, write_text
 from trainer.metric_writer import MetricWriter, read_rows
-from trainer.model_dir import ModelDir, write_json, write_text
+from trainer.model_dir import ModelDir
 from trainer.run_parts import RunParts
 from trainer.strategy import describe_strategy
 from trainer.summary_plot import draw_summary
@@ -35,12 +35,13 @@ def start_files(parts: RunParts, files: ModelDir | None, identity: str) -> Metri
 
 
 def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial, final, finished: bool) -> None:
-    rows = read_rows(files.metrics)
-    draw_summary(rows, files.summary_plot, f"{files.path.name}: {parts.state.model.name}")
-    writer.write_image("summary", files.summary_plot, parts.state.current_step())
     if finished:
         with parts.state.evaluated_weights():
             _save_final_weights(parts.state.model, files)
+    rows = read_rows(files.metrics)
+    with replacing(files.summary_plot) as temporary:
+        draw_summary(rows, temporary, f"{files.path.name}: {parts.state.model.name}")
+    writer.write_image("summary", files.summary_plot, parts.state.current_step())
     speeds = [row["examples_per_second"] for row in rows if "examples_per_second" in row]
     write_json(
         files.summary,
@@ -67,16 +68,15 @@ def _save_final_weights(model: keras.Model, files: ModelDir) -> None:
     A model that its builder compiled has an optimizer of its own, never used here; Keras would
     write it too, and load it into whatever model loads the weights.
     """
-    whole = files.final_weights.with_name(".tmp.weights.h5")
     compiled_with = getattr(model, "optimizer", None)
     if compiled_with is not None:
         model.optimizer = None
     try:
-        model.save_weights(whole)
+        with replacing(files.final_weights) as temporary:
+            model.save_weights(temporary)
     finally:
         if compiled_with is not None:
             model.optimizer = compiled_with
-    os.replace(whole, files.final_weights)
 
 
 def recorded_metrics(rows: list[dict], initial: dict, final: dict) -> tuple[dict, dict]:

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import gin
 
-from trainer.checkpoints import newest_checkpoint
+from trainer.checkpoints import checkpoint_faults, newest_checkpoint
 from trainer.config import differing_lines
 from trainer.errors import UserError
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir
-from trainer.restore import unreadable_checkpoints
 from trainer.run_parts import RunParts
 
 
@@ -36,7 +35,7 @@ def may_resume(files: ModelDir) -> bool:
         )
     if newest_checkpoint(files.checkpoints) is not None:
         return True
-    broken = unreadable_checkpoints(files.checkpoints)
+    broken = checkpoint_faults(files.checkpoints)
     if broken:
         raise UserError(
             f"model_dir {files.path} holds no whole checkpoint any more: {'; '.join(broken)}. "

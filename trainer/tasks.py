@@ -1,6 +1,5 @@
 """What a model is trained for: loss, metrics, and which features it is called with."""
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 
@@ -76,7 +75,9 @@ class SupervisedTask(Task):
         self._target = target
         self._sample_weight = sample_weight
         self._metrics = metrics
-        self._loss = copy.copy(loss)
+        # Not by `copy`: Keras would make another from the config, which has no dtype and no state of a user's loss.
+        self._loss = object.__new__(type(loss))
+        self._loss.__dict__.update(vars(loss))
         # The mean is ours to take: its denominator is the whole global batch, on all replicas.
         self._loss.reduction = "none"
 

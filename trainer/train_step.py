@@ -1,6 +1,5 @@
 """One optimizer update: micro-batches -> gradient -> one all-reduce -> apply."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import keras
@@ -11,6 +10,7 @@ from trainer.errors import UserError
 from trainer.micro_batches import add_up, needs_other_replicas
 from trainer.random_numbers import drawing
 from trainer.replica_update import Update
+from trainer.replicas import add_up_replicas
 from trainer.stacked_batches import StackedBatches
 from trainer.tasks import Task
 from trainer.train_state import TrainState
@@ -67,11 +67,10 @@ def build_train_loop(
         if not gradients:
             raise UserError("The loss does not depend on any trained variable; its gradient is empty.")
         if replicas > 1:  # where there is one, it would only make every gradient wait for the last
-            add = functools.partial(tf.distribute.get_replica_context().all_reduce, tf.distribute.ReduceOp.SUM)
             if isinstance(weight, float):  # known without computing, so it need not be sent
-                (gradients, loss), weight = add((gradients, loss)), weight * replicas
+                (gradients, loss), weight = add_up_replicas((gradients, loss)), weight * replicas
             else:
-                gradients, loss, weight = add((gradients, loss, weight))
+                gradients, loss, weight = add_up_replicas((gradients, loss, weight))
         sums = {"gradients": gradients, "loss": loss, "weight": weight, "scale": state.optimizer.scale_loss(1.0)}
         update.on_replica(means(sums))
         return sums

@@ -37,6 +37,8 @@ HARMLESS = (
     "steps_per_loop",
     "keep_every",
     "best_metric",
+    "best_mode",
+    "on_save_error",
     "on_nan",
     "most_rollbacks",
     "max_seconds",

@@ -1,0 +1,117 @@
+"""What a run keeps: the newest, some for good, the best; and what becomes of it when it cannot save."""
+
+import json
+import subprocess
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_experiment import DATA, train
+
+import trainer
+from trainer.metric_writer import read_rows
+
+LONG = dict(num_steps=12, eval_every=2, checkpoint_every=2, eval_data=DATA)
+
+
+def kept(folder):
+    return sorted(int(path.stem.removeprefix("ckpt-")) for path in folder.glob("ckpt-*.index"))
+
+
+def tensors_in(folder):
+    """The bytes of every tensor of the newest checkpoint, as TensorFlow reads them."""
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(folder)))
+    names = [name for name in reader.get_variable_to_shape_map() if name != "_CHECKPOINTABLE_OBJECT_GRAPH"]
+    return {name: np.asarray(reader.get_tensor(name)).tobytes() for name in names}
+
+
+@pytest.mark.parametrize(("metric", "mode", "choose"), [("loss", "min", min), ("accuracy", "max", max)])
+def test_the_best_checkpoint_by_a_metric_is_kept_with_what_made_it_the_best(tmp_path, metric, mode, choose):
+    # So large a rate that the metric goes up and down.
+    result = train(
+        model_dir=tmp_path / "run", best_metric=metric, best_mode=mode, checkpoints_to_keep=1,
+        optimizer=lambda: keras.optimizers.SGD(50.0), **LONG,
+    )  # fmt: skip
+    rows = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if "split" in row and row["step"] > 0]
+    best = choose(row[metric] for row in rows)
+    first = next(row["step"] for row in rows if row[metric] == best)
+    folder = tmp_path / "run/checkpoints/best"
+    info = json.loads((folder / "info.json").read_text())
+    assert info["step"] == first < 12 and info["value"] == best and info["metric"] == metric
+    assert kept(folder) == [first] and kept(tmp_path / "run/checkpoints") == [12]
+
+    with tf.device("/CPU:0"):
+        report = trainer.restore_weights(result.model, folder)
+    assert report is not None
+    weights = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if metric == "loss":
+        x, label = np.asarray(DATA["x"], np.float32), DATA["label"]
+        assert float(weights(label, result.model(x))) == pytest.approx(best, rel=1e-5)
+
+
+def test_a_broken_run_ends_with_the_same_best(tmp_path):
+    options = LONG | {"best_metric": "loss", "best_mode": "min", "optimizer": lambda: keras.optimizers.SGD(50.0)}
+    train(model_dir=tmp_path / "whole", **options)
+    for num_steps in (4, 8, 12):
+        train(model_dir=tmp_path / "parts", **options | {"num_steps": num_steps})
+    whole, parts = (tensors_in(tmp_path / run / "checkpoints/best") for run in ("whole", "parts"))
+    assert whole == parts
+    one, two = ((tmp_path / run / "checkpoints/best/info.json").read_text() for run in ("whole", "parts"))
+    assert one == two
+
+
+def test_some_are_kept_for_good(tmp_path):
+    train(model_dir=tmp_path / "run", keep_every=6, checkpoints_to_keep=1, **LONG | {"num_steps": 14})
+    assert kept(tmp_path / "run/checkpoints") == [6, 12, 14]
+
+
+def test_what_cannot_be_kept_is_named_before_anything_is_written(tmp_path):
+    for wrong, message in (
+        ({"best_metric": "acuracy"}, r"no metric 'acuracy'; it has loss, accuracy.*Did you mean 'accuracy'"),
+        ({"best_metric": "loss", "eval_data": None}, "best_metric = 'loss' needs eval_data"),
+        ({"best_metric": "loss", "best_mode": "lowest"}, "best_mode = 'lowest' must be one of 'max', 'min'"),
+        ({"on_save_error": "ignore"}, "on_save_error = 'ignore' must be one of 'stop', 'continue'"),
+        ({"keep_every": -1}, "keep_every = -1 must be 0 or more"),
+    ):
+        with pytest.raises(trainer.UserError, match=message):
+            train(model_dir=tmp_path / "run", **LONG | wrong)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def big():
+    """300 kB."""
+    return keras.Sequential([keras.layers.Dense(10_000), keras.layers.Dense(3)])
+
+
+def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on_to_the_same_bits(small_disk, tmp_path):
+    options = LONG | {"model": big}
+    train(model_dir=tmp_path / "whole", **options)
+    with pytest.raises(trainer.UserError, match="The checkpoint of step [468] cannot be written.*No space"):
+        train(model_dir=small_disk / "run", checkpoints_to_keep=9, **options)
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    train(model_dir=small_disk / "run", checkpoints_to_keep=9, **options)
+    assert tensors_in(small_disk / "run/checkpoints") == tensors_in(tmp_path / "whole/checkpoints")
+
+
+def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
+    options = LONG | {"model": big, "model_dir": small_disk / "run", "checkpoints_to_keep": 9}
+    # To the end, where the weights alone have no room either.
+    with pytest.raises(trainer.UserError, match="final.weights.h5 cannot be written: No space left on device"):
+        train(on_save_error="continue", **options)
+    told = capsys.readouterr().out
+    assert "cannot be written" in told and "The run goes on without (on_save_error = 'continue')" in told
+    assert [row["step"] for row in read_rows(small_disk / "run/metrics.jsonl") if "split" in row][-1] == 12
+    assert kept(small_disk / "run/checkpoints"), "the older ones are there"
