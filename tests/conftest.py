@@ -7,8 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Before TensorFlow and TFDS are imported: a hermetic data folder, for the commands that tests start too.
-os.environ.setdefault("TFDS_DATA_DIR", os.path.join(tempfile.gettempdir(), f"regraft-tests-tfds-{os.getuid()}"))
+# Before TensorFlow and TFDS are imported: a hermetic data folder, for the commands that tests start too. One for
+# each of pytest's processes, which would prepare the same data set at once.
+_PROCESS = f"{os.getuid()}-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+os.environ.setdefault("TFDS_DATA_DIR", os.path.join(tempfile.gettempdir(), f"regraft-tests-tfds-{_PROCESS}"))
 
 import numpy as np  # noqa: E402, I001
 import pytest  # noqa: E402

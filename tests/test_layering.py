@@ -11,11 +11,11 @@ FLOORS = [
     {"errors"},
     {"replicas", "nearest", "user_functions", "files"},  # the ground: what every room may stand on
     {
-        "model_dir", "strategy", "schedules", "models", "datasets", "metric_writer", "progress", "preemption",
-        "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest",
+        "model_dir", "strategy", "schedules", "models", "datasets", "metric_writer", "progress",
+        "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest", "deadline",
     },
     {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches"},
-    {"pipeline", "replica_update", "saving", "run_parts", "assembly"},
+    {"pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption"},
     {"checkpoints", "train_step", "evaluation"},
     {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness"},
     {"nan_recovery"},

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import UserError
+from trainer.deadline import Deadline
 from trainer.loop import Intervals, LoopParts, run_loop
 from trainer.optimizers import build_optimizer
 from trainer.progress import StepProgress
@@ -58,13 +59,19 @@ class Diary:
         self.entries.append(f"write {split or 'training'}")
         assert split or values["learning_rate"] == 0.5
 
-    def requested(self):
-        return self.stop_at is not None and self.state.current_step() >= self.stop_at
+    def next_steps(self, count, steps_left):
+        stopped = self.stop_at is not None and self.state.current_step() >= self.stop_at
+        return 0 if stopped else int(min(count, steps_left))
 
-    def run(self, num_steps, **intervals):
+    def run(self, num_steps, deadline=None, **intervals):
         fields = {field.name for field in dataclasses.fields(LoopParts)}
         parts = {name: getattr(self, name) for name in ("state", "train", "evaluate", "save")}
-        parts |= dict(writer=self, progress=StepProgress(num_steps, visible=False), preemption=self)
+        parts |= dict(
+            writer=self,
+            progress=StepProgress(num_steps, visible=False),
+            preemption=self,
+            deadline=deadline or Deadline(),
+        )
         assert parts.keys() | {"split"} == fields
         return run_loop(LoopParts(**parts, split="test"), num_steps, 8, Intervals(**intervals))
 
@@ -103,3 +110,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(bad):
     with pytest.raises(UserError, match="at step 4"):
         diary.run(10, log_every=2, eval_every=0, checkpoint_every=2, steps_per_loop=2)
     assert diary.entries.count("save") == 1, "only step 2 was saved"
+
+
+class Clock:
+    """Time that passes when the test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_near_the_end_of_its_time_a_run_makes_the_steps_that_fit_and_saves():
+    clock = Clock()
+    deadline = Deadline(100, clock)
+    diary = Diary()
+
+    def train(count, original=diary.train):
+        clock.now += 2.0 * count + (20 if not diary.entries else 0)  # a trace comes first
+        return original(count)
+
+    def save(original=diary.save):
+        clock.now += 5.0
+        original()
+
+    diary.train, diary.save = train, save
+    assert not diary.run(1000, deadline, log_every=0, eval_every=0, checkpoint_every=20, steps_per_loop=10)
+    # 40 s, 60 s and a save: 65; to 85: 5 are for saving, and 10 are 5 steps.
+    assert diary.entries == ["steps to 10", "steps to 20", "save", "steps to 30", "steps to 35", "save"]
+    assert clock.now == 100.0
+
+
+def test_time_that_is_up_before_the_first_step_ends_the_run_at_once():
+    clock = Clock()
+    deadline, diary = Deadline(10, clock), Diary()
+    clock.now = 11.0
+    assert not diary.run(10, deadline)
+    assert diary.entries == ["save"]
+
+
+def test_a_time_that_is_none_is_refused():
+    for wrong in (-1, float("inf"), float("nan"), "1h"):
+        with pytest.raises(UserError, match="max_seconds"):
+            Deadline(wrong)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from trainer.assembly import assemble_model, describe_batch_norm, try_task
 from trainer.checkpoints import Checkpoints, newest_checkpoint
 from trainer.data import as_data
+from trainer.deadline import Deadline
 from trainer.description import describe_run, describe_start
 from trainer.ema import check_decay
 from trainer.errors import UserError
@@ -98,6 +99,7 @@ def train(
     best_metric: str | None = None,
     best_mode: str = "max",
     on_save_error: str = "stop",
+    max_seconds: float = 0,
     on_nan: str = "stop",
     most_rollbacks: int = 3,
     allow_config_change: bool = False,
@@ -129,6 +131,7 @@ def train(
     best_metric: name of a metric of the evaluation; `checkpoints/best` then holds the checkpoint where it was
       highest (best_mode "max") or lowest ("min").
     on_save_error: "stop" ends a run that cannot save, for a full disk say; "continue" says so and goes on.
+    max_seconds: after so many the run saves and stops, as at a signal, its last loops shortened; 0 for no end.
     on_nan: "stop" ends a run whose loss is not finite, and names step and examples; "rollback" goes back to the
       last checkpoint and leaves out the batches up to that one, `most_rollbacks` times at most.
     allow_config_change: resumes a run whose config was another one, from its last step; the changes are recorded.
@@ -154,6 +157,7 @@ def train(
         check_decay(ema_decay)
     saving = Saving(best_metric, best_mode, on_save_error)
     saving.check(task, eval_data, keep_every)
+    deadline = Deadline(max_seconds)
     intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
     strategy = strategy or build_strategy("auto")
     replica_batch = replica_batch_size(global_batch_size, strategy.num_replicas_in_sync, accumulation_steps)
@@ -197,6 +201,7 @@ def train(
         replica_batch_size=replica_batch,
         accumulation_steps=accumulation_steps,
         num_steps=num_steps,
+        steps_per_loop=steps_per_loop,
         init_checkpoint=os.fspath(init_checkpoint) if init_checkpoint else None,
         seed=seed,
         rules=rules | {"frozen": frozen, "synchronize_batch_norm": synchronize_batch_norm},
@@ -223,7 +228,7 @@ def train(
         print(describe_run(parts))
         return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None)
     if files is None:
-        return _run(parts, None, None, intervals, saving, identity)
+        return _run(parts, None, None, intervals, deadline, saving, identity)
     with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every)
         if resuming:
@@ -232,11 +237,17 @@ def train(
             if checkpoints.skipped:
                 notes["checkpoints"] = "; ".join(checkpoints.skipped)
         checkpoints.tidy()
-        return _run(parts, files, checkpoints, intervals, saving, identity)
+        return _run(parts, files, checkpoints, intervals, deadline, saving, identity)
 
 
 def _run(
-    parts: RunParts, files: ModelDir | None, checkpoints, intervals: Intervals, saving: Saving, identity: str
+    parts: RunParts,
+    files: ModelDir | None,
+    checkpoints,
+    intervals: Intervals,
+    deadline: Deadline,
+    saving: Saving,
+    identity: str,
 ) -> TrainResult:
     strategy, state = parts.strategy, parts.state
     chief = is_chief(strategy)
@@ -282,6 +293,7 @@ def _run(
             writer=writer,
             progress=progress,
             preemption=preemption,
+            deadline=deadline,
             split=parts.eval_data.split_label if parts.eval_data else "",
         )
         while True:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
+from trainer.deadline import Deadline
 from trainer.errors import UserError
 from trainer.metric_writer import MetricWriter
 from trainer.preemption import Preemption
@@ -63,6 +64,7 @@ class LoopParts:
     writer: MetricWriter
     progress: StepProgress
     preemption: Preemption
+    deadline: Deadline
     split: str
 
 
@@ -74,8 +76,11 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
     """
     state, step = parts.state, parts.state.current_step()
     clock = _Clock(step)
-    while step < num_steps and not parts.preemption.requested():
-        count = intervals.steps_to_next_look(step, num_steps)
+    while step < num_steps:
+        due_in = intervals.steps_to_next_look(step, num_steps)
+        count = parts.preemption.next_steps(due_in, parts.deadline.steps_left())
+        if not count:
+            break
         metrics = parts.train(count)
         step += count
         parts.progress.advance(step)
@@ -94,13 +99,14 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
             values["examples_per_second"] = steps_per_second * global_batch_size
             parts.writer.write(step, values)
             parts.progress.show_rate(steps_per_second, values["examples_per_second"], values["loss"])
+        parts.deadline.made(count)
         if due(intervals.eval_every):
-            with clock.stopped():
+            with clock.stopped(), parts.deadline.pause():
                 evaluated = parts.evaluate()
                 if evaluated is not None:
                     parts.writer.write(step, evaluated, split=parts.split)
         if due(intervals.checkpoint_every):
-            with clock.stopped():
+            with clock.stopped(), parts.deadline.pause():
                 parts.save()
     if step < num_steps:
         parts.save()

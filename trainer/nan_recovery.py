@@ -37,6 +37,7 @@ def batches_from_here(parts: RunParts) -> StackedBatches:
         num_workers(parts.strategy),
         worker_index(parts.strategy),
         parts.accumulation_steps,
+        parts.steps_per_loop,
     )
 
 

@@ -11,7 +11,8 @@ from trainer.errors import UserError
 from trainer.stacked_batches import StackedBatches
 from trainer.user_functions import as_it_is
 
-# A stack is drawn by one host call and handed over by another, for as many steps as keep it small.
+# A stack is drawn by one host call and handed over by another, for as many steps as keep it small. Numbers of
+# examples come at once.
 _MOST_STEPS_PER_STACK = 512
 _STACK_BYTES = 4 * 2**20
 
@@ -42,6 +43,7 @@ def train_batches(
     num_workers: int = 1,
     worker_index: int = 0,
     accumulation_steps: int = 1,
+    steps_per_loop: int = 10,
 ) -> StackedBatches:
     """This worker's part of every global batch from `start_step` on, without end.
 
@@ -54,8 +56,8 @@ def train_batches(
     same micro-batches: each worker has its part of every one of `accumulation_steps`.
 
     What needs no preprocessing is looked up in memory by the step itself: the pipeline hands it the
-    examples' numbers. Else a stack holds the batches themselves: at most 4 MB of them, or one step where
-    shapes vary.
+    examples' numbers. Else a stack holds the batches themselves: of `steps_per_loop` steps, for which the
+    device waits, or fewer where that were above 4 MB; one step where shapes vary.
     """
     part = _part(global_batch_size, num_workers, worker_index, accumulation_steps)
     if data.examples is None:
@@ -64,14 +66,16 @@ def train_batches(
         # Before any map: what is skipped need not be computed.
         dataset = dataset.skip(start_step * global_batch_size).batch(global_batch_size, drop_remainder=True)
         dataset = dataset.map(as_it_is(lambda batch: tf.nest.map_structure(lambda x: tf.gather(x, part), batch)))
-        steps = _steps_per_stack(dataset.element_spec, len(part))
+        steps = _steps_per_stack(dataset.element_spec, len(part), steps_per_loop)
         # A copy less where a stack is one step.
         dataset = dataset.batch(steps, drop_remainder=True) if steps > 1 else dataset.map(as_it_is(_as_stack))
     else:
         tensors = data.tensors
         by_number = data.preprocess is None
-        number_spec = {"number": tf.TensorSpec([None], tf.int64)}
-        steps = _steps_per_stack(number_spec if by_number else data.batch_spec, len(part))
+        if by_number:
+            steps = _steps_per_stack({"number": tf.TensorSpec([None], tf.int64)}, len(part), _MOST_STEPS_PER_STACK)
+        else:
+            steps = _steps_per_stack(data.batch_spec, len(part), steps_per_loop)
         draw = functools.partial(_index_stack, data.num_examples, global_batch_size, seed, steps)
 
         def numbers_from(step):
@@ -137,12 +141,12 @@ def _index_stack(num_examples: int, global_batch_size: int, seed: int, steps: in
     return indices.reshape(steps, global_batch_size)
 
 
-def _steps_per_stack(batch_spec: Mapping, batch_size: int) -> int:
+def _steps_per_stack(batch_spec: Mapping, batch_size: int, most: int) -> int:
     specs = tf.nest.flatten(dict(batch_spec))
     if not all(isinstance(spec, tf.TensorSpec) and spec.shape[1:].is_fully_defined() for spec in specs):
         return 1  # batches of different shapes make no stack
     step_bytes = sum(batch_size * spec.shape[1:].num_elements() * max(spec.dtype.size, 1) for spec in specs)
-    return int(np.clip(_STACK_BYTES // max(step_bytes, 1), 1, _MOST_STEPS_PER_STACK))
+    return int(np.clip(_STACK_BYTES // max(step_bytes, 1), 1, most))
 
 
 def _as_stack(batch):

@@ -39,6 +39,7 @@ class RunParts:
     replica_batch_size: int
     accumulation_steps: int
     num_steps: int
+    steps_per_loop: int
     init_checkpoint: str | None
     seed: int
     rules: Mapping[str, Any]

@@ -38,6 +38,7 @@ def measure_throughput(parts: RunParts, num_steps: int) -> Throughput:
         num_workers=num_workers(parts.strategy),
         worker_index=worker_index(parts.strategy),
         accumulation_steps=parts.accumulation_steps,
+        steps_per_loop=parts.steps_per_loop,
     )
     train_loop = build_train_loop(
         parts.strategy, parts.state, parts.task, parts.variables, parts.global_batch_size, batches,

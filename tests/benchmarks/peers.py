@@ -11,6 +11,7 @@ from workloads import Workload, optimizer
 
 from trainer.batch_parts import part_of
 from trainer.data import in_memory
+from trainer.deadline import Deadline
 from trainer.loop import Intervals, LoopParts, run_loop
 from trainer.metric_writer import MetricWriter
 from trainer.optimizers import build_optimizer
@@ -38,7 +39,9 @@ def regraft(workload: Workload, strategy: tf.distribute.Strategy) -> TakeSteps:
     with strategy.scope():
         model = workload.build()
         state = new_train_state(model, build_optimizer(optimizer, model.trainable_variables))
-    batches = train_batches(data, workload.batch_size, 0, 0, num_workers(strategy), worker_index(strategy))
+    batches = train_batches(
+        data, workload.batch_size, 0, 0, num_workers(strategy), worker_index(strategy), steps_per_loop=50
+    )
     train_loop = build_train_loop(strategy, state, task(), model.trainable_variables, workload.batch_size, batches)
     parts = LoopParts(
         state=state,
@@ -48,6 +51,7 @@ def regraft(workload: Workload, strategy: tf.distribute.Strategy) -> TakeSteps:
         writer=MetricWriter(folder / "metrics.jsonl", {"train": folder / "train"}, is_chief(strategy)),
         progress=StepProgress(1, 0, visible=False),
         preemption=Preemption(strategy),
+        deadline=Deadline(),
         split="",
     )
     intervals = Intervals(0, 0, 0, STEPS_PER_LOOP)
