@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity check-tpu bench benchmark-restore lint typecheck format lock clean
+.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity test-resume check-tpu bench benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -47,6 +47,9 @@ test-restore: install  ## the restore engine's tests, and the table of models by
 test-parity: install  ## every row on 2 and 3 replicas and 2 workers against one replica, as a table
 	$(BIN)/python -m pytest tests/test_parity.py --parity-table
 
+test-resume: install  ## every fault for real, killed at 20 moments: what was done, how far it ended from an unbroken run
+	$(BIN)/python -m pytest tests/test_faults.py --fault-table
+
 check-tpu: install  ## make check-tpu CONFIG=my.gin: compiles its step with XLA, says what a TPU would refuse
 	$(TRAIN) --gin_file=$(CONFIG) --gin_param="train.jit_compile = True" --dry_run
 
@@ -58,10 +61,11 @@ benchmark-restore: install  ## 1 GB restored beside TensorFlow's own ways: ratio
 .venv/orbit: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ tf-models-official==2.20.0
 
-bench: .venv/orbit  ## speed beside the bare floor, Orbit and Keras fit; start-up and memory; the input pipeline
+bench: .venv/orbit  ## speed beside the bare floor, Orbit and Keras fit; start-up and memory; the input pipeline; saving
 	PYTHONPATH=.venv/orbit $(BIN)/python tests/benchmarks/step_speed.py
 	$(BIN)/python tests/benchmarks/start_up.py
 	$(BIN)/python tests/benchmarks/input_speed.py
+	$(BIN)/python tests/benchmarks/saving_speed.py
 
 test-fast: install  ## the suite without its slow tests
 	$(BIN)/python -m pytest -m "not slow"

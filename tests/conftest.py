@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser):
     parser.addoption("--parity-table", action="store_true", help="prints how far each row is from one replica")
+    parser.addoption("--fault-table", action="store_true", help="prints what was done about each fault, and kills more")
     parser.addoption("--zoo-table", action="store_true", help="prints what became of every model from every writer")
 
 
@@ -99,6 +100,13 @@ def digits_source(tmp_path_factory) -> Path:
 
 _CELLS: dict[tuple[str, str], str] = {}
 _DIFFERENCES: dict[str, dict[str, float]] = {}
+_FAULTS: dict[str, tuple[str, float]] = {}
+
+
+@pytest.fixture(scope="session")
+def fault_cell():
+    """Notes what was done about a fault, and how far the run ended from an unbroken one."""
+    return lambda fault, done, largest: _FAULTS.update({fault: (done, largest)})
 
 
 @pytest.fixture
@@ -116,6 +124,10 @@ def zoo_cell():
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("--zoo-table") and _CELLS:
         _print_zoo(terminalreporter.write_line)
+    if config.getoption("--fault-table") and _FAULTS:
+        terminalreporter.write_line("\n| fault | what was done | max \\|difference\\| |\n|---|---|---|")
+        for fault, (done, largest) in _FAULTS.items():
+            terminalreporter.write_line(f"| {fault} | {done} | {largest:g} |")
     if config.getoption("--parity-table") and _DIFFERENCES:
         columns = list(dict.fromkeys(column for row in _DIFFERENCES.values() for column in row))
         terminalreporter.write_line("\n| largest difference from one replica | " + " | ".join(columns) + " |")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import keras
@@ -461,3 +462,73 @@ def test_a_run_whose_newest_checkpoints_are_damaged_ends_with_the_same_bits(tmp_
     again = run(model_dir, 6, make_strategy(1), checkpoint_every=2)
     assert again.step == 6 and bits(again) == bits(unbroken[1]) and again.final_metrics == unbroken[1].final_metrics
     assert steps_in(model_dir / "checkpoints") == [2, 4, 6] and not checkpoint_faults(model_dir / "checkpoints")
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """A disk that brings nothing to an end before it is let go."""
+    let_go = threading.Event()
+    original = manifest.write_manifest
+
+    def slow(prefix, step):
+        assert let_go.wait(60)
+        original(prefix, step)
+
+    monkeypatch.setattr(manifest, "write_manifest", slow)
+    yield let_go
+    let_go.set()
+
+
+def test_in_the_background_the_values_are_those_of_the_moment_and_the_older_one_stays_whole(tmp_path, slow_disk):
+    slow_disk.set()
+    state = new_state()
+    checkpoints = saved(tmp_path, [10], state, in_background=True)
+    checkpoints.wait()
+    slow_disk.clear()
+    at(state, 20)
+    checkpoints.save()
+    at(state, 21)  # training goes on
+    assert resumed(tmp_path) == (10, []), "as a process finds it that comes after a kill"
+    slow_disk.set()
+    checkpoints.wait()
+    assert resumed(tmp_path) == (20, [])
+
+
+def test_a_save_waits_for_the_one_before(tmp_path, slow_disk):
+    state = new_state()
+    checkpoints = saved(tmp_path, [10], state, in_background=True)
+    threading.Timer(0.3, slow_disk.set).start()
+    at(state, 20)
+    checkpoints.save_best(0.5, "loss")
+    checkpoints.save()
+    checkpoints.wait()
+    assert resumed(tmp_path) == (20, []) and steps_in(tmp_path) == [10, 20] and best_in(tmp_path) == (20, 0.5)
+
+
+def test_what_hindered_it_in_the_background_is_raised_later_and_the_next_is_saved(tmp_path, monkeypatch):
+    state = new_state()
+    checkpoints = saved(tmp_path, [10], state, in_background=True)
+    checkpoints.wait()
+
+    def full(prefix, step):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write_manifest", full)
+        at(state, 20)
+        checkpoints.save()
+        checkpoints.close()
+    at(state, 30)
+    with pytest.raises(trainer.UserError, match="The checkpoint of step 20 cannot be written.*No space left"):
+        checkpoints.save()
+    checkpoints.wait()
+    assert steps_in(tmp_path) == [10, 30] and names_in(tmp_path) == sorted(
+        [name.format(step) for name in (DATA, INDEX, MANIFEST) for step in (10, 30)] + ["checkpoint"]
+    )
+
+
+def test_a_run_waits_for_its_last_checkpoint(tmp_path, slow_disk):
+    threading.Timer(2.0, slow_disk.set).start()
+    run(tmp_path / "run", 3, make_strategy(1))
+    assert newest_checkpoint(tmp_path / "run/checkpoints").endswith("ckpt-3")
+    assert not checkpoint_faults(tmp_path / "run/checkpoints")

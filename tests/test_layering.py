@@ -9,11 +9,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 FLOORS = [
     {"errors"},
-    {"replicas", "nearest", "user_functions", "files"},  # the ground: what every room may stand on
+    {"replicas", "nearest", "user_functions", "files", "data_order"},  # the ground: what every room may stand on
     {
-        "model_dir", "strategy", "schedules", "models", "datasets", "metric_writer", "progress",
+        "model_dir", "strategy", "schedules", "models", "records", "metric_writer", "progress",
         "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest", "deadline",
     },
+    {"datasets"},
     {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches"},
     {"pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption"},
     {"checkpoints", "train_step", "evaluation"},

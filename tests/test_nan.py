@@ -8,9 +8,9 @@ from conftest import make_strategy
 from test_resume import bits
 
 import trainer
+from trainer.data_order import epoch_order
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir
-from trainer.pipeline import epoch_order
 from trainer.restore import whole_checkpoints
 
 BAD = 13

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,29 @@ class Checkpoints:
     keep_every: those of a multiple of this many steps stay for good; 0 for none.
     is_chief: other workers take part in the reads, which are collectives, and write to a folder
       that is thrown away.
+    in_background: whether `save` returns as soon as the values are taken, see `wait`.
 
     skipped: after `resume`, a sentence for each checkpoint that was not whole and that another one stood in for.
     """
 
-    def __init__(self, state: TrainState, folder, keep: int = 3, is_chief: bool = True, keep_every: int = 0):
+    def __init__(
+        self,
+        state: TrainState,
+        folder,
+        keep: int = 3,
+        is_chief: bool = True,
+        keep_every: int = 0,
+        in_background: bool = False,
+    ):
         self._state = state
         self._checkpoint = state.as_checkpoint()
         self._folder = os.fspath(folder)
         self._best_folder = os.path.join(self._folder, "best")
         self._keep, self._keep_every = keep, keep_every
         self._scratch = None if is_chief else tempfile.TemporaryDirectory(prefix="regraft-worker-")
+        self._in_background = in_background and is_chief
+        self._finishing: threading.Thread | None = None
+        self._hindrance: BaseException | None = None  # what the thread that finishes a checkpoint met
         self._saved: tuple[int, str] | None = None  # the last step that was saved or resumed, and its folder
         self._damaged: set[int] = set()
         self._is_tidy = False
@@ -52,15 +65,32 @@ class Checkpoints:
     def save(self) -> None:
         """Writes the state as of now, and deletes what need not be kept any longer.
 
-        Raises `UserError` if it cannot be written; the older checkpoints are then as they were.
+        Raises `UserError` if it cannot be written; the older checkpoints are then as they were. In the
+        background, what hinders it is raised by the next `save` or `wait`, after that has done its own work.
         """
         step = self._state.current_step()
         if self._saved == (step, self._folder):
-            return
-        self._write(step, self._folder)
-        if self._scratch is None:
+            return self.wait()
+
+        def clear_away():
             with self._explaining(f"ckpt-{step} is written, but the older ones cannot be cleared away"):
                 self._delete_old(step)
+
+        return self._write(step, self._folder, clear_away)
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on the disk; raises the `UserError` of one that is not."""
+        self.close()
+        hindrance, self._hindrance = self._hindrance, None
+        if hindrance is not None:
+            self._saved = None  # so that the same step may be tried again
+            raise hindrance
+
+    def close(self) -> None:
+        """Returns when nothing is under way any more, and raises nothing."""
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
 
     def save_best(self, value: float, name: str, higher_is_better: bool = True) -> bool:
         """Keeps the state as of now in `best/` if `value` is better than all before; returns whether it is.
@@ -78,14 +108,17 @@ class Checkpoints:
         if not is_better:
             return False
         step = self._state.current_step()
-        self._write(step, self._best_folder)
         best = {"checkpoint": f"ckpt-{step}", "step": step, "value": float(value), **measured}
-        if self._scratch is None:
+
+        def tell():
             with self._explaining(f"best/ckpt-{step} is written, but best/info.json cannot be"):
                 # From here on it is the best one; before, the old one was, whose files are still there.
                 write_json(Path(self._best_folder, "info.json"), best)
                 self._keep_only_best(step)
+
+        # Before it is written, which may fail on the chief alone: all workers must go on to the same comparisons.
         self._best = best
+        self._write(step, self._best_folder, tell)
         return True
 
     def resume(self) -> int:
@@ -94,6 +127,7 @@ class Checkpoints:
         Every byte is compared with its checksum before. Changes nothing on the disk.
         Raises `UserError` if there are checkpoints and none is whole, or if it is of a differently built run.
         """
+        self.wait()
         step = self._newest_whole()
         if step is None:
             return 0
@@ -149,8 +183,18 @@ class Checkpoints:
             )
         return None
 
-    def _write(self, step: int, folder: str) -> None:
-        """Makes a whole `ckpt-<step>` in `folder`, of the state as of now or of where it is saved already."""
+    def _write(self, step: int, folder: str, then: Callable[[], None]) -> None:
+        """Makes a whole `ckpt-<step>` in `folder`, of the state as of now or of where it is saved already.
+
+        Only the state's values are taken here and now. In the background they are brought to the disk, get
+        their manifest and are moved in; so the training goes on while the disk is slow, and what is written
+        is what was there.
+        """
+        try:
+            self.wait()
+            failed = None
+        except UserError as error:
+            failed = error
         saved_in = self._saved[1] if self._saved is not None and self._saved[0] == step else None
         if self._scratch is not None:
             if saved_in is None:
@@ -167,13 +211,30 @@ class Checkpoints:
                 self._write_state(staged)
             else:
                 manifest.copy_to(_prefix(saved_in, step), unfinished)
-            if not manifest.has_manifest(staged):
-                manifest.write_manifest(staged, step)
-            if not self._is_there(staged, folder, step):
-                manifest.move_in(staged, folder)
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self._damaged.discard(step)
         self._saved = (step, folder)
+
+        def finish():
+            try:
+                with self._explaining(f"The checkpoint of step {step} cannot be written", unfinished):
+                    if not manifest.has_manifest(staged):
+                        manifest.write_manifest(staged, step)
+                    if not self._is_there(staged, folder, step):
+                        manifest.move_in(staged, folder)
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                self._damaged.discard(step)
+                then()
+            except BaseException as error:  # noqa: BLE001  `wait` raises it in the thread that trains
+                self._hindrance = error
+
+        if self._in_background:
+            # No daemon: a process that leaves ends it first.
+            self._finishing = threading.Thread(target=finish, name=f"finishes ckpt-{step}")
+            self._finishing.start()
+        else:
+            finish()
+            self.wait()
+        if failed is not None:
+            raise failed
 
     def _is_there(self, staged: str, folder: str, step: int) -> bool:
         there = _prefix(folder, step)

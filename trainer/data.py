@@ -1,14 +1,16 @@
 """Examples of one split, and where they come from: memory, TFDS, or a data set of the user's own."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import gin
 import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError
+from trainer.records import Records, unreadable
 from trainer.user_functions import as_it_is, in_graph
 
 
@@ -19,6 +21,7 @@ class Data:
     split: as TFDS spells it, "" for data of another kind.
     examples: feature name -> [num_examples, ...] in memory, or None if they are streamed.
     stream: makes a fresh `tf.data.Dataset` over one epoch of single examples in stored order, or None.
+    records: of a stream that is made of record files: the same examples, from anywhere on; else None.
     preprocess: batch -> batch, a vectorised TensorFlow function applied after batching, or None.
     """
 
@@ -27,6 +30,7 @@ class Data:
     split: str = ""
     examples: Mapping[str, np.ndarray] | None = None
     stream: Callable[[], tf.data.Dataset] | None = None
+    records: Records | None = None
     preprocess: Callable | None = None
     shuffle_buffer: int = 10_000
 
@@ -43,6 +47,20 @@ class Data:
     def preprocessed(self, batch):
         """A batch, feature -> [batch, ...], as the task sees it."""
         return batch if self.preprocess is None else in_graph(self.preprocess)(batch)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around what reads examples: raises a `UserError` that names the file that is damaged or gone."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            faults = unreadable([path for path, _, _ in self.records.segments]) if self.records is not None else []
+            if not faults:
+                raise
+            raise UserError(
+                f"The data {self.label} cannot be read: {'; '.join(faults)}. Bring the file back, or delete the "
+                "folder and prepare the data set again."
+            ) from error
 
     @functools.cached_property
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
@@ -100,8 +118,8 @@ def tfds_data(
     features: which features to keep; None keeps all but strings, which no accelerator takes.
     prepare: example -> example, applied once, before caching (decode, resize to one shape).
     preprocess: batch -> batch, applied to every batch (cast, normalise).
-    memory_limit_bytes: a split that is larger once decoded is streamed through a shuffle buffer of
-      `shuffle_buffer` examples; resuming it then reads up to its position again.
+    memory_limit_bytes: a split that is larger once decoded is streamed, in blocks of `shuffle_buffer` examples
+      that come in another order each epoch, as do the examples of a block (see `Records`).
 
     Raises `UserError` for an unknown name (naming the nearest), an unknown split or feature, and a
     data set that is not there and would need the network.
@@ -109,18 +127,21 @@ def tfds_data(
     # Here: TensorFlow Datasets takes longer to import than a small model to its first step.
     from trainer.datasets.read import in_memory_bytes, open_split
 
-    dataset, num_examples, label = open_split(tfds_name, split, data_dir, download, features, prepare)
+    dataset, records, num_examples, label = open_split(tfds_name, split, data_dir, download, features, prepare)
     size_bytes = in_memory_bytes(dataset, num_examples)
     if size_bytes is None:
         raise UserError(
             f"{label}: its examples have different shapes ({_show(dataset.element_spec)}) and cannot be batched. "
             "Bind tfds_data.prepare to a function that brings them to one, e.g. @resize_image."
         )
+    streamed = Data(
+        tfds_name, num_examples, split, stream=lambda: dataset, records=records, preprocess=preprocess,
+        shuffle_buffer=shuffle_buffer,
+    )  # fmt: skip
     if size_bytes > memory_limit_bytes:
-        return Data(
-            tfds_name, num_examples, split, stream=lambda: dataset, preprocess=preprocess, shuffle_buffer=shuffle_buffer
-        )
-    chunks = list(dataset.batch(1024).as_numpy_iterator())
+        return streamed
+    with streamed.reading():
+        chunks = list(dataset.batch(1024).as_numpy_iterator())
     arrays = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
     return Data(tfds_name, num_examples, split, arrays, preprocess=preprocess)
 

@@ -98,6 +98,7 @@ def train(
     keep_every: int = 0,
     best_metric: str | None = None,
     best_mode: str = "max",
+    async_checkpoint: bool = True,
     on_save_error: str = "stop",
     max_seconds: float = 0,
     on_nan: str = "stop",
@@ -130,6 +131,7 @@ def train(
     checkpoints_to_keep: the newest so many; keep_every: and for good those of a multiple of so many steps.
     best_metric: name of a metric of the evaluation; `checkpoints/best` then holds the checkpoint where it was
       highest (best_mode "max") or lowest ("min").
+    async_checkpoint: whether training goes on while a checkpoint, whose values are taken, is brought to the disk.
     on_save_error: "stop" ends a run that cannot save, for a full disk say; "continue" says so and goes on.
     max_seconds: after so many the run saves and stops, as at a signal, its last loops shortened; 0 for no end.
     on_nan: "stop" ends a run whose loss is not finite, and names step and examples; "rollback" goes back to the
@@ -230,14 +232,17 @@ def train(
     if files is None:
         return _run(parts, None, None, intervals, deadline, saving, identity)
     with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
-        checkpoints = Checkpoints(state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every)
+        checkpoints = Checkpoints(
+            state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every, async_checkpoint
+        )
         if resuming:
             with configured_learning_rate(new_optimizer) if changed else contextlib.nullcontext():
                 parts = dataclasses.replace(parts, resumed_step=_resumed_step(checkpoints, num_steps))
             if checkpoints.skipped:
                 notes["checkpoints"] = "; ".join(checkpoints.skipped)
         checkpoints.tidy()
-        return _run(parts, files, checkpoints, intervals, deadline, saving, identity)
+        with contextlib.closing(checkpoints):  # before the folder is another's
+            return _run(parts, files, checkpoints, intervals, deadline, saving, identity)
 
 
 def _run(
@@ -306,6 +311,8 @@ def _run(
                 progress.say(told)
                 loop_parts = dataclasses.replace(loop_parts, train=functools.partial(batches.run, train_loop))
     writer.flush()
+    if checkpoints is not None:
+        saving.guarded(checkpoints.wait, progress.say)
     if chief and files is not None:
         rows = read_rows(files.metrics)
         initial, final = recorded_metrics(rows, initial, final)

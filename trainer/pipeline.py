@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data import Data
+from trainer.data_order import index_stack
 from trainer.errors import UserError
 from trainer.stacked_batches import StackedBatches
 from trainer.user_functions import as_it_is
@@ -53,7 +54,8 @@ def train_batches(
     of one and the beginning of the next, every example comes exactly once an epoch, and no batch
     is short. In memory, the order is NumPy's Philox permutation keyed by (seed, epoch), so that any
     step is reached at once; the same global batches come out for any number of workers, and the
-    same micro-batches: each worker has its part of every one of `accumulation_steps`.
+    same micro-batches: each worker has its part of every one of `accumulation_steps`. What is read from
+    record files comes block by block, see `Records`; of a `tf.data.Dataset`, what was used is read over.
 
     What needs no preprocessing is looked up in memory by the step itself: the pipeline hands it the
     examples' numbers. Else a stack holds the batches themselves: of `steps_per_loop` steps, for which the
@@ -61,11 +63,9 @@ def train_batches(
     """
     part = _part(global_batch_size, num_workers, worker_index, accumulation_steps)
     if data.examples is None:
-        assert data.stream is not None
-        dataset = data.stream().shuffle(data.shuffle_buffer, seed=seed, reshuffle_each_iteration=True).repeat()
-        # Before any map: what is skipped need not be computed.
-        dataset = dataset.skip(start_step * global_batch_size).batch(global_batch_size, drop_remainder=True)
-        dataset = dataset.map(as_it_is(lambda batch: tf.nest.map_structure(lambda x: tf.gather(x, part), batch)))
+        dataset = _streamed_batches(data, global_batch_size, seed, start_step)
+        if len(part) < global_batch_size:
+            dataset = dataset.map(as_it_is(lambda batch: tf.nest.map_structure(lambda x: tf.gather(x, part), batch)))
         steps = _steps_per_stack(dataset.element_spec, len(part), steps_per_loop)
         # A copy less where a stack is one step.
         dataset = dataset.batch(steps, drop_remainder=True) if steps > 1 else dataset.map(as_it_is(_as_stack))
@@ -76,7 +76,7 @@ def train_batches(
             steps = _steps_per_stack({"number": tf.TensorSpec([None], tf.int64)}, len(part), _MOST_STEPS_PER_STACK)
         else:
             steps = _steps_per_stack(data.batch_spec, len(part), steps_per_loop)
-        draw = functools.partial(_index_stack, data.num_examples, global_batch_size, seed, steps)
+        draw = functools.partial(index_stack, data.num_examples, global_batch_size, seed, steps)
 
         def numbers_from(step):
             numbers = tf.numpy_function(lambda step: draw(int(step))[:, part], [step], tf.int64, stateful=False)
@@ -89,7 +89,18 @@ def train_batches(
     if data.preprocess is not None:
         preprocess = as_it_is(functools.partial(_preprocess_stack, data, steps))
         dataset = dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
-    return StackedBatches(dataset.prefetch(tf.data.AUTOTUNE))
+    return StackedBatches(dataset.prefetch(tf.data.AUTOTUNE), reading=data.reading)
+
+
+def _streamed_batches(data: Data, batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
+    """Global batches of what does not fit into memory, from `start_step` on."""
+    if data.records is not None:
+        blocks = data.records.shuffled_blocks(data.shuffle_buffer, seed, start_step * batch_size)
+        return blocks.rebatch(batch_size, drop_remainder=True)
+    assert data.stream is not None
+    dataset = data.stream().shuffle(data.shuffle_buffer, seed=seed, reshuffle_each_iteration=True).repeat()
+    # Before any map: what is skipped need not be computed.
+    return dataset.skip(start_step * batch_size).batch(batch_size, drop_remainder=True)
 
 
 def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index: int = 0) -> tf.data.Dataset:
@@ -119,26 +130,7 @@ def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index
 
 def batch_numbers(data: Data, global_batch_size: int, seed: int, batch: int) -> np.ndarray:
     """[global_batch_size] int64: which examples, in stored order, make up a global batch of data in memory."""
-    return _index_stack(data.num_examples, global_batch_size, seed, 1, batch)[0]
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """[num_examples] int64: the order of the examples in one epoch (Salmon et al. 2011, Philox)."""
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
-    return generator.permutation(num_examples)
-
-
-def _index_stack(num_examples: int, global_batch_size: int, seed: int, steps: int, first_step: int) -> np.ndarray:
-    """[steps, global_batch_size] int64: which examples the steps from `first_step` on take."""
-    indices = np.empty(steps * global_batch_size, np.int64)
-    filled = 0
-    while filled < indices.size:
-        epoch, offset = divmod(first_step * global_batch_size + filled, num_examples)
-        chosen = epoch_order(num_examples, seed, epoch)[offset : offset + indices.size - filled]
-        indices[filled : filled + chosen.size] = chosen
-        filled += chosen.size
-    return indices.reshape(steps, global_batch_size)
+    return index_stack(data.num_examples, global_batch_size, seed, 1, batch)[0]
 
 
 def _steps_per_stack(batch_spec: Mapping, batch_size: int, most: int) -> int:

@@ -1,5 +1,6 @@
 """Hands the device the batches of several steps at a time: small steps would wait longer for each of their own."""
 
+import contextlib
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -11,11 +12,18 @@ class StackedBatches:
     dataset: without end; every stack holds the same number of steps.  spec: of one stack.
     look_up: makes of one replica's part of a stack its (batch, weight): features -> [rows, ...], and
       [rows] float32, or None where every example counts once.
+    reading: makes a context manager around what waits for the data.
     """
 
-    def __init__(self, dataset: tf.data.Dataset, look_up: Callable = lambda batch: (batch, None)):
+    def __init__(
+        self,
+        dataset: tf.data.Dataset,
+        look_up: Callable = lambda batch: (batch, None),
+        reading: Callable = contextlib.nullcontext,
+    ):
         self.dataset = dataset
         self.look_up = look_up
+        self._reading = reading
         self.spec = dataset.element_spec
         self._steps_per_stack = tf.nest.flatten(self.spec)[0].shape[0]
         self._iterator = iter(dataset)
@@ -27,7 +35,9 @@ class StackedBatches:
         metrics = None
         while num_steps:
             if self._used == self._steps_per_stack:
-                self._stack, self._used = next(self._iterator), 0
+                with self._reading():
+                    self._stack = next(self._iterator)
+                self._used = 0
             count = min(num_steps, self._steps_per_stack - self._used)
             metrics = train_loop(self._stack, tf.constant(self._used), tf.constant(self._used + count))
             self._used += count

@@ -39,6 +39,7 @@ HARMLESS = (
     "best_metric",
     "best_mode",
     "on_save_error",
+    "async_checkpoint",
     "on_nan",
     "most_rollbacks",
     "max_seconds",

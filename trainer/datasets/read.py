@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import socket
 import urllib.request
@@ -13,6 +14,8 @@ import tensorflow_datasets as tfds
 from trainer import datasets
 from trainer.errors import UserError
 from trainer.nearest import nearest
+from trainer.records import Records
+from trainer.user_functions import in_graph
 
 
 def open_split(
@@ -22,19 +25,22 @@ def open_split(
     download: bool,
     features: list[str] | None,
     prepare: Callable | None,
-) -> tuple[tf.data.Dataset, int, str]:
-    """(single examples as dicts in stored order, their number, a label for messages)."""
+) -> tuple[tf.data.Dataset, Records | None, int, str]:
+    """(single examples as dicts in stored order, where they are, their number, a label for messages).
+
+    Where they are is known of TFRecord files, TFDS' own default.
+    """
     builder = _prepared_builder(name, data_dir, download)
     label = f"{name}:{split}"
     try:
-        num_examples = builder.info.splits[split].num_examples
+        found = builder.info.splits[split]
     except (KeyError, ValueError) as error:
         known, base = sorted(builder.info.splits), split.split("[")[0]
         raise UserError(
             f"The data set {name} has no split '{split}'; it has {', '.join(known)}, "
             f"and parts of them such as 'train[:80%]'.{'' if base in known else nearest(base, known)}"
         ) from error
-    if not num_examples:
+    if not found.num_examples:
         raise UserError(f"The split {label} is empty.")
     # A fixed order is the ground that exact resume stands on.
     dataset = builder.as_dataset(split=split, shuffle_files=False)
@@ -42,7 +48,19 @@ def open_split(
     dataset = dataset.map(lambda example: {key: example[key] for key in kept})
     if prepare is not None:
         dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset, num_examples, label
+    records = None
+    if builder.info.file_format is tfds.core.FileFormat.TFRECORD:
+        records = Records(
+            [(os.fspath(part.filename), part.skip, part.take) for part in found.file_instructions],
+            functools.partial(_decode, builder.info.features, kept, prepare),
+        )
+    return dataset, records, found.num_examples, label
+
+
+def _decode(features, kept: list[str], prepare: Callable | None, serialized):
+    example = features.deserialize_example(serialized)
+    example = {key: example[key] for key in kept}
+    return example if prepare is None else in_graph(prepare)(example)
 
 
 def in_memory_bytes(dataset: tf.data.Dataset, num_examples: int) -> int | None:

@@ -1,0 +1,161 @@
+"""Runs `launch.train` in several processes of this machine, as workers of one MultiWorkerMirroredStrategy.
+
+python -m launch.local --num_workers=2 -- --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/two
+
+What follows `--` are flags of launch.train. The chief's output is shown here, that of every worker is in
+`worker-<index>.log` in --log_dir. When one ends badly all are ended; Ctrl-C and SIGTERM are passed on, so
+that they save together. Exit status: the workers' own; 75, "run it again", also where one was killed.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+flags.DEFINE_integer("num_workers", 2, "How many processes.", lower_bound=1)
+flags.DEFINE_string("log_dir", None, "Folder for the workers' logs; a new one in the system's folder by default.")
+flags.DEFINE_integer("max_restarts", 0, "How often to start all again when they end with 75.", lower_bound=0)
+flags.DEFINE_bool("pin_cpus", False, "Give every worker processors of its own.")
+flags.DEFINE_integer("grace_seconds", 60, "How long workers may take to save and leave.", lower_bound=1)
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as launch.train uses it
+
+
+class Workers:
+    """One generation of processes, which start and end together."""
+
+    def __init__(self, num_workers: int, arguments: list[str], log_dir: Path, pin_cpus: bool):
+        self._logs = [log_dir / f"worker-{index}.log" for index in range(num_workers)]
+        self._ended = False
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(num_workers)]
+        processors = sorted(os.sched_getaffinity(0))
+        command = [sys.executable, "-m", "launch.train", *arguments]
+        self.processes = []
+        for index in range(num_workers):
+            cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            own = processors[index::num_workers] or [processors[index % len(processors)]]
+            # Over the shell's own, which may stand in for many; and appended to: a restart is the same run.
+            with open(self._logs[index], "ab") as log:
+                self.processes.append(
+                    subprocess.Popen(
+                        _pinned(own, command) if pin_cpus else command,
+                        env={**os.environ, "TF_CONFIG": json.dumps(cluster), "PYTHONUNBUFFERED": "1"},
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE if index == 0 else log,
+                        stderr=subprocess.STDOUT,
+                        # A Ctrl-C in the terminal reaches us alone, and we pass it on once.
+                        start_new_session=True,
+                    )
+                )
+        self._echo = threading.Thread(target=self._show_chief, daemon=True)
+        self._echo.start()
+
+    def wait(self, grace_seconds: float) -> int:
+        """Returns the exit status of all: the first that was not 0, or 75 for a worker that a signal ended."""
+        statuses: dict[int, int] = {}
+        deadline = None
+        while len(statuses) < len(self.processes):
+            for index, process in enumerate(self.processes):
+                status = process.poll()
+                if status is None or index in statuses:
+                    continue
+                statuses[index] = status
+                if status and deadline is None:
+                    deadline = time.monotonic() + grace_seconds
+                    if not self._ended and status != TRY_AGAIN:
+                        self._tell(index, status)
+                        self.send(signal.SIGTERM)
+            if deadline is not None and time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+            time.sleep(0.05)
+        self._echo.join(timeout=5)
+        bad = [status for status in statuses.values() if status]
+        return 0 if not bad else TRY_AGAIN if bad[0] < 0 else bad[0]
+
+    def send(self, number: int) -> None:
+        """Sends a signal to every worker that is there still."""
+        self._ended = True
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def _show_chief(self) -> None:
+        with open(self._logs[0], "ab", buffering=0) as log:
+            for line in self.processes[0].stdout:
+                log.write(line)
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+
+    def _tell(self, index: int, status: int) -> None:
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        print(f"worker {index} {how}; the others are ended. Its last lines, of {self._logs[index]}:", file=sys.stderr)
+        time.sleep(0.2)  # the chief's pass through us
+        for line in self._logs[index].read_text(errors="replace").splitlines()[-10:]:
+            print(f"worker {index}: {line}", file=sys.stderr)
+
+
+def _pinned(processors: list[int], command: list[str]) -> list[str]:
+    """The command on these processors only; by `taskset`, since a fork of ours could not run Python code safely."""
+    taskset = shutil.which("taskset")
+    if taskset is None:
+        raise app.UsageError("--pin_cpus needs the command taskset (util-linux), which is not here.")
+    return [taskset, "--cpu-list", ",".join(map(str, processors)), *command]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that are free now; all are held until the last is found, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def train_flags(arguments: list[str]) -> list[str]:
+    """The flags for launch.train, with the strategy that several workers need."""
+    given = [argument for argument in arguments if argument.lstrip("-").split("=")[0] == "strategy"]
+    if given and given != ["--strategy=multi_worker"]:
+        raise app.UsageError(f"{given[0]}: several workers need --strategy=multi_worker, which launch.local sets.")
+    return [*arguments, *([] if given else ["--strategy=multi_worker"])]
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments[1:]:
+        raise app.UsageError("Name the run: what follows -- are flags of launch.train.")
+    train_arguments = train_flags(arguments[1:])
+    log_dir = Path(flags.FLAGS.log_dir or tempfile.mkdtemp(prefix="regraft-workers-"))
+    log_dir.mkdir(parents=True, exist_ok=True)
+    print(f"workers          {flags.FLAGS.num_workers}, logs in {log_dir}", flush=True)
+    asked: list[int] = []
+    workers: list[Workers] = []
+
+    def pass_on(number, frame):
+        del frame
+        asked.append(number)
+        if workers:
+            workers[-1].send(number if len(asked) == 1 else signal.SIGKILL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    for restart in range(flags.FLAGS.max_restarts + 1):
+        workers.append(Workers(flags.FLAGS.num_workers, train_arguments, log_dir, flags.FLAGS.pin_cpus))
+        status = workers[-1].wait(flags.FLAGS.grace_seconds)
+        if status != TRY_AGAIN or asked or restart == flags.FLAGS.max_restarts:
+            break
+        print(f"restart {restart + 1} of at most {flags.FLAGS.max_restarts}", file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    app.run(main)

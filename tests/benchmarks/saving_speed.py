@@ -1,0 +1,108 @@
+"""How long a save holds the training up: in the background, at once, and by TensorFlow's CheckpointManager.
+
+python tests/benchmarks/saving_speed.py [--rounds=7] [--megabytes=100]
+
+A state of so many megabytes (weights, Adam's slots) is trained for 0.5 s between two saves, so that what is
+done in the background has its time, and takes it from the steps too: `held up` is what a save call takes,
+`slowed down` what it and the half second after it lose of steps beside the half second before.
+Exit status 1 if a checkpoint a minute costs more than 5 % of the minute.
+"""
+
+import argparse
+import functools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from trainer.checkpoints import Checkpoints  # noqa: E402
+from trainer.data import in_memory  # noqa: E402
+from trainer.optimizers import build_optimizer  # noqa: E402
+from trainer.pipeline import train_batches  # noqa: E402
+from trainer.tasks import supervised  # noqa: E402
+from trainer.train_state import new_train_state  # noqa: E402
+from trainer.train_step import build_train_loop  # noqa: E402
+
+WINDOW_SECONDS = 0.5
+
+
+def new_run(megabytes: int):
+    """(state, take_steps): an embedding holds the megabytes, a small part of which a step uses."""
+    rows = megabytes * 2**20 // (3 * 4 * 256)
+    model = keras.Sequential([keras.layers.Embedding(rows, 256), keras.layers.Flatten(), keras.layers.Dense(10)])
+    random = np.random.default_rng(0)
+    data = in_memory(
+        examples={"x": random.integers(0, rows, [256, 4]).astype(np.int32), "y": random.integers(0, 10, 256)}
+    )
+    model(np.zeros([1, 4], np.int32))
+    optimizer = build_optimizer(lambda: keras.optimizers.Adam(1e-3), model.trainable_variables)
+    state = new_train_state(model, optimizer)
+    task = supervised(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="x", target="y")
+    batches = train_batches(data, 32, seed=0)
+    loop = build_train_loop(tf.distribute.get_strategy(), state, task, model.trainable_variables, 32, batches)
+    take_steps = functools.partial(batches.run, loop)
+    take_steps(1)
+    return state, take_steps
+
+
+def steps_in(seconds: float, take_steps) -> float:
+    """Steps a second, and how long it really took."""
+    started, steps = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        take_steps(1)
+        steps += 1
+    return steps / (time.perf_counter() - started)
+
+
+def measure(megabytes: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """{way: [(seconds held up, seconds lost), a round]}."""
+    state, take_steps = new_run(megabytes)
+    found: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        background = Checkpoints(state, Path(folder, "background"), keep=1, in_background=True)
+        at_once = Checkpoints(state, Path(folder, "at_once"), keep=1)
+        plain = tf.train.CheckpointManager(state.as_checkpoint(), Path(folder, "plain"), max_to_keep=1)
+        ways = {"in the background": background.save, "at once": at_once.save, "CheckpointManager": plain.save}
+        for counted in range(rounds + 1):
+            for name, save in ways.items():
+                before = steps_in(WINDOW_SECONDS, take_steps)
+                started = time.perf_counter()
+                save()
+                held_up = time.perf_counter() - started
+                after = steps_in(WINDOW_SECONDS, take_steps)
+                background.wait()
+                lost = held_up + max(0.0, WINDOW_SECONDS * (1 - after / before))
+                if counted:
+                    found.setdefault(name, []).append((held_up, lost))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--megabytes", type=int, default=100)
+    arguments = parser.parse_args()
+    found = measure(arguments.megabytes, arguments.rounds)
+    print(f"| a state of {arguments.megabytes} MB | held up, ms | held up and slowed down, ms | of a minute |")
+    print("|---" * 4 + "|")
+    shares = {}
+    for name, values in found.items():
+        held, lost = (statistics.median(each) for each in zip(*values, strict=True))
+        shares[name] = lost / 60
+        print(f"| {name} | {1e3 * held:.0f} | {1e3 * lost:.0f} | {100 * shares[name]:.2f} % |")
+    if shares["in the background"] > 0.05:
+        sys.exit("\nThe bar does not hold: a checkpoint a minute costs more than 5 % of it.")
+
+
+if __name__ == "__main__":
+    main()

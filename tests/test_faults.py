@@ -1,0 +1,361 @@
+"""Whatever hits a run, the same command again ends with the bits of a run that nothing hit.
+
+`make test-resume` (--fault-table) prints what was done and the largest difference; it kills at 20 moments, not 2.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import REPOSITORY
+from test_multi_worker import free_ports
+
+from trainer.metric_writer import read_rows
+
+SETUPS = {
+    "one replica": ["--strategy=one_device"],
+    "two replicas": ["--strategy=mirrored", "--virtual_devices=2"],
+    "two workers": ["--strategy=multi_worker"],
+}
+
+
+@pytest.fixture(scope="module")
+def moments(request) -> int:
+    """How often each kind of run is killed."""
+    return 20 if request.config.getoption("--fault-table") else 2
+
+
+@pytest.fixture(scope="module")
+def num_steps(moments) -> int:
+    """Enough of them not to be through before the last kill."""
+    return 300 + 150 * moments
+
+
+def start(model_dir, num_steps, setup="one replica", *flags, **environment) -> list[subprocess.Popen]:
+    """The command in one process, or in two workers."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    processes = []
+    for index in range(2 if setup == "two workers" else 1):
+        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        config = {"TF_CONFIG": json.dumps(cluster)} if setup == "two workers" else {}
+        paths = f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}"
+        processes.append(
+            subprocess.Popen(
+                [
+                    sys.executable, "-m", "launch.train", "--gin_file=tests/faults/run.gin", *SETUPS[setup],
+                    f"--model_dir={model_dir}", f"--gin_param=NUM_STEPS = {num_steps}", *flags,
+                ],
+                cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": paths, **config, **environment},
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+        )  # fmt: skip
+    return processes
+
+
+def finish(processes) -> tuple[int, str]:
+    """Exit status and text of the first; all of them are gone afterwards."""
+    try:
+        text, _ = processes[0].communicate(timeout=300)
+        for process in processes[1:]:
+            process.communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+    return processes[0].returncode, text
+
+
+def run(*arguments, status=0, **environment) -> str:
+    returned, text = finish(start(*arguments, **environment))
+    assert returned == status, text
+    assert "Traceback" not in text, text
+    return text
+
+
+def saved(model_dir) -> list[str]:
+    return sorted(path.name for path in Path(model_dir, "checkpoints").glob("ckpt-*.index"))
+
+
+def wait_for_a_save(model_dir, processes, before) -> None:
+    deadline = time.monotonic() + 120
+    while saved(model_dir) == before and processes[0].poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, num_steps):
+    """model_dir of a run that nothing hit, by setup."""
+    made: dict[str, Path] = {}
+
+    def of(setup) -> Path:
+        if setup not in made:
+            made[setup] = tmp_path_factory.mktemp("unbroken") / "run"
+            run(made[setup], num_steps, setup)
+        return made[setup]
+
+    return of
+
+
+def tensors_of(prefix: str) -> dict[str, np.ndarray]:
+    reader = tf.train.load_checkpoint(prefix)
+    names = reader.get_variable_to_shape_map()
+    return {name: np.asarray(reader.get_tensor(name)) for name in names if not name.startswith("_CHECKPOINTABLE")}
+
+
+def rows_of(model_dir) -> list[dict]:
+    rows = read_rows(Path(model_dir, "metrics.jsonl"))
+    return [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows]
+
+
+def difference(model_dir, other) -> float:
+    """The largest of all tensors of the last and the best checkpoint; everything else must be the same too."""
+    largest = 0.0
+    for folder in ("checkpoints", "checkpoints/best"):
+        one, two = (tensors_of(tf.train.latest_checkpoint(str(Path(path, folder)))) for path in (model_dir, other))
+        assert one.keys() == two.keys()
+        for name in one:
+            if one[name].tobytes() != two[name].tobytes():
+                apart = np.abs(one[name].astype(np.float64) - two[name].astype(np.float64)).max()
+                largest = max(largest, float(apart), np.finfo(np.float64).tiny)
+    assert rows_of(model_dir) == rows_of(other), "another history is on record"
+    infos = [Path(path, "checkpoints/best/info.json").read_text() for path in (model_dir, other)]
+    assert infos[0] == infos[1]
+    assert not list(Path(model_dir).rglob("*_temp")) and not list(Path(model_dir).glob(".tmp*"))
+    return largest
+
+
+@pytest.fixture
+def same_bits(unbroken, fault_cell):
+    """Compares a finished run with the unbroken one and notes it in the table."""
+
+    def compare(fault, done, model_dir, setup="one replica"):
+        largest = difference(model_dir, unbroken(setup))
+        fault_cell(fault, done, largest)
+        assert largest == 0.0
+
+    return compare
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("setup", SETUPS)
+def test_killed_at_any_moment(tmp_path, setup, moments, num_steps, same_bits):
+    chance, kills, in_saving = random.Random(setup), 0, 0
+    for moment in range(moments):
+        before = saved(tmp_path / "run")
+        processes = start(tmp_path / "run", num_steps, setup)
+        wait_for_a_save(tmp_path / "run", processes, before)
+        time.sleep(chance.uniform(0, 0.8))
+        while moment % 2 and not list(tmp_path.glob("run/checkpoints/ckpt-*_temp")) and processes[0].poll() is None:
+            pass  # every other time in the middle of a save
+        ended = [process.poll() is not None for process in processes]
+        chance.choice(processes).send_signal(signal.SIGKILL)
+        in_saving += bool(list(tmp_path.glob("run/checkpoints/ckpt-*_temp")))
+        kills += not any(ended)
+        time.sleep(0.1)
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert kills == moments, "it was through before"
+    run(tmp_path / "run", num_steps, setup)
+    done = f"the same command; {in_saving} times it had been killed in saving"
+    same_bits(f"kill -9 at {kills} moments, {setup}", done, tmp_path / "run", setup)
+
+
+def test_a_lock_that_a_dead_process_left_is_taken_over(tmp_path, num_steps, same_bits):
+    processes = start(tmp_path / "run", num_steps)
+    wait_for_a_save(tmp_path / "run", processes, [])
+    processes[0].kill()
+    processes[0].communicate()
+    assert str(processes[0].pid) in (tmp_path / "run/.lock").read_text(), "it stands there still"
+    run(tmp_path / "run", num_steps)
+    same_bits("a stale lock", "taken over", tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal(tmp_path, number, num_steps, same_bits):
+    processes = start(tmp_path / "run", num_steps)
+    wait_for_a_save(tmp_path / "run", processes, [])
+    processes[0].send_signal(number)
+    status, text = finish(processes)
+    assert status == 75 and "Run the same command again" in text, text
+    run(tmp_path / "run", num_steps)
+    same_bits(signal.Signals(number).name, "saved, exit 75; the same command", tmp_path / "run")
+
+
+def test_two_signals(tmp_path, num_steps, same_bits):
+    processes = start(tmp_path / "run", num_steps)
+    wait_for_a_save(tmp_path / "run", processes, [])
+    # Stopped meanwhile, so that it gets both before it has done anything about the first.
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        processes[0].send_signal(number)
+    start_time = time.monotonic()
+    status, _ = finish(processes)
+    assert status in (75, -signal.SIGTERM, -signal.SIGINT) and time.monotonic() - start_time < 30
+    run(tmp_path / "run", num_steps)
+    same_bits("SIGTERM and SIGINT at once", f"left with {status}; the same command", tmp_path / "run")
+
+
+def test_the_end_of_its_time(tmp_path, num_steps, same_bits):
+    run(tmp_path / "run", num_steps, "one replica", "--gin_param=train.max_seconds = 4", status=75)
+    run(tmp_path / "run", num_steps)
+    same_bits("max_seconds", "saved, exit 75; the same command", tmp_path / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+ALL_ARE_KEPT = "--gin_param=train.keep_every = 1"
+
+
+@pytest.mark.parametrize("on_save_error", ["stop", "continue"])
+def test_a_full_disk(tmp_path, small_disk, num_steps, same_bits, on_save_error):
+    flags = (ALL_ARE_KEPT, f"--gin_param=train.on_save_error = '{on_save_error}'")
+    text = run(small_disk / "run", num_steps, "one replica", *flags, status=2)
+    assert "cannot be written" in text and "No space left on device" in text
+    assert ("The run goes on without" in text) == (on_save_error == "continue")
+    whole = saved(small_disk / "run")
+    assert whole
+    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
+    run(small_disk / "run", num_steps, "one replica", *flags)
+    assert set(whole) < set(saved(small_disk / "run"))
+    done = {"stop": "exit 2", "continue": "trained on without saving"}[on_save_error]
+    same_bits(f"disk full in a save, {on_save_error}", f"{done}; with more room the same command", small_disk / "run")
+
+
+def test_a_disk_that_becomes_read_only(small_disk, num_steps, same_bits):
+    processes = start(small_disk / "run", num_steps)
+    wait_for_a_save(small_disk / "run", processes, [])
+    # Waits for the moment when no file is open for writing but those that any run holds.
+    done = subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True, text=True)
+    if done.returncode:
+        processes[0].kill()
+        processes[0].communicate()
+        pytest.skip(f"a file system in use cannot be made read-only here: {done.stderr.strip()}")
+    status, text = finish(processes)
+    assert status == 2 and "Read-only file system" in text, text
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    run(small_disk / "run", num_steps)
+    same_bits("model_dir becomes read-only", "exit 2; writable again, the same command", small_disk / "run")
+
+
+def test_two_processes_on_one_model_dir(tmp_path, num_steps, same_bits):
+    first = start(tmp_path / "run", num_steps)
+    wait_for_a_save(tmp_path / "run", first, [])
+    first[0].send_signal(signal.SIGSTOP)
+    text = run(tmp_path / "run", num_steps, status=2)
+    assert f"is being written by process {first[0].pid}" in text
+    first[0].send_signal(signal.SIGCONT)
+    assert finish(first)[0] == 0
+    same_bits("two processes on one model_dir", "the second told who holds it, exit 2", tmp_path / "run")
+
+
+def newest(model_dir, suffix) -> Path:
+    prefix = tf.train.latest_checkpoint(str(Path(model_dir, "checkpoints")))
+    return next(Path(prefix).parent.glob(f"{Path(prefix).name}{suffix}"))
+
+
+def cut(model_dir):
+    path = newest(model_dir, ".data-*")
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def lose_a_shard(model_dir):
+    newest(model_dir, ".data-*").unlink()
+
+
+def lose_the_index(model_dir):
+    newest(model_dir, ".index").unlink()
+
+
+def flip_a_bit(model_dir):
+    path = newest(model_dir, ".data-*")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def break_the_manifest(model_dir):
+    newest(model_dir, ".manifest.json").write_text("{")
+
+
+DAMAGES = {
+    "is cut short": cut, "lost a shard": lose_a_shard, "lost its index": lose_the_index, "has a wrong bit": flip_a_bit,
+    "has a broken manifest": break_the_manifest,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, num_steps):
+    """model_dir of a run that stopped at half."""
+    model_dir = tmp_path_factory.mktemp("half") / "run"
+    processes = start(model_dir, num_steps)
+    wait_for_a_save(model_dir, processes, [])
+    processes[0].send_signal(signal.SIGTERM)
+    assert finish(processes)[0] == 75
+    return model_dir
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_newest_checkpoint_that_is_damaged(tmp_path, half, damage, num_steps, same_bits):
+    shutil.copytree(half, tmp_path / "run")
+    DAMAGES[damage](tmp_path / "run")
+    text = run(tmp_path / "run", num_steps)
+    assert "is not whole" in text and "is used instead" in text, text
+    same_bits(f"the newest checkpoint {damage}", "the one before it is used, and it is said", tmp_path / "run")
+
+
+def test_clocks_that_jump(tmp_path, half, num_steps, same_bits):
+    shutil.copytree(half, tmp_path / "run")
+    for path in (tmp_path / "run").rglob("*"):
+        seconds = random.Random(path.name).choice([0, 4_000_000_000])  # 1970 and 2096
+        os.utime(path, (seconds, seconds))
+    run(tmp_path / "run", num_steps, FAULT_CLOCK="1")
+    same_bits("the clock jumps by years, to and fro", "nothing depends on it", tmp_path / "run")
+
+
+def test_a_damaged_shard_of_the_data(tmp_path, half, num_steps, same_bits):
+    shutil.copytree(half, tmp_path / "run")
+    shutil.copytree(Path(os.environ["TFDS_DATA_DIR"], "handwritten_digits"), tmp_path / "tfds/handwritten_digits")
+    path = next((tmp_path / "tfds").rglob("*upright*/**/*-train.tfrecord*"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    text = run(tmp_path / "run", num_steps, status=2, TFDS_DATA_DIR=str(tmp_path / "tfds"))
+    assert f"{path}, record" in text
+    path.write_bytes(whole)
+    run(tmp_path / "run", num_steps, TFDS_DATA_DIR=str(tmp_path / "tfds"))
+    same_bits("a TFDS shard is cut short", "file and record named, exit 2; mended, the same command", tmp_path / "run")
+
+
+def test_a_loss_that_turns_nan(tmp_path, fault_cell):
+    from test_nan import run as run_to_nan
+
+    def bits(name, *parts):
+        for num_steps in (*parts, 20):
+            run_to_nan(tmp_path / name, on_nan="rollback", num_steps=num_steps)
+        return tensors_of(tf.train.latest_checkpoint(str(tmp_path / name / "checkpoints")))
+
+    keras.utils.set_random_seed(0)
+    one, two = bits("whole"), bits("parts", 3, 11)
+    largest = max(float(np.abs(one[name].astype(np.float64) - two[name]).max()) for name in one)
+    fault_cell("the loss turns NaN, on_nan = 'rollback'", "step and examples named, the batch left out", largest)
+    assert largest == 0.0 and all(np.isfinite(value).all() for value in one.values())

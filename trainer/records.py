@@ -1,0 +1,83 @@
+"""Examples in record files, read block by block from anywhere in an epoch."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.data_order import block_order, epoch_order
+from trainer.user_functions import as_it_is
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """TFRecord files, one after the other, and how a record becomes an example.
+
+    segments: (path, how many records to skip, how many to take) in stored order.
+    decode: serialized record -> example, feature -> tensor of a static shape.
+    """
+
+    segments: Sequence[tuple[str, int, int]]
+    decode: Callable
+
+    def shuffled_blocks(self, block_size: int, seed: int, start: int = 0) -> tf.data.Dataset:
+        """Epoch after epoch without end, from the `start`-th example on: feature -> [rows, ...], rows <= block_size.
+
+        A block is `block_size` neighbours in stored order. Each epoch takes the blocks in an order of its own,
+        and the examples of a block in one of their own: a shuffle buffer of two levels, of which any position is
+        found by arithmetic. To go on from there costs the reading of one block, not of what came before.
+        """
+        lengths = [take for _, _, take in self.segments]
+        ends = np.cumsum(lengths)
+        num_examples = int(ends[-1])
+        starts = np.arange(0, num_examples, block_size)
+        sizes = np.minimum(block_size, num_examples - starts)
+        start_epoch, offset = divmod(start, num_examples)
+        passed = np.cumsum(sizes[epoch_order(len(starts), seed, start_epoch)])
+        first = int(np.searchsorted(passed, offset, side="right"))
+        first_visit = start_epoch * len(starts) + first
+        offset -= int(passed[first - 1]) if first else 0
+
+        def plan(visit):
+            """What the visit-th block of the run is made of, and in which order."""
+            epoch, place = divmod(int(visit), len(starts))
+            block = int(epoch_order(len(starts), seed, epoch)[place])
+            begin, end = int(starts[block]), int(starts[block] + sizes[block])
+            touched = range(int(np.searchsorted(ends, begin, side="right")), int(np.searchsorted(ends, end)) + 1)
+            parts = []
+            for i in touched:
+                path, skip, take = self.segments[i]
+                own_start = int(ends[i]) - take
+                low, high = max(begin, own_start), min(end, int(ends[i]))
+                parts.append((path.encode(), skip + low - own_start, high - low))
+            order = block_order(end - begin, seed, epoch, block)[offset if int(visit) == first_visit else 0 :]
+            paths, skips, takes = zip(*parts, strict=True)
+            return np.array(paths, object), np.array(skips, np.int64), np.array(takes, np.int64), order
+
+        def read(visit):
+            found = tf.numpy_function(plan, [visit], [tf.string, tf.int64, tf.int64, tf.int64], stateful=False)
+            *parts, order = [tf.ensure_shape(each, [None]) for each in found]
+            records = tf.data.Dataset.from_tensor_slices(tuple(parts)).flat_map(
+                as_it_is(lambda path, skip, take: tf.data.TFRecordDataset(path).skip(skip).take(take))
+            )
+            examples = records.map(as_it_is(self.decode), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            return examples.batch(block_size).map(
+                as_it_is(lambda block: {key: tf.gather(value, order) for key, value in block.items()})
+            )
+
+        # The next block is read while this one is used.
+        return tf.data.Dataset.counter(first_visit, dtype=tf.int64).flat_map(as_it_is(read)).prefetch(1)
+
+
+def unreadable(paths: Sequence[str]) -> list[str]:
+    """A clause for each record file that is damaged or cannot be read; reads them all."""
+    found = []
+    for path in dict.fromkeys(paths):
+        position = 0
+        try:
+            for _ in tf.data.TFRecordDataset(path):
+                position += 1
+        except tf.errors.OpError as error:
+            found.append(f"{path}, record {position} ({error.message.splitlines()[0].split(';')[0]})")
+    return found
