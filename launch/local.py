@@ -89,8 +89,10 @@ class Workers:
                 process.send_signal(number)
 
     def _show_chief(self) -> None:
+        output = self.processes[0].stdout
+        assert output is not None
         with open(self._logs[0], "ab", buffering=0) as log:
-            for line in self.processes[0].stdout:
+            for line in output:
                 log.write(line)
                 sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()

@@ -27,6 +27,13 @@ def pytest_addoption(parser):
     parser.addoption("--zoo-table", action="store_true", help="prints what became of every model from every writer")
 
 
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--fault-table"):
+        deselected = [item for item in items if item.get_closest_marker("table_only")]
+        items[:] = [item for item in items if item not in deselected]
+        config.hook.pytest_deselected(items=deselected)
+
+
 def pytest_configure():
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)

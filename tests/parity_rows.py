@@ -1,9 +1,10 @@
 """The rows of the parity suite: what is trained on one replica and on several, through the same train step.
 
-TF_CONFIG=... python tests/parity_rows.py FOLDER ROW...   trains rows as one worker of several; the chief writes
-FOLDER/ROW.npz
+TF_CONFIG=... python tests/parity_rows.py FOLDER ROW...   trains rows as one worker of several; each writes
+FOLDER/worker INDEX/ROW.npz, its weights, and ROW.json, the metrics.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -67,8 +68,11 @@ class RowMean(keras.regularizers.Regularizer):
 
 def infinite_for_one_example(model, batch):
     """One example of the epoch has a gradient that is not finite, on whatever replica it comes to lie."""
-    values = keras.losses.sparse_categorical_crossentropy(batch["label"], model(batch["x"]), from_logits=True)
-    return tf.where(batch["is_bad"] > 0, values * 1e38 * 1e38, values)
+    logits, is_bad = model(batch["x"]), batch["is_bad"]
+    total = tf.reduce_sum(logits, axis=-1)
+    # Of the root of 0, whose slope is infinite. Not by `tf.where`, which would spoil the other examples' gradients too.
+    root = tf.sqrt(is_bad * (total - tf.stop_gradient(total)) + 1.0 - is_bad)
+    return root + keras.losses.sparse_categorical_crossentropy(batch["label"], logits, from_logits=True)
 
 
 def mixed(policy: str, head: str = "float32"):
@@ -253,9 +257,11 @@ def weights(result) -> list[np.ndarray]:
 def main(folder: Path, names: list[str]) -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     for name in names:
-        arrays = weights(train(strategy, **ROWS[name]))
-        if strategy.cluster_resolver.task_id == 0:
-            np.savez(folder / f"{name}.npz", *arrays)
+        result = train(strategy, **ROWS[name])
+        worker = folder / f"worker {strategy.cluster_resolver.task_id}"
+        worker.mkdir(exist_ok=True)
+        np.savez(worker / f"{name}.npz", *weights(result))
+        (worker / f"{name}.json").write_text(json.dumps(result.final_metrics))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Evaluation is exact: every example counts once, on any number of replicas, tails included."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from conftest import make_strategy
 
 from trainer.data import in_memory
 from trainer.evaluation import build_evaluate
+from trainer.records import Records
 from trainer.restore import build_model
 from trainer.tasks import custom_loss, supervised
 
@@ -79,6 +82,25 @@ def test_a_loss_that_returns_a_scalar_is_exact_on_the_last_batch_too(replicas):
     examples = in_memory(examples={"x": np.zeros([7, 4]), "label": np.arange(7.0)})
     _, metrics = evaluate(make_strategy(replicas), task, examples)
     assert metrics["loss"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("error", [tf.errors.DataLossError, tf.errors.NotFoundError])
+def test_what_fails_in_a_step_is_no_fault_of_the_files(strategy, monkeypatch, error):
+    """Read through, a terabyte of them would take hours."""
+
+    def fail(*_):
+        raise error(None, None, "a peer is lost")
+
+    monkeypatch.setattr("trainer.data.unreadable", lambda segments: pytest.fail("the files are read"))
+    task = custom_loss(loss=lambda model, batch: batch["label"], inputs="x")
+    examples = dataclasses.replace(data(5), records=Records([("away.tfrecord", 0, 5)], lambda record: {}))
+    with strategy.scope():
+        model = classifier()
+        build_model(model, task.model_inputs(examples.batch_spec))
+    monkeypatch.setattr(task, "update_metrics", fail)
+    run = build_evaluate(strategy, model, task, 2)
+    with pytest.raises(error, match="a peer is lost"):
+        run(examples)
 
 
 def test_evaluating_twice_starts_from_nothing_each_time(strategy):

@@ -14,7 +14,7 @@ FLOORS = [
         "model_dir", "strategy", "schedules", "models", "records", "metric_writer", "progress",
         "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest", "deadline",
     },
-    {"datasets"},
+    {"datasets", "agreement"},
     {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches"},
     {"pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption"},
     {"checkpoints", "train_step", "evaluation"},

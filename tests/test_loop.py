@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer import UserError
 from trainer.deadline import Deadline
-from trainer.loop import Intervals, LoopParts, run_loop
+from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
 from trainer.optimizers import build_optimizer
 from trainer.progress import StepProgress
 from trainer.train_state import new_train_state
@@ -34,19 +34,18 @@ def test_intervals_that_make_no_sense_are_refused():
 class Diary:
     """Stands in for everything that the loop calls, and writes down what was called when."""
 
-    def __init__(self, stop_at=None, losses=None):
+    def __init__(self, stop_at=None, losses=None, grad_norms=None, optimizer=lambda: keras.optimizers.SGD(0.5)):
         model = keras.Sequential([keras.layers.Dense(1)])
         model.build((None, 1))
-        self.state = new_train_state(
-            model, build_optimizer(lambda: keras.optimizers.SGD(0.5), model.trainable_variables)
-        )
-        self.entries, self.stop_at, self.losses = [], stop_at, losses or {}
+        self.state = new_train_state(model, build_optimizer(optimizer, model.trainable_variables))
+        self.entries, self.stop_at, self.losses, self.grad_norms = [], stop_at, losses or {}, grad_norms or {}
 
     def train(self, count):
         self.state.step.assign_add(count)
         step = self.state.current_step()
         self.entries.append(f"steps to {step}")
-        return {"loss": tf.constant(self.losses.get(step, 1.0)), "grad_norm": tf.constant(2.0)}
+        grad_norm = self.grad_norms.get(step, 2.0)
+        return {"loss": tf.constant(self.losses.get(step, 1.0)), "grad_norm": tf.constant(grad_norm)}
 
     def evaluate(self):
         self.entries.append("evaluate")
@@ -110,6 +109,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(bad):
     with pytest.raises(UserError, match="at step 4"):
         diary.run(10, log_every=2, eval_every=0, checkpoint_every=2, steps_per_loop=2)
     assert diary.entries.count("save") == 1, "only step 2 was saved"
+
+
+def test_a_loss_that_is_not_finite_is_not_saved_by_a_run_that_leaves_either():
+    diary = Diary(stop_at=4, losses={4: np.nan})
+    with pytest.raises(LossNotFinite, match="The loss is nan at step 4"):
+        diary.run(10, log_every=0, eval_every=0, checkpoint_every=0, steps_per_loop=2)
+    assert diary.entries == ["steps to 2", "steps to 4"]
+
+
+def test_a_loss_that_is_not_finite_is_not_evaluated():
+    diary = Diary(losses={4: np.nan})
+    with pytest.raises(LossNotFinite, match="The loss is nan at step 4"):
+        diary.run(10, log_every=0, eval_every=4, checkpoint_every=0, steps_per_loop=10)
+    assert diary.entries == ["steps to 4"]
+
+
+def test_a_gradient_that_is_not_finite_has_spoilt_the_weights_and_is_not_saved():
+    diary = Diary(grad_norms={4: np.inf})
+    with pytest.raises(LossNotFinite, match="The gradient's norm is inf at step 4"):
+        diary.run(10, log_every=0, eval_every=0, checkpoint_every=4, steps_per_loop=10)
+    assert diary.entries == ["steps to 4"]
+
+
+def test_under_loss_scaling_a_gradient_may_overflow_but_a_loss_may_not():
+    def optimizer():
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5))
+
+    diary = Diary(grad_norms={2: np.inf}, losses={4: np.nan}, optimizer=optimizer)
+    with pytest.raises(LossNotFinite, match="The loss is nan at step 4"):
+        diary.run(4, log_every=0, eval_every=0, checkpoint_every=2, steps_per_loop=10)
+    assert diary.entries == ["steps to 2", "save", "steps to 4"]
 
 
 class Clock:

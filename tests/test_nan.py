@@ -1,5 +1,8 @@
 """A loss that is not finite is traced to its step and examples, never saved, and gone round if that was asked."""
 
+import json
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ import trainer
 from trainer.data_order import epoch_order
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir
+from trainer.nan_recovery import check_on_nan
+from trainer.preemption import Preemption
 from trainer.restore import whole_checkpoints
 
 BAD = 13
@@ -39,6 +44,35 @@ BAD_STEP = list(epoch_order(40, SEED, 0)).index(BAD) // 4 + 1
 BEFORE = (BAD_STEP - 1) // 2 * 2
 
 
+def data_with_bad_batches(*batches, bad=np.nan):
+    """Fifty batches of four, of which these have one bad example each, whatever `run` asks for."""
+    data = {"x": np.random.default_rng(0).normal(size=[200, 4]), "label": np.arange(200) % 3}
+    data["x"][[epoch_order(200, SEED, 0)[4 * batch] for batch in batches]] = bad
+    return data
+
+
+def counters(model_dir):
+    """(batches left out, rollbacks) in the last checkpoint."""
+    reader = tf.train.load_checkpoint(whole_checkpoints(model_dir / "checkpoints")[-1])
+    return tuple(
+        int(reader.get_tensor(f"train_state/{name}/.ATTRIBUTES/VARIABLE_VALUE"))
+        for name in ("batches_left_out", "rollbacks")
+    )
+
+
+def stop_after(monkeypatch, num_steps):
+    """A run then leaves after so many steps of its own, as it does where its time is up."""
+    made = 0
+
+    def next_steps(self, count, steps_left=math.inf):
+        nonlocal made
+        count = min(count, num_steps - made)
+        made += count
+        return count
+
+    monkeypatch.setattr(Preemption, "next_steps", next_steps)
+
+
 def test_step_checkpoint_and_examples_are_named_and_no_bad_weight_is_saved(tmp_path):
     with pytest.raises(trainer.UserError) as caught:
         run(tmp_path / "run")
@@ -49,19 +83,107 @@ def test_step_checkpoint_and_examples_are_named_and_no_bad_weight_is_saved(tmp_p
     assert whole_checkpoints(tmp_path / "run" / "checkpoints")[-1].endswith(f"ckpt-{BEFORE}")
 
 
-def test_rollback_leaves_the_batches_out_and_is_the_same_again_after_a_stop(tmp_path, strategy, capsys):
+def test_rollback_leaves_the_batch_out_and_is_the_same_again_after_a_stop(tmp_path, strategy, capsys):
     """The bad example comes twice in 20 steps: two rollbacks."""
     options = dict(strategy=strategy, on_nan="rollback")
     whole = run(tmp_path / "whole", **options)
     assert whole.finished and whole.step == 20
     assert all(np.isfinite(weight).all() for weight in whole.model.get_weights())
     told = " ".join(capsys.readouterr().out.split())
-    assert f"Back at step {BEFORE}, without the next {BAD_STEP - BEFORE} batches." in told
+    assert f"the first after ckpt-{BEFORE}" in told
+    assert f"Back at step {BAD_STEP - 1}, to go on without that batch." in told
     steps = [row["step"] for row in read_rows(ModelDir(tmp_path / "whole").metrics)]
     assert steps == sorted(set(steps)), "each step is on record once"
     run(tmp_path / "parts", **options, num_steps=BAD_STEP + 3)
     parts = run(tmp_path / "parts", **options)
     assert bits(parts) == bits(whole)
+    assert counters(tmp_path / "parts") == counters(tmp_path / "whole") == (2, 2)
+
+
+# Both after ckpt-5: steps 6 and 7, once the first is left out; then step 13.
+THREE_BAD = dict(train_data=data_with_bad_batches(5, 7, 14), checkpoint_every=5, on_nan="rollback")
+
+
+def test_two_bad_batches_after_one_checkpoint_are_two_rollbacks(tmp_path, strategy):
+    result = run(tmp_path / "run", strategy, **THREE_BAD, log_every=1)
+    assert result.finished and counters(tmp_path / "run") == (3, 3)
+    assert [row["step"] for row in read_rows(ModelDir(tmp_path / "run").metrics)] == list(range(1, 21))
+    good = [batch for batch in range(23) if batch not in (5, 7, 14)]
+    order = epoch_order(200, SEED, 0)
+    as_if_never = np.concatenate([order[4 * batch : 4 * batch + 4] for batch in good])
+    # The same examples in the same batches, from a data set that has no others.
+    place = epoch_order(80, SEED, 0)
+    data = {}
+    for name, value in THREE_BAD["train_data"].items():
+        data[name] = np.empty_like(value[:80])
+        data[name][place] = value[as_if_never]
+    assert bits(run(tmp_path / "clean", strategy, train_data=data)) == bits(result)
+
+
+def test_two_bad_batches_after_one_checkpoint_count_as_two(tmp_path):
+    with pytest.raises(trainer.UserError, match=r"at step 7, .*went back 1 times already; train.most_rollbacks = 1"):
+        run(tmp_path / "run", **THREE_BAD, most_rollbacks=1)
+
+
+@pytest.mark.slow
+def test_stopped_at_whatever_step_a_run_leaves_out_the_same_and_ends_with_the_same_bits(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", **THREE_BAD, log_every=2)
+    rows = [row["loss"] for row in read_rows(ModelDir(tmp_path / "whole").metrics)]
+    for step in range(1, 21):
+        with monkeypatch.context() as patched:
+            stop_after(patched, step)
+            assert not run(tmp_path / str(step), **THREE_BAD, log_every=2).finished
+        parts = run(tmp_path / str(step), **THREE_BAD, log_every=2)
+        assert parts.step == 20 and bits(parts) == bits(whole), f"stopped after {step} steps"
+        assert counters(tmp_path / str(step)) == (3, 3)
+        assert [row["loss"] for row in read_rows(ModelDir(tmp_path / str(step)).metrics)] == rows
+
+
+def test_a_run_that_leaves_at_a_bad_step_does_not_save_it(tmp_path, monkeypatch):
+    stop_after(monkeypatch, 6)
+    with pytest.raises(trainer.UserError, match="The loss is nan at step 6, the first after ckpt-5"):
+        run(tmp_path / "run", **THREE_BAD | {"on_nan": "stop"})
+    assert whole_checkpoints(tmp_path / "run" / "checkpoints")[-1].endswith("ckpt-5")
+
+
+def test_nan_weights_are_not_evaluated_and_never_the_best(tmp_path):
+    def num_nan():
+        return keras.metrics.MeanMetricWrapper(lambda y, predicted: tf.cast(tf.math.is_nan(predicted), tf.float32))
+
+    with pytest.raises(trainer.UserError, match="The loss is nan at step 6, the first after ckpt-4"):
+        run(
+            tmp_path / "run", train_data=data_with_bad_batches(5), eval_data=data_with_bad_batches(), eval_every=3,
+            checkpoint_every=4, best_metric="num_nan", task=trainer.supervised(
+                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="x", target="label",
+                metrics={"num_nan": num_nan},
+            ),
+        )  # fmt: skip
+    assert [row["step"] for row in read_rows(ModelDir(tmp_path / "run").metrics)] == [0, 3]
+    assert json.loads((tmp_path / "run/checkpoints/best/info.json").read_text())["step"] == 3
+
+
+@pytest.mark.parametrize("every", [3, 4], ids=["at a checkpoint", "between two"])
+def test_weights_that_a_gradient_spoilt_are_not_saved_and_its_own_step_is_named(tmp_path, every):
+    """The gradient of sqrt(y * y) at 0 is inf * 0; the loss is not finite from the next step on."""
+    with pytest.raises(trainer.UserError, match=f"The gradient's norm is nan at step 6, the first after ckpt-{every}"):
+        run(
+            tmp_path / "run", train_data=data_with_bad_batches(5, bad=0.0), checkpoint_every=every,
+            model=lambda: keras.Sequential(
+                [keras.layers.Dense(3, use_bias=False), keras.layers.Activation(lambda y: tf.sqrt(y * y))]
+            ),
+        )  # fmt: skip
+    assert whole_checkpoints(tmp_path / "run" / "checkpoints")[-1].endswith(f"ckpt-{every}")
+
+
+def test_a_gradient_that_loss_scaling_skips_does_not_end_the_run(tmp_path):
+    def optimizer():
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**127)
+
+    data = {"x": 100 * data_with_bad_batches()["x"], "label": np.arange(200) % 3}
+    result = run(tmp_path / "run", train_data=data, optimizer=optimizer, log_every=1)
+    rows = read_rows(ModelDir(tmp_path / "run").metrics)
+    assert not np.isfinite(rows[0]["grad_norm"]), "else nothing is tested"
+    assert result.finished and all(np.isfinite(weight).all() for weight in result.model.get_weights())
 
 
 def test_a_run_that_stopped_goes_on_when_it_is_allowed_to_go_round(tmp_path):
@@ -71,7 +193,7 @@ def test_a_run_that_stopped_goes_on_when_it_is_allowed_to_go_round(tmp_path):
 
 
 def test_after_so_many_rollbacks_it_stops(tmp_path):
-    with pytest.raises(trainer.UserError, match="went back 1 times already, which is train.most_rollbacks"):
+    with pytest.raises(trainer.UserError, match="went back 1 times already; train.most_rollbacks = 1"):
         run(tmp_path / "run", on_nan="rollback", most_rollbacks=1)
 
 
@@ -80,6 +202,22 @@ def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
         run(tmp_path / "run", checkpoint_every=0, on_nan="rollback")
     with pytest.raises(trainer.UserError, match="There is no checkpoint before it"):
         run(None)
+
+
+def test_the_checkpoint_of_step_0_is_one_to_go_back_to(tmp_path, monkeypatch):
+    options = dict(train_data=data_with_bad_batches(1), checkpoint_every=0, on_nan="rollback")
+    with monkeypatch.context() as patched:
+        stop_after(patched, 0)
+        assert run(tmp_path / "run", **options).step == 0
+    assert run(tmp_path / "run", **options).finished
+    assert counters(tmp_path / "run") == (1, 1)
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5, True, "3"])
+def test_a_number_of_rollbacks_that_is_none_is_refused(most):
+    check_on_nan("stop", most)
+    with pytest.raises(trainer.UserError, match=f"most_rollbacks = {most!r} must be a whole number, 1 or more"):
+        check_on_nan("rollback", most)
 
 
 def test_a_word_that_is_no_choice_is_refused(tmp_path):

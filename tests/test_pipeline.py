@@ -1,5 +1,7 @@
 """Batches are a pure function of (seed, step): every example once an epoch, for any number of workers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -73,6 +75,43 @@ def test_a_streamed_data_set_is_as_repeatable_and_resumable():
     assert take(train_batches(streamed(10), 4, seed=1), 10) == unbroken
     assert take(train_batches(streamed(10), 4, seed=1, start_step=3), 7) == unbroken[3:]
     assert sorted(sum(unbroken, [])[:10]) == list(range(10))
+
+
+def padded(batch):
+    """As far as the longest in the batch goes."""
+    return {"x": batch["x"][:, : tf.reduce_max(batch["length"])]}
+
+
+def ragged(batch):
+    return {"x": tf.RaggedTensor.from_tensor(batch["x"], lengths=batch["length"])}
+
+
+def sentences(is_streamed, preprocess):
+    examples = {"x": np.arange(1, 121).reshape(12, 10), "length": np.arange(12) % 6 + 1}
+    data = as_data(tf.data.Dataset.from_tensor_slices(examples) if is_streamed else examples, "sentences")
+    return dataclasses.replace(data, preprocess=preprocess)
+
+
+@pytest.mark.parametrize("preprocess", [padded, ragged])
+@pytest.mark.parametrize("is_streamed", [True, False], ids=["streamed", "in memory"])
+def test_batches_may_be_of_different_shapes(is_streamed, preprocess):
+    batches = train_batches(sentences(is_streamed, preprocess), 3, seed=1)
+    seen = []
+    batches.run(lambda stack, first, end: seen.append(stack["x"][0]), 4)
+    lengths = [max(x.row_lengths()) if isinstance(x, tf.RaggedTensor) else x.shape[1] for x in seen]
+    assert len(set(map(int, lengths))) > 1, "else this shows nothing"
+    rows = [[int(value) for value in row] for x in seen for row in x]
+    assert sorted(row[0] for row in rows) == list(range(1, 121, 10)), "each comes once an epoch"
+
+
+@pytest.mark.parametrize("make", [numbers, streamed], ids=["in memory", "streamed"])
+def test_a_stack_is_as_small_as_its_preprocessed_batches_ask_for(make):
+    """Of 8-byte numbers ten steps would fit in; preprocessed, each of 4 examples becomes 512 KB: 2 MB a step."""
+    data = make(10)
+    wide = lambda batch: {"x": tf.tile(tf.cast(batch["x"], tf.float32)[:, None], [1, 2**17])}  # noqa: E731
+    assert tf.nest.flatten(train_batches(data, 4, seed=1, steps_per_loop=10).spec)[0].shape[0] >= 10
+    batches = train_batches(dataclasses.replace(data, preprocess=wide), 4, seed=1, steps_per_loop=10)
+    assert batches.spec["x"].shape == [2, 4, 2**17]
 
 
 @pytest.mark.parametrize("make", [numbers, streamed], ids=["in memory", "streamed"])

@@ -1,5 +1,7 @@
 """Data that are read from files, block by block: any position at once, every example once, damage named."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,8 +10,9 @@ from conftest import make_strategy, run_command
 from test_experiment import train
 
 import trainer
+from trainer.data import Data
 from trainer.pipeline import train_batches
-from trainer.records import Records
+from trainer.records import Records, unreadable
 
 SIZES = (5, 1, 7, 12)  # of four files
 
@@ -30,12 +33,12 @@ def decode(serialized):
 
 
 def examples(segments, count, block_size=4, seed=1, start=0) -> list[int]:
-    found = []
-    for block in Records(segments, decode).shuffled_blocks(block_size, seed, start).as_numpy_iterator():
-        found += block["x"].tolist()
+    found: list[int] = []
+    for batch in Records(segments, decode).shuffled_batches(3, block_size, seed, start).as_numpy_iterator():
+        found += [int(record) for record in batch]
         if len(found) >= count:
             return found[:count]
-    raise AssertionError("the blocks came to an end")
+    raise AssertionError("the batches came to an end")
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 25, 100])
@@ -64,17 +67,56 @@ def test_only_the_block_in_question_is_read(files, tmp_path):
     position = 25 * 40_000
     blocks = examples(files, 25, 25, start=position)
     assert sorted(blocks) == list(range(25))
-    first_block = next(iter(Records(files, decode).shuffled_blocks(5, 1, position)))["x"].numpy().tolist()
+    first_block = examples(files, 5, 5, start=position)
     assert len(first_block) == 5
     missing = [(path if any(n in first_block for n in held(files, i)) else str(tmp_path / "away"), skip, take)
                for i, (path, skip, take) in enumerate(files)]  # fmt: skip
     assert any("away" in path for path, *_ in missing)
-    assert next(iter(Records(missing, decode).shuffled_blocks(5, 1, position)))["x"].numpy().tolist() == first_block
+    found = next(iter(Records(missing, decode).shuffled_batches(5, 5, 1, position)))
+    assert [int(record) for record in found.numpy()] == first_block
 
 
 def held(files, index):
     before = sum(SIZES[:index])
     return range(before, before + files[index][2])
+
+
+def watched(files, seen, **options):
+    """Data of the numbers in the files; a number that is decoded is put down in `seen`."""
+
+    def decode_and_tell(serialized):
+        def tell(record):
+            seen.append(int(record))
+            return np.int64(record)
+
+        return {"x": tf.ensure_shape(tf.numpy_function(tell, [serialized], tf.int64), [])}
+
+    return Data("numbers", 25, records=Records(files, decode_and_tell), stream=lambda: None, **options)
+
+
+def test_of_a_block_only_what_is_about_to_be_used_is_decoded(tmp_path):
+    path, seen = str(tmp_path / "many.tfrecord"), []
+    with tf.io.TFRecordWriter(path) as writer:
+        for number in range(5000):
+            writer.write(str(number).encode())
+    data = watched([(path, 0, 5000)], seen, shuffle_buffer=5000)
+    batches = train_batches(data, 2, 1, steps_per_loop=1)
+    batches.run(lambda *_: None, 1)
+    assert 2 <= len(seen) < 2500
+
+
+def test_a_worker_decodes_its_part_alone(files):
+    def numbers(stack, *_):
+        taken.extend(stack["x"].numpy().ravel().tolist())
+
+    epochs = examples(files, 100)
+    seen, taken = [], []
+    batches = train_batches(watched(files, seen, shuffle_buffer=4), 10, 1, num_workers=2, worker_index=1,
+                            accumulation_steps=1, steps_per_loop=1)  # fmt: skip
+    batches.run(numbers, 2)
+    assert taken == epochs[5:10] + epochs[15:20]
+    in_parts = [number for begin in range(5, 100, 10) for number in epochs[begin : begin + 5]]
+    assert sorted(seen) == sorted(in_parts[: len(seen)]), "decoded are the next of its own, and nothing else"
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +199,45 @@ def test_a_run_on_a_stream_in_two_parts_ends_with_the_bits_of_an_unbroken_one(pr
     again = train(model_dir=tmp_path / "one", **options(prepared))
     for one, two in zip(whole.model.get_weights(), again.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("left", [0, 1, 3.5], ids=["empty", "a record", "half a record more"])
+def test_a_file_that_was_cut_off_is_named_and_nothing_is_left_out(files, tmp_path, left):
+    """It just ends: without a count, a block would be short or missing, and nobody would know."""
+    whole = Path(files[2][0]).read_bytes()
+    path = tmp_path / "cut.tfrecord"
+    path.write_bytes(whole[: int(len(whole) / 7 * left)])
+    segments = [*files[:2], (str(path), 0, 7), files[3]]
+    data = Data("numbers", 25, records=Records(segments, decode), stream=lambda: None, shuffle_buffer=7)
+    batches = train_batches(data, 5, 1, steps_per_loop=1)
+    with pytest.raises(trainer.UserError, match=f"{path}, record {int(left)}"):
+        batches.run(lambda *_: None, 10)
+    assert unreadable(files) == []
+
+
+def faults(monkeypatch):
+    """The scans of all files that were started."""
+    scans: list[int] = []
+    monkeypatch.setattr("trainer.data.unreadable", lambda segments: scans.append(len(segments)) or ["one.tfrecord"])
+    return scans
+
+
+@pytest.mark.parametrize("error", [tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError])
+def test_an_error_of_a_file_starts_the_search_for_it(files, monkeypatch, error):
+    scans = faults(monkeypatch)
+    with pytest.raises(trainer.UserError, match="one.tfrecord"), watched(files, []).reading():
+        raise error(None, None, "said")
+    assert scans == [4]
+
+
+@pytest.mark.parametrize(
+    "error", [tf.errors.InvalidArgumentError, tf.errors.UnavailableError, tf.errors.FailedPreconditionError]
+)
+def test_any_other_error_reads_no_file(files, monkeypatch, error):
+    scans = faults(monkeypatch)
+    with pytest.raises(error), watched(files, []).reading():
+        raise error(None, None, "said")
+    assert scans == []
 
 
 def damage(folder, split):

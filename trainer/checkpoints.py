@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import google_crc32c
 import tensorflow as tf
 
 from trainer import manifest
+from trainer.agreement import Agreement
 from trainer.errors import UserError
 from trainer.files import write_json, write_text
 from trainer.restore import RestoreError, find_checkpoint, open_checkpoint, renew_constants, whole_checkpoints
@@ -32,7 +34,8 @@ class Checkpoints:
     keep_every: those of a multiple of this many steps stay for good; 0 for none.
     is_chief: other workers take part in the reads, which are collectives, and write to a folder
       that is thrown away.
-    in_background: whether `save` returns as soon as the values are taken, see `wait`.
+    in_background: whether `save` returns as soon as the state is written, before it is on the disk, see `wait`.
+    agreement: of several workers, which resume the checkpoint that the chief finds; each reads it itself.
 
     skipped: after `resume`, a sentence for each checkpoint that was not whole and that another one stood in for.
     """
@@ -45,6 +48,7 @@ class Checkpoints:
         is_chief: bool = True,
         keep_every: int = 0,
         in_background: bool = False,
+        agreement: Agreement | None = None,
     ):
         self._state = state
         self._checkpoint = state.as_checkpoint()
@@ -57,7 +61,10 @@ class Checkpoints:
         self._hindrance: BaseException | None = None  # what the thread that finishes a checkpoint met
         self._saved: tuple[int, str] | None = None  # the last step that was saved or resumed, and its folder
         self._damaged: set[int] = set()
+        self._agreement = agreement
         self._is_tidy = False
+        #: The longest that a checkpoint took to be on the disk.
+        self.longest_seconds = 0.0
         self.skipped: list[str] = []
         # Now, before the chief can write another: all workers must find the same one.
         self._best = self._read_best()
@@ -69,8 +76,11 @@ class Checkpoints:
         background, what hinders it is raised by the next `save` or `wait`, after that has done its own work.
         """
         step = self._state.current_step()
+        self.close()
         if self._saved == (step, self._folder):
-            return self.wait()
+            if self._hindrance is None:
+                return None
+            self._saved = self._hindrance = None  # once more
 
         def clear_away():
             with self._explaining(f"ckpt-{step} is written, but the older ones cannot be cleared away"):
@@ -127,8 +137,8 @@ class Checkpoints:
         Every byte is compared with its checksum before. Changes nothing on the disk.
         Raises `UserError` if there are checkpoints and none is whole, or if it is of a differently built run.
         """
-        self.wait()
-        step = self._newest_whole()
+        self.close()
+        step = self._newest_whole() if self._agreement is None else self._newest_of_chief(self._agreement)
         if step is None:
             return 0
         latest = _prefix(self._folder, step)
@@ -183,13 +193,37 @@ class Checkpoints:
             )
         return None
 
+    def _newest_of_chief(self, agreement: Agreement) -> int | None:
+        """The same, as the chief finds it: others may look at another moment. Raises on all workers or on none."""
+        step, told = None, None
+        if self._scratch is None:
+            try:
+                step = self._newest_whole()
+            except UserError as error:
+                told = error
+        found, failed = agreement.of_chief([-1 if step is None else step, told is not None])
+        if told is not None:
+            raise told
+        if failed:
+            raise UserError(f"The chief finds no whole checkpoint in {self._folder}; its own message says more.")
+        faults = _faults(_prefix(self._folder, int(found))) if found >= 0 and self._scratch is not None else []
+        (others,) = agreement.sums([bool(faults)])
+        if others:
+            own = f" This one finds: {', '.join(faults)}." if faults else ""
+            raise UserError(
+                f"The chief goes on from ckpt-{found}, which {others} of {agreement.workers} workers cannot read in "
+                f"{self._folder}.{own} model_dir must be a folder that all workers share."
+            )
+        return int(found) if found >= 0 else None
+
     def _write(self, step: int, folder: str, then: Callable[[], None]) -> None:
         """Makes a whole `ckpt-<step>` in `folder`, of the state as of now or of where it is saved already.
 
-        Only the state's values are taken here and now. In the background they are brought to the disk, get
-        their manifest and are moved in; so the training goes on while the disk is slow, and what is written
-        is what was there.
+        The state is written here and now, into the system's memory; in the background it is brought to the
+        disk, gets its manifest and is moved in. So training goes on while the disk is slow, and what is
+        written is what was there.
         """
+        started = time.monotonic()
         try:
             self.wait()
             failed = None
@@ -198,7 +232,8 @@ class Checkpoints:
         saved_in = self._saved[1] if self._saved is not None and self._saved[0] == step else None
         if self._scratch is not None:
             if saved_in is None:
-                self._write_state(os.path.join(self._scratch.name, "ckpt"))
+                with self._explaining(f"This worker's part of step {step} cannot be written to {self._scratch.name}"):
+                    self._write_state(os.path.join(self._scratch.name, "ckpt"))
             self._saved = (step, folder)
             return
         if not self._is_tidy:
@@ -223,6 +258,7 @@ class Checkpoints:
                     shutil.rmtree(unfinished, ignore_errors=True)
                 self._damaged.discard(step)
                 then()
+                self.longest_seconds = max(self.longest_seconds, time.monotonic() - started)
             except BaseException as error:  # noqa: BLE001  `wait` raises it in the thread that trains
                 self._hindrance = error
 
@@ -354,8 +390,8 @@ def _missing_or_cut(prefix: str) -> list[str]:
 def _reason(error: OSError | tf.errors.OpError) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    # Without the kernel that failed, which comes before and after.
-    return re.sub(r"{{.*?}} | \[Op:.*", "", error.message.splitlines()[0])
+    # Without the kernel that failed, which comes before and after, and the name of a temporary file.
+    return re.sub(r"{{.*?}} | \[Op:.*", "", error.message.splitlines()[0]).rpartition("; ")[2]
 
 
 def _prefix(folder: str, step: int) -> str:

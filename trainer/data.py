@@ -13,6 +13,10 @@ from trainer.errors import UserError
 from trainer.records import Records, unreadable
 from trainer.user_functions import as_it_is, in_graph
 
+# What a file raises that is damaged or gone, and what tf.data says of one that was cut off: it just ends.
+_FILE_ERRORS = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
+_CUT_OFF = "Input dataset was expected to contain"
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -50,17 +54,31 @@ class Data:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Around what reads examples: raises a `UserError` that names the file that is damaged or gone."""
+        """Around what waits for examples, and nothing else: raises a `UserError` that names the damaged or lost file.
+
+        To find it, all files are read, which may take as long as an epoch.
+        """
         try:
             yield
         except tf.errors.OpError as error:
-            faults = unreadable([path for path, _, _ in self.records.segments]) if self.records is not None else []
+            suspected = isinstance(error, _FILE_ERRORS) or _CUT_OFF in error.message
+            faults = unreadable(self.records.segments) if suspected and self.records is not None else []
             if not faults:
                 raise
             raise UserError(
                 f"The data {self.label} cannot be read: {'; '.join(faults)}. Bring the file back, or delete the "
                 "folder and prepare the data set again."
             ) from error
+
+    def elements(self, dataset: tf.data.Dataset) -> Iterator:
+        """The elements of a data set made of these data, see `reading`."""
+        iterator = iter(dataset)
+        while True:
+            with self.reading():
+                element = next(iterator, None)
+            if element is None:
+                return
+            yield element
 
     @functools.cached_property
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
@@ -140,9 +158,8 @@ def tfds_data(
     )  # fmt: skip
     if size_bytes > memory_limit_bytes:
         return streamed
-    with streamed.reading():
-        chunks = list(dataset.batch(1024).as_numpy_iterator())
-    arrays = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    chunks = list(streamed.elements(dataset.batch(1024)))
+    arrays = {key: np.concatenate([chunk[key].numpy() for chunk in chunks]) for key in chunks[0]}
     return Data(tfds_name, num_examples, split, arrays, preprocess=preprocess)
 
 

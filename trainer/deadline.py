@@ -23,13 +23,15 @@ class Deadline:
         self._since: float | None = None
         self._loops = self._steps = 0
         self._seconds = self._paused = self._longest_pause = 0.0
+        #: What else takes its time at the end, in seconds: a save that goes on in the background, say.
+        self.reserved: Callable[[], float] = lambda: 0.0
 
     def steps_left(self) -> float:
         """Whole steps, 0 or more; infinite without an end, and before any was measured where there is time."""
         now = self._clock()
         if self._since is None:
             self._since = now
-        left = self._end - now - self._longest_pause
+        left = self._end - now - max(self._longest_pause, self.reserved())
         if left <= 0:
             return 0
         return math.floor(left * self._steps / self._seconds) if self._seconds and left < math.inf else math.inf

@@ -33,9 +33,10 @@ def build_evaluate(
     def evaluate(data: Data) -> dict[str, float]:
         for metric in metrics.values():
             metric.reset_state()
-        with data.reading():
-            for batch, weight in eval_batches(data, batch_size, num_workers(strategy), worker_index(strategy)):
-                update(batch, weight)
+        for batch, weight in data.elements(
+            eval_batches(data, batch_size, num_workers(strategy), worker_index(strategy))
+        ):
+            update(batch, weight)
         results = {name: tf.convert_to_tensor(metric.result()).numpy() for name, metric in metrics.items()}
         several = [name for name, value in results.items() if value.ndim]
         if several:

@@ -12,6 +12,7 @@ import gin
 import keras
 import tensorflow as tf
 
+from trainer.agreement import Agreement
 from trainer.assembly import assemble_model, describe_batch_norm, try_task
 from trainer.checkpoints import Checkpoints, newest_checkpoint
 from trainer.data import as_data
@@ -47,7 +48,7 @@ from trainer.xla_fitness import check_xla, describe_fitness
 class TrainResult:
     """What `train` leaves behind.
 
-    finished: False if a signal stopped the run before `num_steps`; the same call goes on with it.
+    finished: False if a signal or `max_seconds` stopped the run before `num_steps`; the same call goes on with it.
     initial_metrics, final_metrics: evaluations at step 0 and at the last step; empty without eval_data.
     restore_report, optimizer_proof: None where nothing was restored or the run was resumed.
     """
@@ -134,9 +135,9 @@ def train(
     async_checkpoint: whether training goes on while a checkpoint, whose values are taken, is brought to the disk.
     on_save_error: "stop" ends a run that cannot save, for a full disk say; "continue" says so and goes on.
     max_seconds: after so many the run saves and stops, as at a signal, its last loops shortened; 0 for no end.
-    on_nan: "stop" ends a run whose loss is not finite, and names step and examples; "rollback" goes back to the
-      last checkpoint and leaves out the batches up to that one, `most_rollbacks` times at most.
-    allow_config_change: resumes a run whose config was another one, from its last step; the changes are recorded.
+    on_nan: "stop" ends a run whose loss or gradient is not finite, and names step and examples; "rollback" goes
+      back to the last checkpoint and leaves that batch out, `most_rollbacks` times at most.
+    allow_config_change: resumes a run whose config was another one, from its last step; the changes are printed.
     dry_run: does everything up to the first step, prints it, and writes nothing.
     timed_steps: how many steps a dry run takes, and takes back, to say how fast data and step are, each alone.
 
@@ -152,7 +153,7 @@ def train(
         num_steps=num_steps,
     )
     _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
-    check_on_nan(on_nan)
+    check_on_nan(on_nan, most_rollbacks)
     check_kind(random_numbers)
     check_update(optimizer_update)
     if ema_decay is not None:
@@ -172,7 +173,8 @@ def train(
         "copy_rows": copy_rows,
     }  # fmt: skip
     files = ModelDir(Path(model_dir)) if model_dir else None
-    resuming = files is not None and may_resume(files)
+    agreement = Agreement(strategy)
+    resuming = files is not None and _all_resume(files, agreement)
 
     with strategy.scope():
         built_model = assemble_model(model, task, train_data, strategy, synchronize_batch_norm)
@@ -218,6 +220,11 @@ def train(
     )
     identity = run_identity(parts)
     changed = "" if files is None else check_same_run(files, identity, allow_config_change)
+    # The chief's word: what a late worker would compare with may be of this process already.
+    if not agreement.of_chief([bool(changed)])[0]:
+        changed = ""
+    elif not changed:
+        changed = "as the chief tells"
     if changed:
         notes["config changed"] = f"and allowed to:\n{changed}"
     if dry_run:
@@ -230,19 +237,23 @@ def train(
         print(describe_run(parts))
         return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None)
     if files is None:
-        return _run(parts, None, None, intervals, deadline, saving, identity)
+        with Preemption(strategy) as preemption:
+            return _run(parts, None, None, intervals, deadline, preemption, saving, identity)
     with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(
-            state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every, async_checkpoint
-        )
+            state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every, async_checkpoint,
+            agreement if agreement.workers > 1 else None,
+        )  # fmt: skip
+        deadline.reserved = lambda: checkpoints.longest_seconds
         if resuming:
             with configured_learning_rate(new_optimizer) if changed else contextlib.nullcontext():
                 parts = dataclasses.replace(parts, resumed_step=_resumed_step(checkpoints, num_steps))
             if checkpoints.skipped:
                 notes["checkpoints"] = "; ".join(checkpoints.skipped)
         checkpoints.tidy()
-        with contextlib.closing(checkpoints):  # before the folder is another's
-            return _run(parts, files, checkpoints, intervals, deadline, saving, identity)
+        # Closed before the folder is another's; a signal waits from here on until the run is on the disk.
+        with contextlib.closing(checkpoints), Preemption(strategy) as preemption:
+            return _run(parts, files, checkpoints, intervals, deadline, preemption, saving, identity)
 
 
 def _run(
@@ -251,6 +262,7 @@ def _run(
     checkpoints,
     intervals: Intervals,
     deadline: Deadline,
+    preemption: Preemption,
     saving: Saving,
     identity: str,
 ) -> TrainResult:
@@ -289,7 +301,7 @@ def _run(
         strategy, state, parts.task, parts.variables, parts.global_batch_size, batches, parts.accumulation_steps,
         **parts.step_options,
     )  # fmt: skip
-    with progress, Preemption(strategy) as preemption:
+    with progress:
         loop_parts = LoopParts(
             state=state,
             train=functools.partial(batches.run, train_loop),
@@ -337,6 +349,18 @@ def _writing(files: ModelDir, resuming: bool) -> Iterator[None]:
         if (newest_checkpoint(files.checkpoints) is not None) != resuming:
             raise UserError(f"model_dir {files.path} was written by another process just now. Run the command again.")
         yield
+
+
+def _all_resume(files: ModelDir, agreement: Agreement) -> bool:
+    """Whether there is something to go on with, which all workers must see."""
+    resuming = may_resume(files)
+    (seen,) = agreement.sums([resuming])
+    if seen not in (0, agreement.workers):
+        raise UserError(
+            f"{seen} of {agreement.workers} workers see a checkpoint of the run in {files.path}, and this one sees "
+            f"{'one' if resuming else 'none'}: model_dir must be a folder that all workers share."
+        )
+    return resuming
 
 
 def _resumed_step(checkpoints: Checkpoints, num_steps: int) -> int:

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+
+import keras
 
 from trainer.deadline import Deadline
 from trainer.errors import UserError
@@ -42,11 +44,29 @@ class Intervals:
 
 
 class LossNotFinite(UserError):
-    """Raised at the first look of the host that finds one; nothing was logged or saved of it."""
+    """Raised at the first look of the host that finds a loss, or a gradient, that is not finite.
 
-    def __init__(self, loss: float, step: int):
-        super().__init__(f"The loss is {loss} at step {step}; training further would only spread it.")
-        self.loss, self.step = loss, step
+    Nothing was logged, evaluated or saved of it.  what: which of the two, and what it is.
+    """
+
+    def __init__(self, what: str, step: int):
+        super().__init__(f"{what} at step {step}; training further would only spread it.")
+        self.what, self.step = what, step
+
+
+def finite_metrics(metrics: Mapping, step: int, optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
+    """What a step gave, as numbers of the host; raises `LossNotFinite`.
+
+    metrics: 'loss' and 'grad_norm' as scalar tensors, waited for here.
+    """
+    values = {name: float(value.numpy()) for name, value in metrics.items()}
+    if not math.isfinite(values["loss"]):
+        raise LossNotFinite(f"The loss is {values['loss']}", step)
+    # The loss is of the weights before the update, which such a gradient has spoilt by now. A LossScaleOptimizer
+    # makes no update of it and halves its scale. The loss itself is not scaled: no scale makes it finite.
+    if not math.isfinite(values["grad_norm"]) and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise LossNotFinite(f"The gradient's norm is {values['grad_norm']}", step)
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +93,11 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
 
     Always in this order: step, log, evaluate, save, leave. So what a checkpoint holds is on record
     when it is written, and a resumed run repeats nothing and misses nothing.
+
+    Raises `LossNotFinite` before any of what follows a step would be done with it.
     """
     state, step = parts.state, parts.state.current_step()
+    metrics = None
     clock = _Clock(step)
     while step < num_steps:
         due_in = intervals.steps_to_next_look(step, num_steps)
@@ -88,10 +111,8 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
         def due(every: int, step=step) -> bool:
             return step == num_steps or (every > 0 and step % every == 0)
 
-        if due(intervals.log_every) or due(intervals.checkpoint_every):
-            values = {name: float(value.numpy()) for name, value in metrics.items()}
-            if not math.isfinite(values["loss"]):  # before it is saved, too
-                raise LossNotFinite(values["loss"], step)
+        if any(map(due, (intervals.log_every, intervals.eval_every, intervals.checkpoint_every))):
+            values = finite_metrics(metrics, step, state.optimizer)
         if due(intervals.log_every):
             steps_per_second = clock.lap(step)
             # The schedule at `step`: what the next update uses, and what one plots a schedule against.
@@ -109,6 +130,8 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
             with clock.stopped(), parts.deadline.pause():
                 parts.save()
     if step < num_steps:
+        if metrics is not None:  # steps between two looks
+            finite_metrics(metrics, step, state.optimizer)
         parts.save()
     return step >= num_steps
 

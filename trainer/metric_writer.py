@@ -1,7 +1,9 @@
 """Scalars, text and plots to TensorBoard and JSON lines; chief only."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
@@ -23,35 +25,49 @@ class MetricWriter:
         self._enabled = enabled
         self._events = {}
         self._path = metrics_path
+        self._hindrance: Exception | None = None
         if not enabled:
             return
-        _drop_rows_after(metrics_path, start_step)
+        # A fresh start keeps nothing; a resumed one has written the row of its own step already.
+        _drop_rows_after(metrics_path, start_step or -1)
         self._file = open(metrics_path, "a")  # noqa: SIM115  held until close()
         self._events = {name: tf.summary.create_file_writer(str(folder)) for name, folder in events.items()}
 
     def write(self, step: int, values: dict[str, float], split: str | None = None) -> None:
-        """Writes one row. Evaluations name their `split`; a training row has none."""
+        """Writes one row. Evaluations name their `split`; a training row has none.
+
+        What hinders it is raised by the next `flush`: a row may be lost, where the run need not be.
+        """
         if not self._enabled:
             return
         row = {"step": int(step), **({"split": split} if split else {})}
         row.update({name: float(value) for name, value in values.items()})
-        self._file.write(json.dumps(row) + "\n")
         scalars = tf.compat.v1.Summary(value=[_scalar(name, value) for name, value in values.items()])
-        with self._events["eval" if split else "train"].as_default():
-            # All at once: an operation for each scalar would take as long as some models take for ten steps.
-            tf.summary.experimental.write_raw_pb(scalars.SerializeToString(), step=step)
+        with self._noting():
+            self._file.write(json.dumps(row) + "\n")
+            with self._events["eval" if split else "train"].as_default():
+                # All at once: an operation for each scalar would take as long as some models take for ten steps.
+                tf.summary.experimental.write_raw_pb(scalars.SerializeToString(), step=step)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text (a config, a report) to TensorBoard, verbatim, at step 0."""
         if self._enabled:
-            with self._events["train"].as_default():
+            with self._noting(), self._events["train"].as_default():
                 tf.summary.text(name, "```\n" + text + "\n```", step=0)
 
     def write_image(self, name: str, path, step: int) -> None:
         """Writes a PNG file to TensorBoard."""
         if self._enabled:
-            with self._events["train"].as_default():
+            with self._noting(), self._events["train"].as_default():
                 tf.summary.image(name, tf.io.decode_png(tf.io.read_file(str(path)), channels=3)[None], step=step)
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Around what writes: TensorFlow's writers bring everything to the disk whenever they are left."""
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            self._hindrance = error
 
     def drop_after(self, step: int) -> None:
         """Takes back the rows of later steps, which a run that went back makes anew."""
@@ -72,6 +88,9 @@ class MetricWriter:
             os.fsync(self._file.fileno())
             for writer in self._events.values():
                 writer.flush()
+            hindrance, self._hindrance = self._hindrance, None
+            if hindrance is not None:
+                raise hindrance
         except (OSError, tf.errors.OpError) as error:
             reason = error.strerror if isinstance(error, OSError) else error.message
             raise UserError(
@@ -111,7 +130,6 @@ def read_rows(metrics_path) -> list[dict]:
 
 def _drop_rows_after(metrics_path, start_step: int) -> None:
     rows = read_rows(metrics_path)
-    # A fresh start keeps nothing; a resumed one has written the row of its own step already.
-    kept = [row for row in rows if start_step and row["step"] <= start_step]
+    kept = [row for row in rows if row["step"] <= start_step]
     if os.path.exists(metrics_path):
         write_text(Path(metrics_path), "".join(json.dumps(row) + "\n" for row in kept))

@@ -1,13 +1,12 @@
-"""A loss that is not finite: which step it came from and which examples, and a way round them."""
+"""A loss or a gradient that is not finite: which step it came from and which examples, and a way round them."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from trainer.checkpoints import Checkpoints
 from trainer.errors import UserError
-from trainer.loop import LossNotFinite
+from trainer.loop import LossNotFinite, finite_metrics
 from trainer.pipeline import batch_numbers, train_batches
 from trainer.replicas import first_value
 from trainer.run_parts import RunParts
@@ -15,16 +14,18 @@ from trainer.stacked_batches import StackedBatches
 from trainer.strategy import num_workers, worker_index
 
 CHOICES = ("stop", "rollback")
-_ADVICE = (
-    "Lower the learning rate or clip the gradient (e.g. SGD.global_clipnorm = 1.0), look at those examples, or set "
-    "train.on_nan = 'rollback' to leave such batches out."
-)
+_ADVICE = "Lower the learning rate or clip the gradient (e.g. SGD.global_clipnorm = 1.0)"
 
 
-def check_on_nan(on_nan: str) -> None:
-    """Raises `UserError` for what is none of `CHOICES`."""
+def check_on_nan(on_nan: str, most_rollbacks: int) -> None:
+    """Raises `UserError` for what is none of `CHOICES`, and for a number of rollbacks that allows none."""
     if on_nan not in CHOICES:
         raise UserError(f"on_nan = {on_nan!r} must be one of {', '.join(map(repr, CHOICES))}.")
+    whole = isinstance(most_rollbacks, int) and not isinstance(most_rollbacks, bool)
+    if on_nan == "rollback" and not (whole and most_rollbacks >= 1):
+        raise UserError(
+            f"most_rollbacks = {most_rollbacks!r} must be a whole number, 1 or more; on_nan = 'stop' allows none."
+        )
 
 
 def batches_from_here(parts: RunParts) -> StackedBatches:
@@ -44,47 +45,72 @@ def batches_from_here(parts: RunParts) -> StackedBatches:
 def recover(
     parts: RunParts, checkpoints: Checkpoints | None, train_loop: Callable, error: LossNotFinite, most_rollbacks: int
 ) -> tuple[StackedBatches, str]:
-    """Goes back to the last checkpoint and leaves out the batches up to the one whose loss was not finite.
+    """Makes the steps since the last checkpoint again, up to the first bad batch, and leaves that one out.
+
+    Bad is one whose loss or gradient is not finite. It alone is left out, so that what is left out does not depend
+    on which checkpoints there are: a run that was interrupted has others. Afterwards the state is that of the
+    step before it, so what is on record up to there stays true.
 
     Returns the batches to go on with, and a sentence that tells of it. Every worker must call it.
     most_rollbacks: 0 for a run that stops instead.
 
     Raises `UserError` that names step, checkpoint and examples: without a checkpoint, after `most_rollbacks`,
-    and where the same steps from the same checkpoint give a finite loss.
+    and where the same steps from the same checkpoint are finite.
     """
     state = parts.state
-    start = checkpoints.resume() if checkpoints is not None else 0
-    if checkpoints is None or not start:
-        raise UserError(f"{error} There is no checkpoint before it to go back to, or to find the batch from. {_ADVICE}")
-    first_batch = state.next_batch()
-    bad_step = _first_bad_step(parts, train_loop, start, error.step)
-    if bad_step is None:
+    if checkpoints is not None:
+        checkpoints.resume()
+    # Where there is no checkpoint, the state stays where it is; one of step 0 is a checkpoint as well.
+    start = state.current_step()
+    if checkpoints is None or start >= error.step:
         raise UserError(
-            f"{error} Made once more from ckpt-{start}, the same steps have a finite loss: this machine does not "
+            f"{error} There is no checkpoint before it to go back to, or to find the batch from; a model_dir and a "
+            f"smaller checkpoint_every make one. {_ADVICE}."
+        )
+    try:
+        _make_again(parts, train_loop, error.step)
+    except LossNotFinite as found:
+        what, bad_step = found.what, found.step
+    else:
+        raise UserError(
+            f"{error} Made once more from ckpt-{start}, the same steps are finite: this machine does not "
             "compute the same twice. Run the command again; it goes on from that checkpoint."
         )
-    bad_batch = first_batch + bad_step - start - 1
-    told = (
-        f"The loss is {error.loss} at step {bad_step}, the first after ckpt-{start} where it is not finite"
-        f"{_examples(parts, bad_batch)}."
-    )
+    bad_batch = state.next_batch() - 1
+    told = f"{what} at step {bad_step}, the first after ckpt-{start} where it is not finite"
+    told += f"{_examples(parts, bad_batch)}."
     if not most_rollbacks:
-        raise UserError(f"{told} The run goes on from ckpt-{start} once it is mended. {_ADVICE}")
+        raise UserError(
+            f"{told} The run goes on from ckpt-{start} once it is mended. {_ADVICE}, look at those examples, or set "
+            "train.on_nan = 'rollback' to leave such batches out."
+        )
+    went_back = int(first_value(state.rollbacks))
+    if went_back >= most_rollbacks:
+        raise UserError(f"{told} The run went back {went_back} times already; train.most_rollbacks = {most_rollbacks}.")
+    state.bad_batches.add(bad_batch)
     checkpoints.resume()
-    if int(first_value(state.rollbacks)) >= most_rollbacks:
-        raise UserError(f"{told} The run went back {most_rollbacks} times already, which is train.most_rollbacks.")
-    left_out = bad_batch - first_batch + 1
-    state.leave_out(left_out)
-    return batches_from_here(parts), f"{told} Back at step {start}, without the next {left_out} batches."
+    batches = _make_again(parts, train_loop, bad_step - 1)
+    return batches, f"{told} Back at step {bad_step - 1}, to go on without that batch."
 
 
-def _first_bad_step(parts: RunParts, train_loop: Callable, start: int, end: int) -> int | None:
-    """Makes the steps once more, one by one: the loop reads the loss of its last step only."""
-    batches = batches_from_here(parts)
-    for step in range(start + 1, end + 1):
-        if not math.isfinite(float(batches.run(train_loop, 1)["loss"].numpy())):
-            return step
-    return None
+def _make_again(parts: RunParts, train_loop: Callable, end: int) -> StackedBatches:
+    """Makes the steps from the state's to `end` without the batches that are known to be bad.
+
+    One by one, as a loop gives the metrics of its last step only: raises `LossNotFinite` of the first.
+    Returns the batches to go on with.
+    """
+    state, batches = parts.state, batches_from_here(parts)
+
+    def leave_out_bad():
+        while state.next_batch() in state.bad_batches:
+            batches.run(lambda *unused: None, 1)
+            state.leave_out_next()
+
+    leave_out_bad()
+    while state.current_step() < end:
+        finite_metrics(batches.run(train_loop, 1), state.current_step(), state.optimizer)
+        leave_out_bad()
+    return batches
 
 
 def _examples(parts: RunParts, batch: int) -> str:

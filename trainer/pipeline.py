@@ -66,7 +66,12 @@ def train_batches(
         dataset = _streamed_batches(data, global_batch_size, seed, start_step)
         if len(part) < global_batch_size:
             dataset = dataset.map(as_it_is(lambda batch: tf.nest.map_structure(lambda x: tf.gather(x, part), batch)))
+        if data.records is not None:
+            # After the part is taken: no worker decodes what is another's.
+            dataset = dataset.map(as_it_is(data.records.decoder()), tf.data.AUTOTUNE, deterministic=True)
         steps = _steps_per_stack(dataset.element_spec, len(part), steps_per_loop)
+        if data.preprocess is not None:
+            steps = min(steps, _steps_per_stack(data.batch_spec, len(part), steps_per_loop))
         # A copy less where a stack is one step.
         dataset = dataset.batch(steps, drop_remainder=True) if steps > 1 else dataset.map(as_it_is(_as_stack))
     else:
@@ -93,10 +98,9 @@ def train_batches(
 
 
 def _streamed_batches(data: Data, batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
-    """Global batches of what does not fit into memory, from `start_step` on."""
+    """Global batches of what does not fit into memory, from `start_step` on; of records, not yet decoded."""
     if data.records is not None:
-        blocks = data.records.shuffled_blocks(data.shuffle_buffer, seed, start_step * batch_size)
-        return blocks.rebatch(batch_size, drop_remainder=True)
+        return data.records.shuffled_batches(batch_size, data.shuffle_buffer, seed, start_step * batch_size)
     assert data.stream is not None
     dataset = data.stream().shuffle(data.shuffle_buffer, seed=seed, reshuffle_each_iteration=True).repeat()
     # Before any map: what is skipped need not be computed.
@@ -147,11 +151,19 @@ def _as_stack(batch):
 
 def _preprocess_stack(data: Data, steps: int, stack):
     """Batch by batch: what `preprocess` mixes or draws, it mixes and draws within a batch."""
-    if steps == 1:
-        return _as_stack(data.preprocessed(tf.nest.map_structure(lambda value: value[0], stack)))
     size = tf.nest.flatten(stack)[0].shape[1]
+    if steps == 1:
+        batch = data.preprocessed(tf.nest.map_structure(lambda value: value[0], stack))
+        return _as_stack(tf.nest.map_structure(functools.partial(_with_rows, size), batch))
     spec = {key: tf.TensorSpec([size, *spec.shape[1:]], spec.dtype) for key, spec in data.batch_spec.items()}
     return tf.map_fn(data.preprocessed, stack, fn_output_signature=spec)
+
+
+def _with_rows(size: int, value):
+    """The same, its number of rows known to whoever traces on."""
+    if isinstance(value, tf.Tensor):
+        return tf.ensure_shape(value, tf.TensorShape([size]).concatenate(value.shape[1:]))
+    return value
 
 
 def _look_up(tensors: Mapping, numbers):

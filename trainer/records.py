@@ -21,12 +21,13 @@ class Records:
     segments: Sequence[tuple[str, int, int]]
     decode: Callable
 
-    def shuffled_blocks(self, block_size: int, seed: int, start: int = 0) -> tf.data.Dataset:
-        """Epoch after epoch without end, from the `start`-th example on: feature -> [rows, ...], rows <= block_size.
+    def shuffled_batches(self, batch_size: int, block_size: int, seed: int, start: int = 0) -> tf.data.Dataset:
+        """Epoch after epoch without end, from the `start`-th record on: [batch_size] strings, not decoded.
 
         A block is `block_size` neighbours in stored order. Each epoch takes the blocks in an order of its own,
         and the examples of a block in one of their own: a shuffle buffer of two levels, of which any position is
         found by arithmetic. To go on from there costs the reading of one block, not of what came before.
+        Two blocks are held at a time, as they are in the files: decoded, they would be many times as large.
         """
         lengths = [take for _, _, take in self.segments]
         ends = np.cumsum(lengths)
@@ -61,23 +62,40 @@ class Records:
             records = tf.data.Dataset.from_tensor_slices(tuple(parts)).flat_map(
                 as_it_is(lambda path, skip, take: tf.data.TFRecordDataset(path).skip(skip).take(take))
             )
-            examples = records.map(as_it_is(self.decode), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            return examples.batch(block_size).map(
-                as_it_is(lambda block: {key: tf.gather(value, order) for key, value in block.items()})
-            )
+            # A file that was cut off just ends: its block would be short, or be left out.
+            records = records.apply(tf.data.experimental.assert_cardinality(tf.reduce_sum(parts[2])))
+            return records.batch(block_size).map(as_it_is(lambda block: (block, order)))
+
+        def in_order(block, order):
+            # A batch at a time, not the block at once, of which there would be another copy.
+            rows = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+            return rows.map(as_it_is(lambda rows: tf.gather(block, rows)))
 
         # The next block is read while this one is used.
-        return tf.data.Dataset.counter(first_visit, dtype=tf.int64).flat_map(as_it_is(read)).prefetch(1)
+        blocks = tf.data.Dataset.counter(first_visit, dtype=tf.int64).flat_map(as_it_is(read)).prefetch(1)
+        return blocks.flat_map(as_it_is(in_order)).rebatch(batch_size, drop_remainder=True)
+
+    def decoder(self) -> Callable:
+        """What makes of [rows] serialized records feature -> [rows, ...]."""
+        decode = as_it_is(self.decode)
+        example = tf.data.Dataset.from_tensors("").map(decode).element_spec
+        return lambda records: tf.map_fn(decode, records, fn_output_signature=example)
 
 
-def unreadable(paths: Sequence[str]) -> list[str]:
-    """A clause for each record file that is damaged or cannot be read; reads them all."""
+def unreadable(segments: Sequence[tuple[str, int, int]]) -> list[str]:
+    """A clause for each record file that is damaged, cut off, or cannot be read; reads them all."""
+    needed: dict[str, int] = {}
+    for path, skip, take in segments:
+        needed[path] = max(needed.get(path, 0), skip + take)
     found = []
-    for path in dict.fromkeys(paths):
+    for path, num_records in needed.items():
         position = 0
         try:
             for _ in tf.data.TFRecordDataset(path):
                 position += 1
         except tf.errors.OpError as error:
             found.append(f"{path}, record {position} ({error.message.splitlines()[0].split(';')[0]})")
+        else:
+            if position < num_records:
+                found.append(f"{path}, record {position} (the file ends before it; {num_records} are needed)")
     return found

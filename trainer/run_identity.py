@@ -13,6 +13,8 @@ from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir
 from trainer.run_parts import RunParts
 
+_MOST_LINES = 8  # of two configs that have nothing in common, nobody reads more
+
 
 def run_identity(parts: RunParts) -> str:
     """What decides the weights of a run, a line each: the config's bindings, or what a program gave to `train`.
@@ -53,7 +55,9 @@ def check_same_run(files: ModelDir, identity: str, allow_change: bool = False) -
     if not has_steps or not files.run_identity.exists():
         return ""
     changed = differing_lines(files.run_identity.read_text(), identity)
-    lines = "\n".join(f"  was: {old}\n  now: {new}" for old, new in changed[:8])
+    lines = "\n".join(f"  was: {old}\n  now: {new}" for old, new in changed[:_MOST_LINES])
+    if len(changed) > _MOST_LINES:
+        lines += f"\n  and {len(changed) - _MOST_LINES} more lines of {files.run_identity.name}"
     if changed and not allow_change:
         raise UserError(
             f"model_dir {files.path} holds a run of another config:\n{lines}\n"

@@ -5,10 +5,16 @@ import time
 
 import tensorflow as tf
 
+from trainer.data import Data
 from trainer.pipeline import train_batches
 from trainer.run_parts import RunParts
+from trainer.stacked_batches import StackedBatches
 from trainer.strategy import num_workers, worker_index
 from trainer.train_step import build_train_loop
+
+# A stack that lay ready comes in less.
+_WAIT_SECONDS = 1e-3
+_NO_WAIT_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Throughput:
 
 
 def measure_throughput(parts: RunParts, num_steps: int) -> Throughput:
-    """Times `num_steps` of each, after one that traces; the variables are afterwards what they were.
+    """Times `num_steps` or more of each, after one that traces; the variables are afterwards what they were.
 
     Every worker must call it: a step is a collective.
     """
@@ -38,16 +44,15 @@ def measure_throughput(parts: RunParts, num_steps: int) -> Throughput:
         num_workers=num_workers(parts.strategy),
         worker_index=worker_index(parts.strategy),
         accumulation_steps=parts.accumulation_steps,
-        steps_per_loop=parts.steps_per_loop,
+        # A stack comes whole: of slow data, no more steps are waited for than were asked for.
+        steps_per_loop=min(parts.steps_per_loop, num_steps),
     )
     train_loop = build_train_loop(
         parts.strategy, parts.state, parts.task, parts.variables, parts.global_batch_size, batches,
         parts.accumulation_steps, **parts.step_options,
     )  # fmt: skip
-    batches.run(_draw(batches), 1)
-    data_seconds = _seconds(lambda: batches.run(_draw(batches), num_steps)) / num_steps
-    stack = next(iter(batches.dataset))
-    held = tf.nest.flatten(stack)[0].shape[0]
+    data_seconds, stack = _data_seconds(parts.train_data, batches, num_steps)
+    held = tf.nest.flatten(batches.spec)[0].shape[0]
     with parts.state.unchanged():
 
         def steps(count: int) -> None:
@@ -60,7 +65,38 @@ def measure_throughput(parts: RunParts, num_steps: int) -> Throughput:
     return Throughput(data_seconds, step_seconds, parts.global_batch_size)
 
 
-def _draw(batches):
+def _data_seconds(data: Data, batches: StackedBatches, num_steps: int):
+    """(seconds a step, a stack): drained from a moment where nothing lay ready to another, `num_steps` later or more.
+
+    What lay ready before the first was made while nobody looked, what lies ready after the other is not used.
+    """
+    held = tf.nest.flatten(batches.spec)[0].shape[0]
+    looked_up = min(held, num_steps)  # of numbers, a stack holds those of hundreds of steps
+    draw = _draw(batches)
+    draw.get_concrete_function()  # is traced now, and not in the time that is taken
+    stacks = data.elements(batches.dataset)
+
+    def drain(least: int):
+        waited = drawn = 0.0
+        count, last_wait, more_ready = 0, time.perf_counter(), True
+        while count < least or more_ready:
+            started = time.perf_counter()
+            stack = next(stacks)
+            came = time.perf_counter()
+            draw(stack, tf.constant(0), tf.constant(looked_up)).numpy()
+            ended = time.perf_counter()
+            waited, drawn, count = waited + came - started, drawn + ended - came, count + 1
+            if came - started > _WAIT_SECONDS:
+                last_wait = came
+            # Where nothing is waited for in so long, the data come sooner than they are looked up.
+            more_ready = last_wait != came and ended - last_wait < _NO_WAIT_SECONDS
+        return waited / (count * held) + drawn / (count * looked_up), stack
+
+    drain(4)
+    return drain(-(-num_steps // held))
+
+
+def _draw(batches: StackedBatches):
     """In a step's place: looks up what a stack holds as numbers, and does nothing with it."""
 
     number = tf.TensorSpec([], tf.int32)

@@ -19,6 +19,7 @@ class TrainState:
     step: int64 scalar, finished optimizer updates. The data position follows from it alone.
     ema: averages of the trained weights, None for a run without.
     batches_left_out, rollbacks: int64 scalars, of a run that went back from a loss that was not finite.
+    bad_batches: numbers of the global batches that this process found to be bad; no checkpoint holds them.
     """
 
     model: keras.Model
@@ -27,6 +28,7 @@ class TrainState:
     batches_left_out: tf.Variable
     rollbacks: tf.Variable
     ema: EmaWeights | None = None
+    bad_batches: set[int] = dataclasses.field(default_factory=set)
 
     def as_checkpoint(self) -> tf.train.Checkpoint:
         """An ordinary `tf.train.Checkpoint(model=..., optimizer=...)` with the step.
@@ -73,9 +75,9 @@ class TrainState:
         """The number of the global batch that the next step takes: its step, and those that were left out."""
         return self.current_step() + int(first_value(self.batches_left_out))
 
-    def leave_out(self, num_batches: int) -> None:
-        """Notes that the run has gone back, and takes up its batches so many later."""
-        self.batches_left_out.assign_add(num_batches)
+    def leave_out_next(self) -> None:
+        """Notes that the run went back, and that its next batch is the one after `next_batch()`."""
+        self.batches_left_out.assign_add(1)
         self.rollbacks.assign_add(1)
 
 

@@ -32,7 +32,7 @@ def task() -> Task:
     return supervised(loss=_loss(), inputs="x", target="y")
 
 
-def regraft(workload: Workload, strategy: tf.distribute.Strategy) -> TakeSteps:
+def regraft(workload: Workload, strategy: tf.distribute.Strategy, update: str = "per_replica") -> TakeSteps:
     """This trainer's loop as `train()` runs it, 50 steps at a time: it shuffles, and logs at the end of a round."""
     folder = Path(tempfile.mkdtemp())
     data = in_memory(examples=workload.arrays())
@@ -42,7 +42,9 @@ def regraft(workload: Workload, strategy: tf.distribute.Strategy) -> TakeSteps:
     batches = train_batches(
         data, workload.batch_size, 0, 0, num_workers(strategy), worker_index(strategy), steps_per_loop=50
     )
-    train_loop = build_train_loop(strategy, state, task(), model.trainable_variables, workload.batch_size, batches)
+    train_loop = build_train_loop(
+        strategy, state, task(), model.trainable_variables, workload.batch_size, batches, optimizer_update=update
+    )
     parts = LoopParts(
         state=state,
         train=functools.partial(batches.run, train_loop),
@@ -149,6 +151,8 @@ PEERS = {
     "fit 1": fit,
     "naive": naive,
 }
+# Only where --peer asks for them.
+MORE_PEERS = {"update once": functools.partial(regraft, update="once")}
 
 
 def _minimal_step(workload: Workload, strategy: tf.distribute.Strategy) -> Callable:

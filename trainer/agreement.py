@@ -1,0 +1,41 @@
+"""What all workers do alike: each gives its numbers, all get the same ones."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.strategy import is_chief, local_replicas, num_workers
+
+
+class Agreement:
+    """Sums over the workers of a strategy; where there is one, its own numbers.
+
+    Every call is a collective: all workers must make it, at the same place.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        self._strategy = strategy
+        self.workers = num_workers(strategy)
+        self._is_chief = is_chief(strategy)
+
+    def sums(self, values: Sequence[int]) -> np.ndarray:
+        """[len(values)] int64: the sums over all workers."""
+        own = np.asarray(values, np.int64)
+        if self.workers == 1:
+            return own
+        total = self._sum(tf.constant(own))
+        # Every replica of a worker adds what is the worker's.
+        return self._strategy.experimental_local_results(total)[0].numpy() // local_replicas(self._strategy)
+
+    def of_chief(self, values: Sequence[int]) -> np.ndarray:
+        """[len(values)] int64: what the chief gives; of others only the number of values counts."""
+        return self.sums(values if self._is_chief else [0] * len(values))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
+    def _sum(self, values):
+        def add_up(value):
+            # Through a tensor made on the replica: one from outside has no device to reduce to.
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
+
+        return self._strategy.run(add_up, args=(values,))
