@@ -1,33 +1,30 @@
 """Chooses the reader for a checkpoint by what stands at its path."""
 
-from collections.abc import Callable
+import importlib
 
 import tensorflow as tf
 
-from trainer.restore.readers.keras_archive import KerasArchiveSource
-from trainer.restore.readers.keras_hdf5 import open_hdf5
-from trainer.restore.readers.keras_weights import KerasWeightsSource
-from trainer.restore.readers.npz import NpzSource
-from trainer.restore.readers.safetensors_files import SafetensorsSource
-from trainer.restore.readers.tensorflow_checkpoint import TensorFlowSource
 from trainer.restore.source import CheckpointSource
 
-# By the ends that `find.WEIGHT_FILES` lists, in any case; whatever ends otherwise is a TensorFlow prefix.
-_READERS: list[tuple[str, Callable[[str], CheckpointSource]]] = [
-    (".weights.json", KerasWeightsSource),
-    (".weights.h5", open_hdf5),
-    (".keras", KerasArchiveSource),
-    (".h5", open_hdf5),
-    (".hdf5", open_hdf5),
-    (".safetensors", SafetensorsSource),
-    (".safetensors.index.json", SafetensorsSource),
-    (".npz", NpzSource),
+# By the ends that `find.WEIGHT_FILES` lists, in any case; whatever ends otherwise is a TensorFlow prefix. By name,
+# and imported when a file needs it: the libraries behind them take longer to import than a small model to train.
+_READERS = [
+    (".weights.json", "keras_weights.KerasWeightsSource"),
+    (".weights.h5", "keras_hdf5.open_hdf5"),
+    (".keras", "keras_archive.KerasArchiveSource"),
+    (".h5", "keras_hdf5.open_hdf5"),
+    (".hdf5", "keras_hdf5.open_hdf5"),
+    (".safetensors", "safetensors_files.SafetensorsSource"),
+    (".safetensors.index.json", "safetensors_files.SafetensorsSource"),
+    (".npz", "npz.NpzSource"),
 ]
+_PREFIX_READER = "tensorflow_checkpoint.TensorFlowSource"
 
 
 def open_checkpoint(path: str) -> CheckpointSource:
     """Opens what `find_checkpoint` gave; raises `RestoreError` if it is damaged."""
+    reader = next((reader for end, reader in _READERS if path.lower().endswith(end)), _PREFIX_READER)
     if tf.io.gfile.exists(path + ".index"):  # `find_checkpoint` takes it for a prefix, too, whatever its end
-        return TensorFlowSource(path)
-    reader = next((reader for end, reader in _READERS if path.lower().endswith(end)), TensorFlowSource)
-    return reader(path)
+        reader = _PREFIX_READER
+    module, _, name = reader.partition(".")
+    return getattr(importlib.import_module(f"trainer.restore.readers.{module}"), name)(path)
