@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import gin
 import numpy as np
@@ -70,7 +70,7 @@ class Data:
                 "folder and prepare the data set again."
             ) from error
 
-    def elements(self, dataset: tf.data.Dataset) -> Iterator:
+    def elements(self, dataset: Iterable) -> Iterator:
         """The elements of a data set made of these data, see `reading`."""
         iterator = iter(dataset)
         while True:

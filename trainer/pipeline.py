@@ -1,6 +1,7 @@
 """A split -> this worker's batches: deterministic, and a pure function of (seed, step)."""
 
 import functools
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ import tensorflow as tf
 from trainer.data import Data
 from trainer.data_order import index_stack
 from trainer.errors import UserError
-from trainer.stacked_batches import StackedBatches
+from trainer.stacked_batches import DrawnAhead, StackedBatches
 from trainer.user_functions import as_it_is
 
 # A stack is drawn by one host call and handed over by another, for as many steps as keep it small. Numbers of
@@ -81,16 +82,20 @@ def train_batches(
             steps = _steps_per_stack({"number": tf.TensorSpec([None], tf.int64)}, len(part), _MOST_STEPS_PER_STACK)
         else:
             steps = _steps_per_stack(data.batch_spec, len(part), steps_per_loop)
-        draw = functools.partial(index_stack, data.num_examples, global_batch_size, seed, steps)
 
-        def numbers_from(step):
-            numbers = tf.numpy_function(lambda step: draw(int(step))[:, part], [step], tf.int64, stateful=False)
-            return tf.ensure_shape(numbers, [steps, len(part)])
+        def numbers_from(step) -> np.ndarray:
+            return index_stack(data.num_examples, global_batch_size, seed, steps, int(step))[:, part]
 
-        dataset = tf.data.Dataset.counter(start_step, steps, dtype=tf.int64).map(as_it_is(numbers_from))
+        spec = tf.TensorSpec([steps, len(part)], tf.int64)
         if by_number:
-            return StackedBatches(dataset.prefetch(1), lambda numbers: (_look_up(tensors, numbers), None))
-        dataset = dataset.map(as_it_is(functools.partial(_look_up, tensors)))
+            stacks = DrawnAhead(numbers_from, spec, itertools.count(start_step, steps))
+            return StackedBatches(stacks, lambda numbers: (_look_up(tensors, numbers), None))
+
+        def look_up(step):
+            numbers = tf.numpy_function(numbers_from, [step], tf.int64, stateful=False)
+            return _look_up(tensors, tf.ensure_shape(numbers, spec.shape))
+
+        dataset = tf.data.Dataset.counter(start_step, steps, dtype=tf.int64).map(as_it_is(look_up))
     if data.preprocess is not None:
         preprocess = as_it_is(functools.partial(_preprocess_stack, data, steps))
         dataset = dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
