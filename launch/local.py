@@ -3,8 +3,9 @@
 python -m launch.local --num_workers=2 -- --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/two
 
 What follows `--` are flags of launch.train. The chief's output is shown here, that of every worker is in
-`worker-<index>.log` in --log_dir. When one ends badly all are ended; Ctrl-C and SIGTERM are passed on, so
-that they save together. Exit status: the workers' own; 75, "run it again", also where one was killed.
+`worker-<index>.log` in --log_dir (absl's flag; a new folder by default). When one ends badly all are ended;
+Ctrl-C and SIGTERM are passed on, so that they save together. Exit status: the workers' own; 75, "run it
+again", also where one was killed.
 """
 
 import json
@@ -22,11 +23,11 @@ from pathlib import Path
 from absl import app, flags
 
 flags.DEFINE_integer("num_workers", 2, "How many processes.", lower_bound=1)
-flags.DEFINE_string("log_dir", None, "Folder for the workers' logs; a new one in the system's folder by default.")
 flags.DEFINE_integer("max_restarts", 0, "How often to start all again when they end with 75.", lower_bound=0)
 flags.DEFINE_bool("pin_cpus", False, "Give every worker processors of its own.")
 flags.DEFINE_integer("grace_seconds", 60, "How long workers may take to save and leave.", lower_bound=1)
 
+_WITHOUT_IT_SECONDS = 5
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as launch.train uses it
 
 
@@ -74,6 +75,8 @@ class Workers:
                     if not self._ended and status != TRY_AGAIN:
                         self._tell(index, status)
                         self.send(signal.SIGTERM)
+                        # The others wait for it in a step or a save, which no time would bring to an end.
+                        deadline = time.monotonic() + _WITHOUT_IT_SECONDS
             if deadline is not None and time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
             time.sleep(0.05)

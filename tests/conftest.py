@@ -65,6 +65,20 @@ def clean_gin():
         gin.clear_config()
 
 
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of its own with 1 MB, or the module's DISK_SIZE."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    size = getattr(request.module, "DISK_SIZE", "1m")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
 def run_command(module: str, *arguments: str, cwd=REPOSITORY, timeout_seconds: float = 200, **environment):
     """Runs `python -m module arguments` as a user would; returns the finished process with its text."""
     return subprocess.run(

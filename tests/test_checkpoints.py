@@ -20,6 +20,7 @@ from trainer import manifest
 from trainer.checkpoints import Checkpoints, checkpoint_faults, newest_checkpoint
 from trainer.train_state import new_train_state
 
+DISK_SIZE = "400k"  # of `small_disk`
 DATA = "ckpt-{}.data-00000-of-00001"
 INDEX = "ckpt-{}.index"
 MANIFEST = "ckpt-{}.manifest.json"
@@ -382,20 +383,6 @@ def test_a_damaged_best_is_said_and_replaced(tmp_path):
     step, skipped = resumed(tmp_path)
     assert step == 20 and "best/ is not whole: ckpt-10.data-00000-of-00001 has 100 bytes" in skipped[0]
     assert measured(tmp_path, [0.5, 0.4, 0.3]) == [True] and best_in(tmp_path) == (30, 0.3)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own with 400 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", place], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.mark.parametrize("short_pages", [1, 2, 3, 20, 40])

@@ -217,18 +217,6 @@ def test_the_end_of_its_time(tmp_path, num_steps, same_bits):
     same_bits("max_seconds", "saved, exit 75; the same command", tmp_path / "run")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own with 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
 ALL_ARE_KEPT = "--gin_param=train.keep_every = 1"
 
 

@@ -79,18 +79,6 @@ def test_what_cannot_be_kept_is_named_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own with 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
 def big():
     """300 kB."""
     return keras.Sequential([keras.layers.Dense(10_000), keras.layers.Dense(3)])
