@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import REPOSITORY
-from test_multi_worker import free_ports
 
+from launch.local import free_ports
 from trainer.metric_writer import read_rows
 
 SETUPS = {
@@ -37,9 +37,9 @@ def moments(request) -> int:
 
 
 @pytest.fixture(scope="module")
-def num_steps(moments) -> int:
-    """Enough of them not to be through before the last kill."""
-    return 250 + 150 * moments
+def num_steps() -> int:
+    """Of a run that is hit once."""
+    return 400
 
 
 def start(model_dir, num_steps, setup="one replica", *flags, **environment) -> list[subprocess.Popen]:
@@ -95,14 +95,14 @@ def wait_for_a_save(model_dir, processes, before) -> None:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, num_steps):
-    """model_dir of a run that nothing hit, by setup."""
-    made: dict[str, Path] = {}
+    """model_dir of a run that nothing hit, by setup and number of steps."""
+    made: dict[tuple[str, int], Path] = {}
 
-    def of(setup) -> Path:
-        if setup not in made:
-            made[setup] = tmp_path_factory.mktemp("unbroken") / "run"
-            run(made[setup], num_steps, setup)
-        return made[setup]
+    def of(setup, num_steps=num_steps) -> Path:
+        if (setup, num_steps) not in made:
+            made[setup, num_steps] = tmp_path_factory.mktemp("unbroken") / "run"
+            run(made[setup, num_steps], num_steps, setup)
+        return made[setup, num_steps]
 
     return of
 
@@ -139,8 +139,8 @@ def difference(model_dir, other) -> float:
 def same_bits(unbroken, fault_cell):
     """Compares a finished run with the unbroken one and notes it in the table."""
 
-    def compare(fault, done, model_dir, setup="one replica"):
-        largest = difference(model_dir, unbroken(setup))
+    def compare(fault, done, model_dir, *of):
+        largest = difference(model_dir, unbroken(*(of or ["one replica"])))
         fault_cell(fault, done, largest)
         assert largest == 0.0
 
@@ -150,13 +150,14 @@ def same_bits(unbroken, fault_cell):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("setup", [pytest.param("one replica", marks=pytest.mark.table_only), *list(SETUPS)[1:]])
-def test_killed_at_any_moment(tmp_path, setup, moments, num_steps, same_bits):
+def test_killed_at_any_moment(tmp_path, setup, moments, same_bits):
+    num_steps = 300 + 100 * moments  # not to be through before the last kill
     chance, kills, in_saving = random.Random(setup), 0, 0
     for moment in range(moments):
         before = saved(tmp_path / "run")
         processes = start(tmp_path / "run", num_steps, setup)
         wait_for_a_save(tmp_path / "run", processes, before)
-        time.sleep(chance.uniform(0, 0.8))
+        time.sleep(chance.uniform(0, 0.5))
         while (
             moment % 2 == 0 and not list(tmp_path.glob("run/checkpoints/ckpt-*_temp")) and processes[0].poll() is None
         ):
@@ -172,7 +173,7 @@ def test_killed_at_any_moment(tmp_path, setup, moments, num_steps, same_bits):
     assert kills == moments, "it was through before"
     run(tmp_path / "run", num_steps, setup)
     done = f"the same command; {in_saving} times it had been killed in saving"
-    same_bits(f"kill -9 at {kills} moments, {setup}", done, tmp_path / "run", setup)
+    same_bits(f"kill -9 at {kills} moments, {setup}", done, tmp_path / "run", setup, num_steps)
 
 
 @pytest.mark.table_only

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,17 +11,9 @@ import pytest
 import tensorflow as tf
 from conftest import REPOSITORY, assert_same_weights, run_command
 
+from launch.local import free_ports
+
 pytestmark = pytest.mark.slow
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def run_workers(count, *arguments, timeout_seconds=200, while_running=lambda processes: None):
