@@ -31,6 +31,10 @@ _WITHOUT_IT_SECONDS = 5
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as launch.train uses it
 
 
+class Mistake(Exception):
+    """Of the one who called; the message says what to do."""
+
+
 class Workers:
     """One generation of processes, which start and end together."""
 
@@ -112,7 +116,7 @@ def _pinned(processors: list[int], command: list[str]) -> list[str]:
     """The command on these processors only; by `taskset`, since a fork of ours could not run Python code safely."""
     taskset = shutil.which("taskset")
     if taskset is None:
-        raise app.UsageError("--pin_cpus needs the command taskset (util-linux), which is not here.")
+        raise Mistake("--pin_cpus needs the command taskset (util-linux), which is not here.")
     return [taskset, "--cpu-list", ",".join(map(str, processors)), *command]
 
 
@@ -131,13 +135,33 @@ def train_flags(arguments: list[str]) -> list[str]:
     """The flags for launch.train, with the strategy that several workers need."""
     given = [argument for argument in arguments if argument.lstrip("-").split("=")[0] == "strategy"]
     if given and given != ["--strategy=multi_worker"]:
-        raise app.UsageError(f"{given[0]}: several workers need --strategy=multi_worker, which launch.local sets.")
+        raise Mistake(f"{given[0]}: several workers need --strategy=multi_worker, which launch.local sets.")
     return [*arguments, *([] if given else ["--strategy=multi_worker"])]
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """As the other commands do it: help is no mistake, and a mistake is one message and status 2."""
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    if any(argument in ("--help", "-help", "-h", "-?") for argument in own[1:]):
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"regraft: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def guarded(arguments: list[str]) -> int:
+    try:
+        return main(arguments)
+    except Mistake as mistake:
+        print(f"regraft: {mistake}", file=sys.stderr)
+        return 2
 
 
 def main(arguments: list[str]) -> int:
     if not arguments[1:]:
-        raise app.UsageError("Name the run: what follows -- are flags of launch.train.")
+        raise Mistake("Name the run: what follows -- are flags of launch.train.")
     train_arguments = train_flags(arguments[1:])
     log_dir = Path(flags.FLAGS.log_dir or tempfile.mkdtemp(prefix="regraft-workers-"))
     log_dir.mkdir(parents=True, exist_ok=True)
@@ -163,4 +187,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(lambda argv: sys.exit(guarded(argv)), flags_parser=parse_flags)
