@@ -50,6 +50,9 @@ test-parity: install  ## every row on 2 and 3 replicas and 2 workers against one
 test-resume: install  ## every fault for real, killed at 20 moments: what was done, how far it ended from an unbroken run
 	$(BIN)/python -m pytest tests/test_faults.py --fault-table
 
+test-distributed: install  ## several hosts, Slurm, clusters, and what becomes of workers that fail, with the times
+	$(BIN)/python -m pytest --distributed -m "distributed" $(DISTRIBUTED) --durations=0 -v
+
 check-tpu: install  ## make check-tpu CONFIG=my.gin: compiles its step with XLA, says what a TPU would refuse
 	$(TRAIN) --gin_file=$(CONFIG) --gin_param="train.jit_compile = True" --dry_run
 

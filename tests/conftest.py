@@ -24,14 +24,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def pytest_addoption(parser):
     parser.addoption("--parity-table", action="store_true", help="prints how far each row is from one replica")
     parser.addoption("--fault-table", action="store_true", help="prints what was done about each fault, and kills more")
+    parser.addoption("--distributed", action="store_true", help="runs the tests of several hosts and failing workers")
     parser.addoption("--zoo-table", action="store_true", help="prints what became of every model from every writer")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--fault-table"):
-        deselected = [item for item in items if item.get_closest_marker("table_only")]
-        items[:] = [item for item in items if item not in deselected]
-        config.hook.pytest_deselected(items=deselected)
+    for option, marker in (("--fault-table", "table_only"), ("--distributed", "distributed")):
+        if not config.getoption(option):
+            deselected = [item for item in items if item.get_closest_marker(marker)]
+            items[:] = [item for item in items if item not in deselected]
+            config.hook.pytest_deselected(items=deselected)
 
 
 def pytest_configure():

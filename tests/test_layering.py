@@ -9,14 +9,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 FLOORS = [
     {"errors"},
-    {"replicas", "nearest", "user_functions", "files", "data_order"},  # the ground: what every room may stand on
+    # the ground: what every room may stand on
+    {"replicas", "nearest", "user_functions", "files", "data_order", "worker_link", "likeness"},
+    {"worker_watch"},
+    {"roll_call"},
     {
         "model_dir", "strategy", "schedules", "models", "records", "metric_writer", "progress",
         "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest", "deadline",
     },
     {"datasets", "agreement"},
     {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches"},
-    {"pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption"},
+    {"pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption", "worker_card"},
     {"checkpoints", "train_step", "evaluation"},
     {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness"},
     {"nan_recovery"},

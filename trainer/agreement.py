@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from trainer.strategy import is_chief, local_replicas, num_workers
+from trainer.strategy import is_chief, local_replicas, num_workers, worker_index
 
 
 class Agreement:
@@ -17,9 +17,10 @@ class Agreement:
     def __init__(self, strategy: tf.distribute.Strategy):
         self._strategy = strategy
         self.workers = num_workers(strategy)
+        self.index = worker_index(strategy)
         self._is_chief = is_chief(strategy)
 
-    def sums(self, values: Sequence[int]) -> np.ndarray:
+    def sums(self, values: Sequence[int] | np.ndarray) -> np.ndarray:
         """[len(values)] int64: the sums over all workers."""
         own = np.asarray(values, np.int64)
         if self.workers == 1:
@@ -31,6 +32,15 @@ class Agreement:
     def of_chief(self, values: Sequence[int]) -> np.ndarray:
         """[len(values)] int64: what the chief gives; of others only the number of values counts."""
         return self.sums(values if self._is_chief else [0] * len(values))
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Each worker's text, the chief's first."""
+        data = text.encode()
+        lengths = self.sums([len(data) if index == self.index else 0 for index in range(self.workers)])
+        table = np.zeros([self.workers, int(lengths.max())], np.int64)
+        table[self.index, : len(data)] = np.frombuffer(data, np.uint8)
+        rows = self.sums(table.ravel()).reshape(table.shape)
+        return [bytes(row[:length].astype(np.uint8)).decode() for row, length in zip(rows, lengths, strict=True)]
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
     def _sum(self, values):

@@ -8,15 +8,28 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import gin
+import tensorflow as tf
 from absl import app, flags, logging
 
 from trainer.config import REPOSITORY, missing_binding, parse_config, register_keras
-from trainer.errors import UserError
+from trainer.errors import RunAgain, UserError
 from trainer.strategy import STRATEGIES, build_strategy, names_tpu
+from trainer.worker_card import worker_card
+from trainer.worker_watch import current_watch
 
 FLAGS = flags.FLAGS
 
 EXIT_DONE, EXIT_BUG, EXIT_USER_MISTAKE = 0, 1, 2
+
+# What TensorFlow says of an exchange whose other end is gone.
+_LOST_WORKER_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.FailedPreconditionError,
+)
 
 
 def define_config_flags() -> None:
@@ -40,6 +53,10 @@ def define_strategy_flags() -> None:
     )
     flags.DEFINE_string("tpu", None, "Name or address of a TPU.")
     flags.DEFINE_integer("virtual_devices", 0, "Splits the CPU into this many logical devices.", lower_bound=0)
+    flags.DEFINE_float("start_timeout_seconds", 600.0, "How long to wait until all workers are there.", lower_bound=1)
+    flags.DEFINE_float(
+        "worker_timeout_seconds", 60.0, "After how much silence a worker is gone, and the others end.", lower_bound=1
+    )
 
 
 def load_config() -> None:
@@ -54,7 +71,19 @@ def load_config() -> None:
 
 
 def strategy_from_flags():
-    return build_strategy(FLAGS.strategy, FLAGS.virtual_devices, FLAGS.tpu)
+    """The strategy, once all workers of a cluster are there and found to be alike."""
+    strategy = build_strategy(
+        FLAGS.strategy,
+        FLAGS.virtual_devices,
+        FLAGS.tpu,
+        gin.get_configurable("strategy.communication")(),
+        FLAGS.start_timeout_seconds,
+        FLAGS.worker_timeout_seconds,
+        worker_card,
+    )
+    if current_watch() is not None:
+        print(f"worker           {current_watch()}", flush=True)
+    return strategy
 
 
 def wants_missing_tpu() -> bool:
@@ -96,8 +125,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        _complain(str(error))
-        sys.exit(EXIT_USER_MISTAKE)
+        sys.exit(_complain(str(error), EXIT_USER_MISTAKE)[0])
     if flags.FLAGS["verbosity"].using_default_value:
         # TFDS talks a lot at INFO; whoever wants to hear it says --verbosity=0.
         flags.FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
@@ -107,25 +135,36 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 def _guarded(main: Callable[..., int | None], argv: Sequence[str], takes_words: bool) -> int:
     words = argv[1:]
     if words and not takes_words:
-        _complain(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.")
-        return EXIT_USER_MISTAKE
+        return _complain(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.", EXIT_USER_MISTAKE)[0]
+    status, message = _status_of(main, words if takes_words else None)
+    watch = current_watch()
+    if watch is not None:
+        watch.leave(status, message)
+    return status
+
+
+def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> tuple[int, str]:
+    """The exit status, and what was complained of."""
     try:
-        status = main(words) if takes_words else main()
-        return EXIT_DONE if status is None else status
+        status = main() if words is None else main(words)
+        return (EXIT_DONE if status is None else status), ""
     except UserError as error:
-        _complain(_plain(error))
-        return EXIT_USER_MISTAKE
+        return _complain(_plain(error), EXIT_USER_MISTAKE)
+    except RunAgain as error:
+        return _complain(str(error), RunAgain.exit_status)
     except Exception as error:  # noqa: BLE001  the outermost frame: told, with its traceback, and turned into a status
+        watch = current_watch()
+        if watch is not None and isinstance(error, _LOST_WORKER_ERRORS):
+            watch.await_verdict()
         missing = missing_binding(error)
         if missing:
-            _complain(missing)
-            return EXIT_USER_MISTAKE
+            return _complain(missing, EXIT_USER_MISTAKE)
         traceback.print_exc()
-        _complain(
+        return _complain(
             f"Stopped by an unexpected {type(error).__name__}; the traceback above says where. If that is not in "
-            "a module of your own, it is a bug in regraft."
+            "a module of your own, it is a bug in regraft.",
+            EXIT_BUG,
         )
-        return EXIT_BUG
 
 
 def _plain(error: UserError) -> str:
@@ -133,5 +172,6 @@ def _plain(error: UserError) -> str:
     return str(error).split("\n  In call to configurable")[0].strip()
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, status: int) -> tuple[int, str]:
     print(f"regraft: {message}", file=sys.stderr, flush=True)
+    return status, message

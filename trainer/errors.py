@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this, and the message says how."""
+"""The exceptions that are meant for the person who runs something: the message says what to do."""
 
 
 class UserError(ValueError):
@@ -10,3 +10,9 @@ class UserError(ValueError):
 
     # AutoGraph replaces an exception that is raised while it traces; it lets one with this mark pass.
     ag_pass_through = True
+
+
+class RunAgain(RuntimeError):
+    """What the same command may well get past the next time: a worker that did not come, or is gone."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: "try again", a supervisor's sign to restart

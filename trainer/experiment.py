@@ -41,6 +41,7 @@ from trainer.tasks import Task
 from trainer.throughput import measure_throughput
 from trainer.train_state import new_train_state
 from trainer.train_step import build_train_loop
+from trainer.worker_card import check_same_run_everywhere
 from trainer.xla_fitness import check_xla, describe_fitness
 
 
@@ -174,6 +175,10 @@ def train(
     }  # fmt: skip
     files = ModelDir(Path(model_dir)) if model_dir else None
     agreement = Agreement(strategy)
+    check_same_run_everywhere(
+        agreement, train_data, eval_data, global_batch_size=global_batch_size, num_steps=num_steps, seed=seed,
+        init_checkpoint=init_checkpoint, accumulation_steps=accumulation_steps, **rules,
+    )  # fmt: skip
     resuming = files is not None and _all_resume(files, agreement)
 
     with strategy.scope():

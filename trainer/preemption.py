@@ -7,9 +7,10 @@ import threading
 import tensorflow as tf
 
 from trainer.agreement import Agreement
+from trainer.errors import RunAgain
 from trainer.strategy import is_chief
 
-PREEMPTED_EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: "try again", a supervisor's sign to restart
+PREEMPTED_EXIT_STATUS = RunAgain.exit_status
 
 
 class Preemption:

@@ -4,16 +4,27 @@ import functools
 import json
 import os
 import re
+from collections.abc import Callable, Mapping
 
+import gin
 import tensorflow as tf
 
 from trainer.errors import UserError
 from trainer.nearest import nearest
+from trainer.roll_call import RollCall
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
-def build_strategy(name: str = "auto", virtual_devices: int = 0, tpu: str | None = None) -> tf.distribute.Strategy:
+def build_strategy(
+    name: str = "auto",
+    virtual_devices: int = 0,
+    tpu: str | None = None,
+    communication: tf.distribute.experimental.CommunicationOptions | None = None,
+    start_timeout_seconds: float = 600,
+    worker_timeout_seconds: float = 60,
+    worker_card: Callable[[], Mapping[str, str]] = dict,
+) -> tf.distribute.Strategy:
     """Builds the strategy asked for, or raises `UserError` saying what there is instead.
 
     name: one of `STRATEGIES`. `auto` takes a named TPU, else the cluster of TF_CONFIG if it has
@@ -21,6 +32,10 @@ def build_strategy(name: str = "auto", virtual_devices: int = 0, tpu: str | None
     virtual_devices: splits the CPU into this many logical devices, so that every distributed path
       runs on a laptop. 0 leaves the CPU whole. Must come before TensorFlow has touched a device.
     tpu: name or address of a TPU; where it is None the environment (TPU_NAME) decides.
+    communication: of several workers, see `communication`; TensorFlow's own choice by default.
+    start_timeout_seconds, worker_timeout_seconds: of several workers, see `RollCall`. Once they are together, this
+      process ends with status 75 when one of the others is gone. Raises `RunAgain` where one does not come.
+    worker_card: returns what several workers must have in common, by what people call it.
 
     Source: https://www.tensorflow.org/guide/distributed_training
     """
@@ -36,9 +51,31 @@ def build_strategy(name: str = "auto", virtual_devices: int = 0, tpu: str | None
     return {
         "one_device": _one_device,
         "mirrored": _mirrored,
-        "multi_worker": _multi_worker,
+        "multi_worker": lambda: _multi_worker(
+            communication, start_timeout_seconds, worker_timeout_seconds, worker_card
+        ),
         "tpu": lambda: _tpu(tpu),
     }[name]()
+
+
+@gin.register(module="strategy")
+def communication(
+    implementation: str = "auto", bytes_per_pack: int = 0, timeout_seconds: float | None = None
+) -> tf.distribute.experimental.CommunicationOptions:
+    """How workers add up gradients: what `tf.distribute` offers.
+
+    implementation: "auto", "ring" (gRPC) or "nccl" (GPUs).  bytes_per_pack: gradients are sent in packs of so many
+    bytes; 0 leaves it to TensorFlow.  timeout_seconds: of one exchange; None for no end.
+    """
+    known = {each.name.lower(): each for each in tf.distribute.experimental.CommunicationImplementation}
+    if implementation not in known:
+        raise UserError(f"communication.implementation = {implementation!r} must be one of {', '.join(known)}.")
+    try:
+        return tf.distribute.experimental.CommunicationOptions(
+            bytes_per_pack=bytes_per_pack, timeout_seconds=timeout_seconds, implementation=known[implementation]
+        )
+    except ValueError as error:
+        raise UserError(f"communication.bytes_per_pack = {bytes_per_pack!r}: {error}") from error
 
 
 def names_tpu(tpu: str | None) -> bool:
@@ -98,7 +135,7 @@ def describe_strategy(strategy: tf.distribute.Strategy) -> str:
 def _choose(tpu: str | None) -> str:
     if names_tpu(tpu):
         return "tpu"
-    if len(_cluster_workers()) > 1:
+    if len(_cluster_workers()[0]) > 1:
         return "multi_worker"
     if tf.config.list_physical_devices("GPU") or len(tf.config.list_logical_devices("CPU")) > 1:
         return "mirrored"
@@ -143,14 +180,21 @@ def _mirrored_on(devices: tuple[str, ...]) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(devices)
 
 
-def _multi_worker() -> tf.distribute.Strategy:
-    if not _cluster_workers():
+def _multi_worker(
+    communication,
+    start_timeout_seconds: float,
+    worker_timeout_seconds: float,
+    worker_card: Callable[[], Mapping[str, str]],
+) -> tf.distribute.Strategy:
+    workers, index = _cluster_workers()
+    if not workers:
         raise UserError(
             "--strategy=multi_worker needs the environment variable TF_CONFIG with cluster.worker and "
             "task, one process a worker; it is not set. On one machine use --strategy=mirrored."
         )
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with RollCall(workers, index, start_timeout_seconds, worker_timeout_seconds).answered(worker_card()):
+            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=communication)
     except tf.errors.OpError as error:
         raise UserError(
             f"--strategy=multi_worker: this worker cannot join the cluster of TF_CONFIG: {error.message}. "
@@ -158,11 +202,11 @@ def _multi_worker() -> tf.distribute.Strategy:
         ) from error
 
 
-def _cluster_workers() -> list[str]:
-    """The addresses of chief and workers in TF_CONFIG; empty where there is none."""
+def _cluster_workers() -> tuple[list[str], int]:
+    """The addresses of chief and workers in TF_CONFIG, and which of them this is; none where there is no cluster."""
     text = os.environ.get("TF_CONFIG", "")
     if not text.strip():
-        return []
+        return [], 0
     try:
         tf_config = json.loads(text)
         jobs = {str(job): _addresses(job, listed) for job, listed in tf_config.get("cluster", {}).items()}
@@ -178,7 +222,7 @@ def _cluster_workers() -> list[str]:
     if workers and not 0 <= index < len(jobs.get(kind, [])):
         here = ", ".join(f"{len(listed)} {job}" for job, listed in jobs.items())
         raise UserError(f"TF_CONFIG: there is no {kind} {index} in its cluster of {here}; indices start at 0.")
-    return workers
+    return workers, index + (len(jobs.get("chief", [])) if kind == "worker" else 0)
 
 
 def _addresses(job: str, listed) -> list[str]:

@@ -45,6 +45,9 @@ HARMLESS = (
     "max_seconds",
     "download",
     "data_dir",
+    "implementation",
+    "bytes_per_pack",
+    "timeout_seconds",
 )
 EVALUATION = ("EVAL_DATA", "train.eval_data", "supervised.metrics", "custom_loss.metrics")
 
