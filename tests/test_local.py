@@ -16,9 +16,9 @@ pytestmark = pytest.mark.slow
 RUN = ["--gin_file=tests/faults/run.gin", "--gin_param=NUM_STEPS = 300"]
 
 
-def start(model_dir, log_dir, *flags):
+def start(model_dir, log_dir, *flags, run=RUN):
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}"}
-    command = [sys.executable, "-m", "launch.local", f"--log_dir={log_dir}", *flags, "--", *RUN]
+    command = [sys.executable, "-m", "launch.local", f"--log_dir={log_dir}", *flags, "--", *run]
     return subprocess.Popen(
         [*command, f"--model_dir={model_dir}"], cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -40,27 +40,44 @@ def last_of(model_dir):
     return tensors_of(tf.train.latest_checkpoint(str(model_dir / "checkpoints")))
 
 
-def test_a_worker_that_is_killed_takes_all_along_and_they_go_on_to_the_same_bits(tmp_path):
-    whole = start(tmp_path / "whole", tmp_path / "logs")
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """model_dir of a run of two workers that nothing hit."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    whole = start(folder / "run", folder / "logs")
     out, error = whole.communicate(timeout=200)
     assert whole.returncode == 0, error
-    assert "2 replicas in 2 workers" in out and sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
-        "worker-0.log", "worker-1.log"
-    ]  # fmt: skip
+    assert "2 replicas in 2 workers" in out
+    assert sorted(path.name for path in (folder / "logs").iterdir()) == ["worker-0.log", "worker-1.log"]
+    return folder / "run"
 
-    broken = start(tmp_path / "run", tmp_path / "logs", "--max_restarts=1")
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("struck", "number", "said"),
+    [
+        (1, signal.SIGKILL, "worker 1 was ended by SIGKILL"),
+        (0, signal.SIGKILL, "worker 0 was ended by SIGKILL"),
+        (1, signal.SIGSTOP, "has not been heard of for 5 s"),
+    ],
+)
+def test_a_worker_that_is_lost_takes_all_along_and_they_go_on_to_the_same_bits(
+    tmp_path, unbroken, struck, number, said
+):
+    run = [*RUN, "--worker_timeout_seconds=5"]
+    broken = start(tmp_path / "run", tmp_path / "logs", "--max_restarts=1", "--grace_seconds=5", run=run)
     wait_for_a_save(tmp_path / "run", broken)
     first = workers_of(broken)
-    os.kill(first[1], signal.SIGKILL)
+    os.kill(first[struck], number)
     out, error = broken.communicate(timeout=200)
     assert broken.returncode == 0, error
-    assert "worker 1 was ended by SIGKILL" in error and "restart 1 of at most 1" in error
+    assert said in error + out and "restart 1 of at most 1" in error
     assert all(not Path(f"/proc/{pid}").exists() for pid in first)
-    one, two = last_of(tmp_path / "whole"), last_of(tmp_path / "run")
+    one, two = last_of(unbroken), last_of(tmp_path / "run")
     assert {name: value.tobytes() for name, value in one.items()} == {
         name: value.tobytes() for name, value in two.items()
     }
-    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "run")
+    assert rows_of(unbroken) == rows_of(tmp_path / "run")
 
 
 def test_ctrl_c_saves_once_and_leaves_with_75(tmp_path):
