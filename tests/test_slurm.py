@@ -53,7 +53,7 @@ def test_at_the_time_limit_all_save_and_the_requeued_job_ends_with_the_bits_of_a
         slurm, log, *FLAGS, f"--gin_param=NUM_STEPS = {NUM_STEPS}", f"--model_dir={model_dir}",
         options=["--time=10", "--signal=TERM@65"],
     )  # fmt: skip
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 200
     while not saved(model_dir):
         assert slurm.job(job)["JobState"] in ("PENDING", "RUNNING") and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
@@ -79,7 +79,7 @@ def test_at_the_time_limit_all_save_and_the_requeued_job_ends_with_the_bits_of_a
 def test_a_mistake_is_not_requeued(slurm, tmp_path):
     log = tmp_path / "finetune.log"
     job = submit(slurm, log, "--gin_file=away.gin", f"--model_dir={tmp_path / 'run'}")
-    slurm.wait_for(job, 100, JobState="FAILED", ExitCode="2:0", Restarts="0")
+    slurm.wait_for(job, 200, JobState="FAILED", ExitCode="2:0", Restarts="0")
     text = log.read_text()
     assert "0: regraft: " in text and "1: regraft: " in text and "away.gin is not there" in text, text
     assert "requeueing" not in text

@@ -1,6 +1,5 @@
 """A Slurm of one node, for real: munged, slurmctld and slurmd on the loopback, with all their files in one folder."""
 
-import getpass
 import os
 import shutil
 import signal
@@ -11,7 +10,11 @@ from pathlib import Path
 
 from launch.local import free_ports
 
-PACKAGES = {"munge": ["munged"], "slurm-wlm": ["slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel"]}
+PACKAGES = {
+    "util-linux": ["setpriv", "unshare"],
+    "munge": ["munged"],
+    "slurm-wlm": ["slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo"],
+}
 
 # Workers call each other by the node's name, so it is one that is the loopback everywhere. The daemons listen on the
 # address of their host's name, by the last two of CommunicationParameters, instead of on all.
@@ -99,9 +102,7 @@ class Slurm:
         (folder / "munge.key").write_bytes(os.urandom(128))
         controller_port, node_port = free_ports(2)
         (folder / "slurm.conf").write_text(
-            CONFIGURATION.format(
-                folder=folder, user=getpass.getuser(), controller_port=controller_port, node_port=node_port
-            )
+            CONFIGURATION.format(folder=folder, user=os.getuid(), controller_port=controller_port, node_port=node_port)
         )
         # --force: the folder is closed to others, which is what munged complains about.
         self._run_daemon(
@@ -117,7 +118,7 @@ class Slurm:
         """Ends the jobs, then the daemons, then whatever they have left."""
         try:
             if len(self._daemons) == 3:
-                self.command("scancel", "--state=PENDING,RUNNING", f"--user={getpass.getuser()}", check=False)
+                self.command("scancel", "--state=PENDING,RUNNING", f"--user={os.getuid()}", check=False)
                 # What a job runs belongs to slurmstepd, which goes when it has gone.
                 self._wait_until(lambda: not self._processes("slurmstepd"), 30, required=False)
         finally:
@@ -170,7 +171,8 @@ class Slurm:
         with open(self._folder / f"{words[0]}.out", "wb") as output:
             self._daemons.append(
                 subprocess.Popen(
-                    [*(_renaming() or []), *words],
+                    # A killed pytest comes to no `stop`: they end with it all the same.
+                    [*(_renaming() or []), "setpriv", "--pdeathsig", "TERM", "--", *words],
                     env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                     # A Ctrl-C in the terminal is pytest's; `stop` ends us in order.
                     start_new_session=True,
