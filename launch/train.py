@@ -5,12 +5,14 @@ python -m launch.train --gin_file=configs/runs/digits_adam_to_sgd.gin --model_di
 Exit status: 0 done; 2 a mistake in flags, config or data; 75 preempted, run it again; 1 a bug.
 """
 
+import os
 from pathlib import Path
 
 import gin
 from absl import flags
 
 import trainer  # noqa: F401  registers what the library makes bindable
+from launch import cluster
 from trainer import command_line
 from trainer.errors import UserError
 from trainer.model_dir import ModelDir
@@ -22,7 +24,9 @@ from trainer.strategy import build_strategy
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
 command_line.define_strategy_flags()
+cluster.define_flags()
 flags.adopt_module_key_flags(command_line)
+flags.adopt_module_key_flags(cluster.command_flags)
 flags.DEFINE_bool("dry_run", False, "Do everything up to the first step, print it, write nothing.")
 flags.DEFINE_bool("allow_config_change", False, "Resume a run whose config was another one, from its last step.")
 flags.DEFINE_integer("timed_steps", 0, "With --dry_run: steps to time, data and step each alone.", lower_bound=0)
@@ -30,6 +34,7 @@ flags.DEFINE_integer("timed_steps", 0, "With --dry_run: steps to time, data and 
 
 def main() -> int:
     command_line.load_config()
+    join_cluster()
     dry_run = flags.FLAGS.dry_run
     model_dir = flags.FLAGS.model_dir if dry_run else command_line.required_model_dir()
     options = {name: flags.FLAGS[name].value for name in ("timed_steps", "allow_config_change")}
@@ -47,6 +52,19 @@ def main() -> int:
     train = gin.get_configurable("experiment.train")
     result = train(model_dir=model_dir, strategy=strategy, dry_run=dry_run, **options)
     return 0 if result.finished or dry_run else PREEMPTED_EXIT_STATUS
+
+
+def join_cluster() -> None:
+    """Tells TensorFlow which worker this process is, by whatever started it."""
+    if flags.FLAGS.strategy not in ("auto", "multi_worker"):
+        return
+    try:
+        found = cluster.find_cluster(os.environ, flags.FLAGS.cluster, flags.FLAGS.port_base)
+    except cluster.ClusterMistake as mistake:
+        raise UserError(str(mistake)) from mistake
+    if found and found.tf_config:
+        print(f"cluster          {found.reason}", flush=True)
+        os.environ["TF_CONFIG"] = found.tf_config_json
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ import json
 import pytest
 from conftest import REPOSITORY, run_command
 
-COMMANDS = sorted(path.stem for path in (REPOSITORY / "launch").glob("[!_]*.py"))
+COMMANDS = sorted(
+    [path.stem for path in (REPOSITORY / "launch").glob("[!_]*.py")]
+    + [path.parent.name for path in (REPOSITORY / "launch").glob("*/__main__.py")]
+)
 
 CONFIG_FLAGS = ("gin_file", "gin_param", "gin_bindings", "gin_search_path")
 STRATEGY_FLAGS = ("strategy", "tpu", "virtual_devices")
@@ -15,6 +18,7 @@ FLAGS = {
     "inspect": (*CONFIG_FLAGS, "checkpoint"),
     "report": ("model_dir", "metric"),
     "configurables": CONFIG_FLAGS,
+    "cluster": ("cluster", "port_base", "json"),
 }
 
 

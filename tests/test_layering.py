@@ -86,9 +86,30 @@ def test_the_rooms_of_restore_have_floors_too(path):
         assert floor_of(other, RESTORE_FLOORS) < floor_of(path.stem, RESTORE_FLOORS), f"{path.stem} imports {other}"
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch").rglob("*.py")), ids=lambda path: path.stem)
-def test_commands_do_not_import_each_other(path):
-    assert not rooms_imported(path, "launch") - {path.stem}
+LAUNCH_FILES = sorted((REPOSITORY / "launch").rglob("*.py"))
+CLUSTER_FLOORS = [
+    {"place"},
+    {"host_lists"},
+    {"tf_config", "slurm", "kubernetes", "mpi", "tpu"},
+    {"choice"},
+    {"command_flags"},
+    {"__main__"},
+]
+
+
+@pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_commands_do_not_import_each_other_but_may_stand_on_cluster(path):
+    room = path.relative_to(REPOSITORY / "launch").parts[0].removesuffix(".py")
+    others = rooms_imported(path, "launch") - {room}
+    assert others <= ({"cluster"} if path.parent.name == "launch" else set())
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch/cluster").glob("*.py")), ids=lambda path: path.stem)
+def test_cluster_stands_on_nothing_of_the_library_nor_on_tensorflow_and_its_rooms_have_floors(path):
+    assert not {name.split(".")[0] for name in imported_modules(path)} & {"trainer", "tensorflow", "keras", "numpy"}
+    for other in rooms_imported(path, "launch.cluster") - {path.stem}:
+        if path.stem != "__init__":
+            assert floor_of(other, CLUSTER_FLOORS) < floor_of(path.stem, CLUSTER_FLOORS), f"{path.stem} imports {other}"
 
 
 @pytest.mark.parametrize("path", TRAINER_FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
