@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import re
+import socket
+import threading
 from collections.abc import Callable, Mapping
 
 import gin
@@ -237,14 +239,46 @@ def _tpu(tpu: str | None) -> tf.distribute.Strategy:
             "--strategy=tpu: no TPU is named (--tpu, TPU_NAME) and none is attached to this machine; "
             f"here are {len(tf.config.list_physical_devices('GPU'))} GPUs and one CPU."
         )
+    name = tpu or os.environ.get("TPU_NAME", "local")
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu or os.environ.get("TPU_NAME", "local"))
+        resolver = _find_tpu(name)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, IndexError, OSError, tf.errors.OpError) as error:
-        name = tpu or os.environ.get("TPU_NAME", "local")
         raise UserError(f"--strategy=tpu: the TPU {name!r} cannot be reached: {error}") from error
+
+
+_TPU_ANSWER_SECONDS = 4
+
+
+def _find_tpu(name: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
+    """The resolver of a TPU whose hosts answer, or an `OSError`: TensorFlow asks and connects without a time limit."""
+    found: list = []
+
+    def find() -> None:
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+            found.append((resolver, resolver.cluster_spec().as_dict()))
+        except Exception as error:  # noqa: BLE001  raised below, in the thread that asked
+            found.append(error)
+
+    # A daemon, which nobody waits for at the end either: it may hang in a name server or the metadata server.
+    asking = threading.Thread(target=find, daemon=True)
+    asking.start()
+    asking.join(_TPU_ANSWER_SECONDS)
+    if not found:
+        raise TimeoutError(f"Google Cloud's metadata server has not answered for {_TPU_ANSWER_SECONDS} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    resolver, jobs = found[0]
+    for address in (address for listed in jobs.values() for address in listed):
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=_TPU_ANSWER_SECONDS).close()
+        except OSError as error:
+            raise OSError(f"{address} does not answer ({error})") from error
+    return resolver
 
 
 def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
