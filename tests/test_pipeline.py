@@ -45,8 +45,9 @@ def test_starting_at_a_step_gives_what_an_unbroken_run_sees_there():
 
 
 def test_whoever_takes_a_batch_stays_on_the_device_it_was_on():
+    batches = train_batches(numbers(10), 4, seed=1)
     with tf.device("/CPU:1"):
-        train_batches(numbers(10), 4, seed=1).run(lambda *_: None, 1)
+        batches.run(lambda *_: None, 1)
         assert tf.constant([1.0]).device.endswith("CPU:1")
 
 
