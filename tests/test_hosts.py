@@ -14,7 +14,7 @@ from hosts import PORT, NotPermitted, connected_hosts
 
 pytestmark = pytest.mark.slow
 
-RUN = ["--gin_file=configs/runs/digits_from_scratch.gin", "--gin_param=NUM_STEPS = 20"]
+RUN = ["--gin_file=configs/runs/digits_from_scratch.gin", "--gin_param=NUM_STEPS = 10"]
 RUN += ["--gin_param=GLOBAL_BATCH_SIZE = 24"]  # over two and three workers
 # Its own folder, under the path that all have in common: what a host writes, the others do not see.
 OWN_FOLDER = 'mkdir -p "$1" "$2" && mount --bind "$1" "$2" && shift 2 && exec "$@"'
