@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity test-resume check-tpu bench benchmark-restore lint typecheck format lock clean
+.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -69,6 +69,9 @@ bench: .venv/orbit  ## speed beside the bare floor, Orbit and Keras fit; start-u
 	$(BIN)/python tests/benchmarks/start_up.py
 	$(BIN)/python tests/benchmarks/input_speed.py
 	$(BIN)/python tests/benchmarks/saving_speed.py
+
+bench-scaling: install  ## one and two processes on a core each; accumulation over a slow wire (as root: in network namespaces)
+	$(BIN)/python tests/benchmarks/scaling.py
 
 test-fast: install  ## the suite without its slow tests
 	$(BIN)/python -m pytest -m "not slow"

@@ -44,6 +44,13 @@ def test_starting_at_a_step_gives_what_an_unbroken_run_sees_there():
         assert take(train_batches(numbers(10), 4, seed=1, start_step=start), 100) == unbroken[start : start + 100]
 
 
+def test_whoever_takes_a_batch_stays_on_the_device_it_was_on():
+    batches = train_batches(numbers(10), 4, seed=1)
+    with tf.device("/CPU:1"):
+        batches.run(lambda *_: None, 1)
+        assert tf.constant([1.0]).device.endswith("CPU:1")
+
+
 def test_another_seed_is_another_order():
     assert take(train_batches(numbers(50), 10, seed=1), 5) != take(train_batches(numbers(50), 10, seed=2), 5)
 

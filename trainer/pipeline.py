@@ -112,6 +112,14 @@ def _streamed_batches(data: Data, batch_size: int, seed: int, start_step: int) -
     return dataset.skip(start_step * batch_size).batch(batch_size, drop_remainder=True)
 
 
+def _stored_batches(data: Data, batch_size: int) -> tf.data.Dataset:
+    """One pass over what does not fit into memory, in stored order; of records, not yet decoded."""
+    if data.records is not None:
+        return data.records.batches_in_order(batch_size)
+    assert data.stream is not None
+    return data.stream().batch(batch_size)
+
+
 def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index: int = 0) -> tf.data.Dataset:
     """This worker's part of one pass in stored order, every example exactly once.
 
@@ -121,9 +129,13 @@ def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index
     part = _part(batch_size, num_workers, worker_index)
     steps = -(-data.num_examples // batch_size)
     if data.examples is None:
-        assert data.stream is not None
-        filled = data.stream().batch(batch_size).map(as_it_is(functools.partial(_fill_up, batch_size)))
+        filled = _stored_batches(data, batch_size).map(as_it_is(functools.partial(_fill_up, batch_size)))
         dataset = filled.map(as_it_is(lambda *pair: tf.nest.map_structure(lambda x: tf.gather(x, part), pair)))
+        if data.records is not None:
+            decode = data.records.decoder()
+            # After the part is taken: no worker decodes what is another's.
+            decode_part = as_it_is(lambda records, weight: (decode(records), weight))
+            dataset = dataset.map(decode_part, tf.data.AUTOTUNE, deterministic=True)
     else:
         positions = np.arange(steps * batch_size).reshape(steps, batch_size)
         real = (positions < data.num_examples).astype(np.float32)
@@ -177,11 +189,9 @@ def _look_up(tensors: Mapping, numbers):
 
 
 def _fill_up(batch_size: int, batch):
-    size = tf.shape(next(iter(batch.values())))[0]
-    chosen = tf.where(tf.range(batch_size) < size, tf.range(batch_size), 0)
-    return {key: tf.gather(value, chosen) for key, value in batch.items()}, tf.cast(
-        tf.range(batch_size) < size, tf.float32
-    )
+    real = tf.range(batch_size) < tf.shape(tf.nest.flatten(batch)[0])[0]
+    chosen = tf.where(real, tf.range(batch_size), 0)
+    return tf.nest.map_structure(lambda value: tf.gather(value, chosen), batch), tf.cast(real, tf.float32)
 
 
 def _part(batch_size: int, num_workers: int, worker_index: int, accumulation_steps: int = 1) -> np.ndarray:

@@ -21,6 +21,11 @@ class Records:
     segments: Sequence[tuple[str, int, int]]
     decode: Callable
 
+    def batches_in_order(self, batch_size: int) -> tf.data.Dataset:
+        """One pass in stored order: [batch_size] strings, not decoded; the last batch may hold fewer."""
+        paths, skips, takes = zip(*self.segments, strict=True)
+        return _read(list(paths), np.array(skips, np.int64), np.array(takes, np.int64)).batch(batch_size)
+
     def shuffled_batches(self, batch_size: int, block_size: int, seed: int, start: int = 0) -> tf.data.Dataset:
         """Epoch after epoch without end, from the `start`-th record on: [batch_size] strings, not decoded.
 
@@ -59,12 +64,7 @@ class Records:
         def read(visit):
             found = tf.numpy_function(plan, [visit], [tf.string, tf.int64, tf.int64, tf.int64], stateful=False)
             *parts, order = [tf.ensure_shape(each, [None]) for each in found]
-            records = tf.data.Dataset.from_tensor_slices(tuple(parts)).flat_map(
-                as_it_is(lambda path, skip, take: tf.data.TFRecordDataset(path).skip(skip).take(take))
-            )
-            # A file that was cut off just ends: its block would be short, or be left out.
-            records = records.apply(tf.data.experimental.assert_cardinality(tf.reduce_sum(parts[2])))
-            return records.batch(block_size).map(as_it_is(lambda block: (block, order)))
+            return _read(*parts).batch(block_size).map(as_it_is(lambda block: (block, order)))
 
         def in_order(block, order):
             # A batch at a time, not the block at once, of which there would be another copy.
@@ -80,6 +80,15 @@ class Records:
         decode = as_it_is(self.decode)
         example = tf.data.Dataset.from_tensors("").map(decode).element_spec
         return lambda records: tf.map_fn(decode, records, fn_output_signature=example)
+
+
+def _read(paths, skips, takes) -> tf.data.Dataset:
+    """The records of these segments, one after the other."""
+    records = tf.data.Dataset.from_tensor_slices((paths, skips, takes)).flat_map(
+        as_it_is(lambda path, skip, take: tf.data.TFRecordDataset(path).skip(skip).take(take))
+    )
+    # A file that was cut off just ends: a block would be short, or be left out.
+    return records.apply(tf.data.experimental.assert_cardinality(tf.reduce_sum(takes)))
 
 
 def unreadable(segments: Sequence[tuple[str, int, int]]) -> list[str]:

@@ -27,7 +27,8 @@ class DrawnAhead:
             while True:
                 drawn, ahead = ahead.result(), thread.submit(self._draw, next(counter))
                 with tf.device("/CPU:0"):
-                    yield tf.constant(drawn, self.element_spec.dtype)
+                    stack = tf.constant(drawn, self.element_spec.dtype)
+                yield stack  # outside, else whoever takes it would go on on that device
 
 
 class StackedBatches:

@@ -32,7 +32,9 @@ def task() -> Task:
     return supervised(loss=_loss(), inputs="x", target="y")
 
 
-def regraft(workload: Workload, strategy: tf.distribute.Strategy, update: str = "per_replica") -> TakeSteps:
+def regraft(
+    workload: Workload, strategy: tf.distribute.Strategy, update: str = "per_replica", accumulation_steps: int = 1
+) -> TakeSteps:
     """This trainer's loop as `train()` runs it, 50 steps at a time: it shuffles, and logs at the end of a round."""
     folder = Path(tempfile.mkdtemp())
     data = in_memory(examples=workload.arrays())
@@ -40,11 +42,13 @@ def regraft(workload: Workload, strategy: tf.distribute.Strategy, update: str = 
         model = workload.build()
         state = new_train_state(model, build_optimizer(optimizer, model.trainable_variables))
     batches = train_batches(
-        data, workload.batch_size, 0, 0, num_workers(strategy), worker_index(strategy), steps_per_loop=50
-    )
+        data, workload.batch_size, 0, 0, num_workers(strategy), worker_index(strategy), accumulation_steps,
+        steps_per_loop=50,
+    )  # fmt: skip
     train_loop = build_train_loop(
-        strategy, state, task(), model.trainable_variables, workload.batch_size, batches, optimizer_update=update
-    )
+        strategy, state, task(), model.trainable_variables, workload.batch_size, batches, accumulation_steps,
+        optimizer_update=update,
+    )  # fmt: skip
     parts = LoopParts(
         state=state,
         train=functools.partial(batches.run, train_loop),
