@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
+.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-distributed test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -50,8 +50,10 @@ test-parity: install  ## every row on 2 and 3 replicas and 2 workers against one
 test-resume: install  ## every fault for real, killed at 20 moments: what was done, how far it ended from an unbroken run
 	$(BIN)/python -m pytest tests/test_faults.py --fault-table
 
-test-distributed: install  ## several hosts, Slurm, clusters, and what becomes of workers that fail, with the times
-	$(BIN)/python -m pytest --distributed -m "distributed" $(DISTRIBUTED) --durations=0 -v
+DISTRIBUTED := $(foreach name,cluster kubernetes tpu tpu_vm roll_call data_parts multi_worker local worker_failures hosts slurm,tests/test_$(name).py)
+
+test-distributed: install  ## clusters, Slurm, several hosts and failing workers, for real, with the seconds of each
+	$(BIN)/python -m pytest --distributed --verbose --durations=40 --durations-min=1 $(DISTRIBUTED)
 
 check-tpu: install  ## make check-tpu CONFIG=my.gin: compiles its step with XLA, says what a TPU would refuse
 	$(TRAIN) --gin_file=$(CONFIG) --gin_param="train.jit_compile = True" --dry_run

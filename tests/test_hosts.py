@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY, assert_same_weights, run_command
 from hosts import PORT, NotPermitted, connected_hosts
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 RUN = ["--gin_file=configs/runs/digits_from_scratch.gin", "--gin_param=NUM_STEPS = 10"]
 RUN += ["--gin_param=GLOBAL_BATCH_SIZE = 24"]  # over two and three workers
@@ -81,7 +81,6 @@ def test_hosts_train_over_a_slow_wire_to_the_weights_of_one_process_and_only_the
     assert not [host for host in there if Path("/run/netns", host.namespace).exists()]
 
 
-@pytest.mark.xfail(strict=False, reason="needs the watch over who is still there: --worker_timeout_seconds")
 def test_a_host_that_is_cut_off_in_mid_training_is_named_and_all_end_with_75_within_the_timeout(tmp_path):
     timeout_seconds = 10
     flags = [f"--worker_timeout_seconds={timeout_seconds}", "--start_timeout_seconds=60", *RUN]

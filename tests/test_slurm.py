@@ -10,7 +10,11 @@ from conftest import REPOSITORY
 from slurm.daemons import Slurm, why_not
 from test_faults import difference, run, saved
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.distributed,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
 
 NUM_STEPS = 120  # of 0.3 seconds in the first try, so that it is not done before a look at the limit
 FLAGS = ["--gin_file=tests/faults/run.gin", "--gin_file=tests/slurm/brake.gin"]
