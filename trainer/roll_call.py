@@ -88,9 +88,10 @@ class RollCall:
     def _bound(self) -> Iterator[socket.socket]:
         """Holds this worker's port until TensorFlow's server takes it, so that nobody else does meanwhile."""
         family, where = resolved(self.addresses[self.index])
-        host = where[0]
-        if not host.startswith("127.") and host != "::1":
-            host = ""  # as TensorFlow does it: the address may be that of a router before us
+        # As TensorFlow does it: a host may find its own name at 127.0.1.1, or have its address from a router. Only
+        # where the loopback was meant does nobody else hear.
+        meant = self.addresses[self.index].startswith(("127.", "localhost:", "[::1]:"))
+        host = where[0] if meant else ""
         with socket.socket(family, socket.SOCK_STREAM) as own:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
