@@ -134,7 +134,7 @@ def test_a_metadata_server_that_never_answers_does_not_hold_us_for_more_than_ten
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        with pytest.raises(trainer.UserError, match="'no-such-name' cannot be reached: .*metadata server has not"):
+        with pytest.raises(trainer.UserError, match="'no-such-name' cannot be reached: nothing has answered for 6 s"):
             build_strategy("tpu", tpu="no-such-name")
         assert time.monotonic() - start < 10
 

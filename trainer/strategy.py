@@ -249,7 +249,8 @@ def _tpu(tpu: str | None) -> tf.distribute.Strategy:
         raise UserError(f"--strategy=tpu: the TPU {name!r} cannot be reached: {error}") from error
 
 
-_TPU_ANSWER_SECONDS = 4
+_TPU_ANSWER_SECONDS = 6
+_TPU_HOST_SECONDS = 3
 
 
 def _find_tpu(name: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
@@ -259,7 +260,10 @@ def _find_tpu(name: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
     def find() -> None:
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
-            found.append((resolver, resolver.cluster_spec().as_dict()))
+            for listed in resolver.cluster_spec().as_dict().values():
+                for address in listed:
+                    _connect_once(address)
+            found.append(resolver)
         except Exception as error:  # noqa: BLE001  raised below, in the thread that asked
             found.append(error)
 
@@ -268,17 +272,20 @@ def _find_tpu(name: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
     asking.start()
     asking.join(_TPU_ANSWER_SECONDS)
     if not found:
-        raise TimeoutError(f"Google Cloud's metadata server has not answered for {_TPU_ANSWER_SECONDS} s")
+        raise TimeoutError(
+            f"nothing has answered for {_TPU_ANSWER_SECONDS} s, neither Google Cloud's metadata server nor its hosts"
+        )
     if isinstance(found[0], Exception):
         raise found[0]
-    resolver, jobs = found[0]
-    for address in (address for listed in jobs.values() for address in listed):
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=_TPU_ANSWER_SECONDS).close()
-        except OSError as error:
-            raise OSError(f"{address} does not answer ({error})") from error
-    return resolver
+    return found[0]
+
+
+def _connect_once(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_TPU_HOST_SECONDS).close()
+    except OSError as error:
+        raise OSError(f"{address} does not answer ({error})") from error
 
 
 def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
