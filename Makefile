@@ -52,8 +52,12 @@ test-resume: install  ## every fault for real, killed at 20 moments: what was do
 
 DISTRIBUTED := $(foreach name,cluster kubernetes tpu tpu_vm roll_call data_parts multi_worker local worker_failures hosts slurm,tests/test_$(name).py)
 
-test-distributed: install  ## clusters, Slurm, several hosts and failing workers, for real, with the seconds of each
-	$(BIN)/python -m pytest --distributed --verbose --durations=40 --durations-min=1 $(DISTRIBUTED)
+.venv/schemas: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev,schemas]'
+	@touch $@
+
+test-distributed: .venv/schemas  ## clusters, Slurm, several hosts and failing workers, for real, with the seconds of each
+	$(BIN)/python -m pytest --distributed --verbose --durations=40 --durations-min=1 $(DISTRIBUTED) $(PYTEST_FLAGS)
 
 check-tpu: install  ## make check-tpu CONFIG=my.gin: compiles its step with XLA, says what a TPU would refuse
 	$(TRAIN) --gin_file=$(CONFIG) --gin_param="train.jit_compile = True" --dry_run
@@ -88,7 +92,7 @@ format: install  ## lets ruff fix and format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 lock: install  ## writes requirements.lock anew, for all supported Python versions
-	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --no-header --no-annotate --output-file requirements.lock
+	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile pyproject.toml --extra dev --extra schemas --universal --python-version 3.10 --no-header --no-annotate --output-file requirements.lock
 
 clean:           ## removes the environment and all runs
 	rm -rf .venv runs *.egg-info

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
     # the ground: what every room may stand on
-    {"replicas", "nearest", "user_functions", "files", "data_order", "worker_link", "likeness"},
+    {"replicas", "nearest", "user_functions", "files", "data_order", "worker_link", "likeness", "tf_config", "tpu"},
     {"worker_watch"},
     {"roll_call"},
     {

@@ -12,8 +12,6 @@ from conftest import REPOSITORY, run_command
 from launch.cluster import find_cluster
 
 SCRIPTS = sorted((REPOSITORY / "launch/tpu_vm").glob("*.sh"))
-# Flags of launch.train that are added beside these scripts.
-AWAITED = {"cluster"}
 EVERYWHERE = {"PROJECT": "mine", "ZONE": "us-central2-b", "TPU_NAME": "tune"}
 NEEDED = {
     "create": {**EVERYWHERE, "ACCELERATOR_TYPE": "v4-8", "RUNTIME_VERSION": "tpu-ubuntu2204-base"},
@@ -120,7 +118,7 @@ def test_run_starts_one_program_with_flags_of_launch_train_whole_as_they_were_gi
     flags = words[start + 1 :]
     assert flags == ["--strategy=tpu", "--cluster=tpu", f"--tpu={tpu}", *RUN]
     assert "model_dir" in known_flags
-    assert {flag.removeprefix("--").partition("=")[0] for flag in flags} <= known_flags | AWAITED
+    assert {flag.removeprefix("--").partition("=")[0] for flag in flags} <= known_flags
     environment = dict(re.findall(r"(\w+)=(\S+)", command.partition(" && ")[2].partition(".venv/bin/python -m")[0]))
     # Only where the chips are this program's own may it load their library.
     assert ("TPU_LOAD_LIBRARY" in environment) == (hosts != "1")

@@ -13,7 +13,8 @@ from absl import app, flags, logging
 
 from trainer.config import REPOSITORY, missing_binding, parse_config, register_keras
 from trainer.errors import RunAgain, UserError
-from trainer.strategy import STRATEGIES, build_strategy, names_tpu
+from trainer.strategy import STRATEGIES, build_strategy
+from trainer.tpu import names_tpu
 from trainer.worker_card import worker_card
 from trainer.worker_watch import current_watch
 

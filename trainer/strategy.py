@@ -1,11 +1,6 @@
 """Flags and environment -> the `tf.distribute` strategy, and who is chief."""
 
 import functools
-import json
-import os
-import re
-import socket
-import threading
 from collections.abc import Callable, Mapping
 
 import gin
@@ -14,6 +9,8 @@ import tensorflow as tf
 from trainer.errors import UserError
 from trainer.nearest import nearest
 from trainer.roll_call import RollCall
+from trainer.tf_config import cluster_workers
+from trainer.tpu import names_tpu, tpu_strategy
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -56,7 +53,7 @@ def build_strategy(
         "multi_worker": lambda: _multi_worker(
             communication, start_timeout_seconds, worker_timeout_seconds, worker_card
         ),
-        "tpu": lambda: _tpu(tpu),
+        "tpu": lambda: tpu_strategy(tpu),
     }[name]()
 
 
@@ -78,11 +75,6 @@ def communication(
         )
     except ValueError as error:
         raise UserError(f"communication.bytes_per_pack = {bytes_per_pack!r}: {error}") from error
-
-
-def names_tpu(tpu: str | None) -> bool:
-    """Whether a TPU is named, by the flag or the environment, or attached to this machine."""
-    return bool(tpu or os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"))
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -137,7 +129,7 @@ def describe_strategy(strategy: tf.distribute.Strategy) -> str:
 def _choose(tpu: str | None) -> str:
     if names_tpu(tpu):
         return "tpu"
-    if len(_cluster_workers()[0]) > 1:
+    if len(cluster_workers()[0]) > 1:
         return "multi_worker"
     if tf.config.list_physical_devices("GPU") or len(tf.config.list_logical_devices("CPU")) > 1:
         return "mirrored"
@@ -188,7 +180,7 @@ def _multi_worker(
     worker_timeout_seconds: float,
     worker_card: Callable[[], Mapping[str, str]],
 ) -> tf.distribute.Strategy:
-    workers, index = _cluster_workers()
+    workers, index = cluster_workers()
     if not workers:
         raise UserError(
             "--strategy=multi_worker needs the environment variable TF_CONFIG with cluster.worker and "
@@ -202,90 +194,6 @@ def _multi_worker(
             f"--strategy=multi_worker: this worker cannot join the cluster of TF_CONFIG: {error.message}. "
             "Is its address one of this machine's, and its port free?"
         ) from error
-
-
-def _cluster_workers() -> tuple[list[str], int]:
-    """The addresses of chief and workers in TF_CONFIG, and which of them this is; none where there is no cluster."""
-    text = os.environ.get("TF_CONFIG", "")
-    if not text.strip():
-        return [], 0
-    try:
-        tf_config = json.loads(text)
-        jobs = {str(job): _addresses(job, listed) for job, listed in tf_config.get("cluster", {}).items()}
-        workers = jobs.get("chief", []) + jobs.get("worker", [])
-        task: dict = tf_config.get("task", {}) if workers else {"type": "worker", "index": 0}
-        kind, index = str(task["type"]), int(task["index"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(
-            "TF_CONFIG must be of the form {'cluster': {'worker': ['host:port', ...]}, 'task': {'type': "
-            f"'worker', 'index': 0}}}}, but {said}; it is {text!r}."
-        ) from error
-    if workers and not 0 <= index < len(jobs.get(kind, [])):
-        here = ", ".join(f"{len(listed)} {job}" for job, listed in jobs.items())
-        raise UserError(f"TF_CONFIG: there is no {kind} {index} in its cluster of {here}; indices start at 0.")
-    return workers, index + (len(jobs.get("chief", [])) if kind == "worker" else 0)
-
-
-def _addresses(job: str, listed) -> list[str]:
-    if not isinstance(listed, list) or not all(re.fullmatch(r".+:\d+", str(address)) for address in listed):
-        raise ValueError(f"cluster.{job} is not a list of 'host:port'")
-    return [str(address) for address in listed]
-
-
-def _tpu(tpu: str | None) -> tf.distribute.Strategy:
-    if not names_tpu(tpu):
-        raise UserError(
-            "--strategy=tpu: no TPU is named (--tpu, TPU_NAME) and none is attached to this machine; "
-            f"here are {len(tf.config.list_physical_devices('GPU'))} GPUs and one CPU."
-        )
-    name = tpu or os.environ.get("TPU_NAME", "local")
-    try:
-        resolver = _find_tpu(name)
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-        return tf.distribute.TPUStrategy(resolver)
-    except (ValueError, RuntimeError, IndexError, OSError, tf.errors.OpError) as error:
-        raise UserError(f"--strategy=tpu: the TPU {name!r} cannot be reached: {error}") from error
-
-
-_TPU_ANSWER_SECONDS = 6
-_TPU_HOST_SECONDS = 3
-
-
-def _find_tpu(name: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
-    """The resolver of a TPU whose hosts answer, or an `OSError`: TensorFlow asks and connects without a time limit."""
-    found: list = []
-
-    def find() -> None:
-        try:
-            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
-            for listed in resolver.cluster_spec().as_dict().values():
-                for address in listed:
-                    _connect_once(address)
-            found.append(resolver)
-        except Exception as error:  # noqa: BLE001  raised below, in the thread that asked
-            found.append(error)
-
-    # A daemon, which nobody waits for at the end either: it may hang in a name server or the metadata server.
-    asking = threading.Thread(target=find, daemon=True)
-    asking.start()
-    asking.join(_TPU_ANSWER_SECONDS)
-    if not found:
-        raise TimeoutError(
-            f"nothing has answered for {_TPU_ANSWER_SECONDS} s, neither Google Cloud's metadata server nor its hosts"
-        )
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
-
-
-def _connect_once(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=_TPU_HOST_SECONDS).close()
-    except OSError as error:
-        raise OSError(f"{address} does not answer ({error})") from error
 
 
 def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
