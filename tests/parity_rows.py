@@ -162,6 +162,41 @@ ROWS = {
         )
     },
     "frozen": {"frozen": ["conv2d"]},
+    "group with a rate of its own": {"groups": [trainer.group("^conv2d", learning_rate_multiplier=0.1)]},
+    "groups, clip by global norm": {
+        "optimizer": sgd(global_clipnorm=0.1, weight_decay=0.05, momentum=0.9),
+        "groups": [trainer.group("^conv2d.*kernel", 0.1), trainer.group("bias$", weight_decay=0.1, learning_rate=0.2)],
+    },
+    "group with an optimizer of its own": {
+        "groups": [trainer.group("^dense", optimizer=lambda: keras.optimizers.Adam(0.01))],
+        "optimizer": sgd(global_clipnorm=0.5),
+    },
+    "groups, update once": {
+        "groups": [trainer.group("^dense", optimizer=lambda: keras.optimizers.Nadam(0.01), unfreeze_at=4)],
+        "optimizer_update": "once",
+    },
+    "groups and loss scale": {
+        "groups": [trainer.group("^dense", optimizer=lambda: keras.optimizers.Adam(0.01), unfreeze_at=4)],
+        "optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+    },
+    "layer decay": {
+        "optimizer": lambda: keras.optimizers.AdamW(trainer.warmup(0.01, 4), weight_decay=0.1), "layer_decay": 0.5
+    },
+    "gradual unfreezing": {
+        "optimizer": lambda: keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(0.01, 10), global_clipnorm=1.0
+        ),
+        "groups": [trainer.group("^conv2d", unfreeze_at=5)],
+        "ema_decay": 0.9,
+    },
+    "only biases": {"trained": "biases"},
+    "frozen batch norm": {
+        "model": net(keras.layers.BatchNormalization), "frozen": ["conv2d", "batch_normalization"]
+    },
+    "frozen batch norm, in training mode": {
+        "model": net(keras.layers.BatchNormalization), "frozen": ["conv2d", "batch_normalization"],
+        "update_frozen_batch_norm": True,
+    },
     "amsgrad": {"optimizer": lambda: keras.optimizers.Adam(0.01, amsgrad=True)},
     "adamw": {"optimizer": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1)},
     "adamax": {"optimizer": lambda: keras.optimizers.Adamax(0.01)},

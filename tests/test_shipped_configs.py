@@ -85,3 +85,19 @@ def test_git_keeps_every_shipped_config():
         ["git", "check-ignore", *paths], cwd=REPOSITORY, capture_output=True, text=True
     ).stdout.split()
     assert ignored == [], "a clean clone would lack these; see .gitignore"
+
+
+OPTIMIZERS = sorted((REPOSITORY / "configs/optimizers").glob("*.gin"))
+
+
+@pytest.mark.parametrize("path", OPTIMIZERS, ids=shown)
+def test_an_optimizer_goes_with_the_shipped_run_without_a_warning(path, source, tmp_path, capsys):
+    """As its header says: the run's config, then the optimizer's."""
+    register_keras()
+    parse_config(
+        ["configs/runs/digits_adam_to_sgd.gin", shown(path)],
+        [f"INIT_CHECKPOINT = '{source('digits_source')}'"],
+    )
+    gin.get_configurable("experiment.train")(strategy=make_strategy(1), dry_run=True)
+    page = capsys.readouterr().out
+    assert "WARNING" not in page and "is new: iterations 0" in page

@@ -4,7 +4,9 @@ from trainer import models  # its builders become bindable by gin
 from trainer.data import in_memory, resize_image, scale_image, tfds_data
 from trainer.errors import UserError
 from trainer.experiment import TrainResult, train
+from trainer.parameter_groups import group
 from trainer.restore import RestoreError, RestoreReport, restore_weights
+from trainer.schedules import inverse_square_root, one_cycle, warmup
 from trainer.tasks import custom_loss, supervised
 
 __all__ = [
@@ -13,12 +15,16 @@ __all__ = [
     "TrainResult",
     "UserError",
     "custom_loss",
+    "group",
     "in_memory",
+    "inverse_square_root",
     "models",
+    "one_cycle",
     "resize_image",
     "restore_weights",
     "scale_image",
     "supervised",
     "tfds_data",
     "train",
+    "warmup",
 ]

@@ -3,7 +3,7 @@
 import os
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -38,13 +38,45 @@ def assemble_model(
 
 def describe_batch_norm(model: keras.Model, batch_size: int) -> dict[str, str]:
     """What it costs not to synchronise, under a heading; nothing for a model without BatchNormalization."""
-    names = [layer.name for layer in _batch_norms(model)]
+    names = [layer.name for layer in _batch_norms(model) if layer.trainable]
     if not names:
         return {}
     return {
         "batch norm": f"NOT synchronised in {', '.join(names[:4])}{', ...' * (len(names) > 4)}: each replica "
         f"normalises by its own {batch_size} examples, the weights depend on the number of replicas, and of the moving "
         "statistics, which drift apart, the first replica's are saved. train.synchronize_batch_norm = True mends it."
+    }
+
+
+def freeze_batch_norm(
+    model: keras.Model, trained: Sequence[keras.Variable], update_frozen_batch_norm: bool = False
+) -> dict[str, str]:
+    """Puts every BatchNormalization none of whose variables is trained in inference mode, for good.
+
+    trained: the variables that are.  update_frozen_batch_norm: leaves those layers as they are, in training mode.
+    Returns what was done, under a heading; nothing for a model without such layers.
+
+    Else their statistics would follow the new data, while the weights around them stay.
+    """
+    here = {id(variable) for variable in trained}
+    frozen = [
+        layer
+        for layer in _batch_norms(model)
+        if layer.trainable_variables and not any(id(variable) in here for variable in layer.trainable_variables)
+    ]
+    if not frozen:
+        return {}
+    names = f"{', '.join(layer.name for layer in frozen[:4])}{', ...' * (len(frozen) > 4)}"
+    if update_frozen_batch_norm:
+        return {
+            "frozen norm": f"{names}: the moving statistics follow the data, as train.update_frozen_batch_norm asks"
+        }
+    for layer in frozen:
+        layer.trainable = False
+        layer.synchronized = False  # it has nothing to send, and what is compiled by XLA need not wait
+    return {
+        "frozen norm": f"{names} in inference mode: the moving statistics stay. "
+        "train.update_frozen_batch_norm = True lets them follow the data"
     }
 
 

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.assembly import trace_loss
+from trainer.group_description import describe_decay, describe_parts, describe_rates, warn_of_schedules
 from trainer.restore import weights_of
 from trainer.run_parts import RunParts
-from trainer.schedules import sample_learning_rate
 from trainer.strategy import describe_strategy
 
 
@@ -24,6 +24,7 @@ def describe_start(parts: RunParts) -> str:
     if parts.proof is not None:
         lines.append(str(parts.proof))
     lines += [f"{heading:<17}{text}" for heading, text in parts.notes.items()]
+    lines += [f"WARNING          {text}" for text in warn_of_schedules(parts)]
     return "\n".join(lines)
 
 
@@ -53,9 +54,6 @@ def _table(parts: RunParts) -> Table:
     steps_per_epoch = parts.train_data.num_examples / parts.global_batch_size
     epochs = parts.num_steps / steps_per_epoch
     memory = memory_estimate_bytes(parts)
-    rates = ", ".join(
-        f"step {step}: {rate:.3g}" for step, rate in sample_learning_rate(parts.state.optimizer, parts.num_steps)
-    )
     micro = f" in {parts.accumulation_steps} micro-batches" * (parts.accumulation_steps > 1)
 
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
@@ -69,7 +67,9 @@ def _table(parts: RunParts) -> Table:
         "trained": f"{trained_count:,} weights in {len(parts.variables)} variables",
         "frozen": f"{_count(frozen):,} weights in {len(frozen)} variables" + _names(frozen),
         **({"statistics": f"{len(statistics)} variables" + _names(statistics)} if statistics else {}),
-        "learning rate": rates,
+        "learning rate": describe_rates(parts),
+        **describe_parts(parts),
+        **({"weight decay": decay} if (decay := describe_decay(parts)) else {}),
         "train data": f"{parts.train_data.label}, {parts.train_data.num_examples:,} examples an epoch",
         "steps": f"{parts.num_steps:,}, at {steps_per_epoch:.1f} an epoch {epochs:.1f} epochs",
         "eval data": f"{parts.eval_data.label}, {parts.eval_data.num_examples:,} examples"

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from trainer.agreement import Agreement
-from trainer.assembly import assemble_model, describe_batch_norm, try_task
+from trainer.assembly import assemble_model, describe_batch_norm, freeze_batch_norm, try_task
 from trainer.checkpoints import Checkpoints, newest_checkpoint
 from trainer.data import as_data
 from trainer.deadline import Deadline
@@ -26,6 +26,7 @@ from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
 from trainer.nan_recovery import batches_from_here, check_on_nan, recover
 from trainer.optimizers import OptimizerProof, build_optimizer, configured_learning_rate, prove_new, trained_variables
+from trainer.parameter_groups import ParameterGroup, divide
 from trainer.pipeline import replica_batch_size
 from trainer.preemption import Preemption
 from trainer.progress import StepProgress
@@ -84,6 +85,11 @@ def train(
     grow: Sequence[str] = (),
     copy_rows: Sequence[tuple[str, dict[int, int]]] = (),
     frozen: Sequence[str] = (),
+    trained: str = "all",
+    groups: Sequence[ParameterGroup] = (),
+    layer_decay: float | None = None,
+    layer_blocks: str | None = None,
+    update_frozen_batch_norm: bool = False,
     accumulation_steps: int = 1,
     ema_decay: float | None = None,
     random_numbers: str = "per_replica",
@@ -118,6 +124,12 @@ def train(
     init_checkpoint: whose weights to start from; without it `from_scratch` must be True.
     rename, reinitialize, ignore, match, root, grow, copy_rows: see `restore_weights`.
     frozen: regexes of variables not to train.
+    trained: "all", or a preset: "last_layer", "biases", or "bitfit", which is both.
+    groups: what is to be trained at another rate, weight decay or optimizer, or later; made by `group(...)`.
+    layer_decay: if given, e.g. 0.8, a layer's rate is this times that of the layer after it.
+    layer_blocks: a regex; layers in whose names it finds the same text count as one for `layer_decay`.
+    update_frozen_batch_norm: whether the statistics of a BatchNormalization of which nothing is trained follow the
+      data; by default they stay.
     accumulation_steps: micro-batches that a replica takes a step in; the step stays the same.
     ema_decay: if given, e.g. 0.999, averages of the trained weights are kept, evaluated and exported.
     random_numbers: "per_replica" gives each replica dropout masks and noise of its own; "per_example" those of
@@ -173,6 +185,12 @@ def train(
         "rename": rename, "reinitialize": reinitialize, "ignore": ignore, "match": match, "root": root, "grow": grow,
         "copy_rows": copy_rows,
     }  # fmt: skip
+    # Those of the optimizer are in its own config.
+    tuning = {
+        name: value
+        for name, value in (("trained", trained), ("update_frozen_batch_norm", update_frozen_batch_norm))
+        if value not in ("all", False)
+    }
     files = ModelDir(Path(model_dir)) if model_dir else None
     agreement = Agreement(strategy)
     check_same_run_everywhere(
@@ -183,15 +201,17 @@ def train(
 
     with strategy.scope():
         built_model = assemble_model(model, task, train_data, strategy, synchronize_batch_norm)
-        variables = trained_variables(built_model, frozen)
+        variables = trained_variables(built_model, frozen, trained)
+        variable_groups = divide(built_model, variables, groups, layer_decay, layer_blocks)
+        notes = freeze_batch_norm(built_model, variables, update_frozen_batch_norm)
         report = None
         if init_checkpoint and not resuming:
             report = restore_weights(built_model, init_checkpoint, **rules)
-        new_optimizer = build_optimizer(optimizer, variables)
-        proof = None if resuming else prove_new(new_optimizer, build_optimizer(optimizer, variables), report)
+        new_optimizer = build_optimizer(optimizer, variables, variable_groups)
+        twin = None if resuming else build_optimizer(optimizer, variables, variable_groups)
+        proof = None if twin is None else prove_new(new_optimizer, twin, report)
         state = new_train_state(built_model, new_optimizer, variables, ema_decay)
     try_task(built_model, task, train_data, eval_data, replica_batch)
-    notes: dict[str, str] = {}
     if strategy.num_replicas_in_sync > 1 and not synchronize_batch_norm:
         notes |= describe_batch_norm(built_model, replica_batch)
     if jit_compile:
@@ -213,7 +233,7 @@ def train(
         steps_per_loop=steps_per_loop,
         init_checkpoint=os.fspath(init_checkpoint) if init_checkpoint else None,
         seed=seed,
-        rules=rules | {"frozen": frozen, "synchronize_batch_norm": synchronize_batch_norm},
+        rules=rules | {"frozen": frozen, "synchronize_batch_norm": synchronize_batch_norm} | tuning,
         step_options={
             "random_numbers": random_numbers,
             "jit_compile": jit_compile,
@@ -222,6 +242,7 @@ def train(
         ema_decay=ema_decay,
         most_rollbacks=most_rollbacks if on_nan == "rollback" else 0,
         notes=notes,
+        groups=variable_groups,
     )
     identity = run_identity(parts)
     changed = "" if files is None else check_same_run(files, identity, allow_config_change)

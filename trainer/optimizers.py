@@ -2,16 +2,17 @@
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
 
 from trainer.errors import UserError
+from trainer.grouped_optimizer import GroupedOptimizer
+from trainer.parameter_groups import Part, find_pattern, preset_names
 from trainer.replicas import first_value
 from trainer.restore import RestoreReport, weights_of
-from trainer.schedules import learning_rate_at
+from trainer.schedules import check_rate, learning_rate_at, rate_of, scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +37,24 @@ class OptimizerProof:
         )
 
 
-def build_optimizer(optimizer: Callable, variables: Sequence[keras.Variable]) -> keras.optimizers.Optimizer:
+def build_optimizer(
+    optimizer: Callable, variables: Sequence[keras.Variable], parts: Sequence[Part] = ()
+) -> keras.optimizers.Optimizer:
     """Creates the optimizer and all its variables; call in the strategy's scope, before any tracing.
 
     optimizer: a function without required arguments that returns a Keras optimizer. A Keras
       optimizer itself, or one that has state already, is taken as a description: a new one is made
       from its config.
+    parts: of the variables, each of which an optimizer of its own then trains; see `parameter_groups.divide`.
     """
+    built = _new_optimizer(optimizer)
+    if parts:
+        built = _grouped(built, variables, parts)
+    built.build(list(variables))
+    return built
+
+
+def _new_optimizer(optimizer: Callable) -> keras.optimizers.Optimizer:
     built = optimizer
     if callable(optimizer) and not isinstance(optimizer, keras.optimizers.Optimizer):
         built = optimizer()
@@ -57,8 +69,70 @@ def build_optimizer(optimizer: Callable, variables: Sequence[keras.Variable]) ->
             f"{built.name}.gradient_accumulation_steps counts micro-batches as steps; "
             "use train.accumulation_steps instead."
         )
-    built.build(list(variables))
+    check_rate(rate_of(built))
     return built
+
+
+def _grouped(
+    whole: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], parts: Sequence[Part]
+) -> keras.optimizers.Optimizer:
+    """An optimizer for each part, in one that clips and counts for all; within the loss scaling if there is one."""
+    if isinstance(whole, keras.optimizers.LossScaleOptimizer):
+        inner = _grouped(whole.inner_optimizer, variables, parts)
+        return keras.optimizers.LossScaleOptimizer(
+            inner, initial_scale=whole.initial_scale, dynamic_growth_steps=whole.dynamic_growth_steps
+        )
+    place = {id(variable): index for index, variable in enumerate(variables)}
+    return GroupedOptimizer(
+        learning_rate=_given_rate(whole),
+        optimizers=[_part_optimizer(whole, part, number) for number, part in enumerate(parts)],
+        places=[[place[id(variable)] for variable in part.variables] for part in parts],
+        undecayed=[place[id(variable)] for part in parts for variable in part.undecayed],
+        first_steps=[part.group.unfreeze_at for part in parts],
+        global_clipnorm=whole.global_clipnorm,
+        loss_scale_factor=whole.loss_scale_factor,
+        name=whole.name,
+    )
+
+
+def _part_optimizer(whole: keras.optimizers.Optimizer, part: Part, number: int) -> keras.optimizers.Optimizer:
+    group, kind = part.group, whole
+    if group.optimizer is not None:
+        kind = _new_optimizer(group.optimizer)
+        if isinstance(kind, keras.optimizers.LossScaleOptimizer):
+            raise UserError(f"The group {group.pattern!r} cannot scale the loss alone; wrap OPTIMIZER instead.")
+        if kind.global_clipnorm or kind.loss_scale_factor:
+            raise UserError(
+                f"The group {group.pattern!r} cannot clip by a global norm, or scale the loss, alone: set "
+                f"global_clipnorm and loss_scale_factor on OPTIMIZER, for all groups, and not on {type(kind).__name__}."
+            )
+    own_rate = _given_rate(kind) if group.learning_rate is None else group.learning_rate
+    rate = scaled(own_rate, part.multiplier, group.unfreeze_at)
+    try:
+        config = kind.get_config()
+    except NotImplementedError as error:
+        raise UserError(f"The optimizer cannot be made once for each group: {error}") from error
+    config |= {
+        "name": f"group_{number}",
+        "learning_rate": rate,
+        "global_clipnorm": None,
+        "loss_scale_factor": None,
+    }
+    if group.weight_decay is not None and not isinstance(group.weight_decay, bool) and group.weight_decay > 0:
+        # Muon has a second one, for what it leaves to Adam.
+        config |= {name: group.weight_decay for name in ("weight_decay", "adam_weight_decay") if name in config}
+    if group.weight_decay is True and not config.get("weight_decay"):
+        raise UserError(
+            f"group.weight_decay = True for {group.pattern!r}, and {type(kind).__name__} has no weight_decay; "
+            "give the group a number."
+        )
+    return type(kind).from_config(config)
+
+
+def _given_rate(optimizer: keras.optimizers.Optimizer):
+    """The rate as the optimizer was given it: a number, a schedule or a function."""
+    rate = rate_of(optimizer)
+    return float(first_value(rate)) if isinstance(rate, keras.Variable) else rate
 
 
 @contextlib.contextmanager
@@ -70,25 +144,26 @@ def configured_learning_rate(optimizer: keras.optimizers.Optimizer) -> Iterator[
         variable.assign(value)
 
 
-def trained_variables(model: keras.Model, frozen: Sequence[str] = ()) -> list[keras.Variable]:
-    """The model's trainable variables without those whose normalised name matches a regex of `frozen`.
+def trained_variables(model: keras.Model, frozen: Sequence[str] = (), trained: str = "all") -> list[keras.Variable]:
+    """The model's trainable variables of a preset, without those in whose normalised name a regex of `frozen` is found.
+
+    trained: a preset, see `parameter_groups.PRESETS`.
 
     Raises `UserError` for a pattern that matches no trainable variable, and if nothing is left to train.
     """
     trainable = {id(variable) for variable in model.trainable_variables}
-    named = [weight for weight in weights_of(model) if id(weight.variable) in trainable]
+    named = {weight.name: weight.variable for weight in weights_of(model) if id(weight.variable) in trainable}
     if isinstance(frozen, str):
         raise UserError(f"frozen is a list of patterns; write frozen = [{frozen!r}].")
+    left_out: set[str] = set()
     for pattern in frozen:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"frozen: {pattern!r} is not a regular expression: {error}.") from error
-        if not any(re.search(pattern, weight.name) for weight in named):
+        found = find_pattern("frozen", pattern, list(named))
+        if not found:
             raise UserError(
-                f"frozen: {pattern!r} matches no trainable variable; there are {', '.join(w.name for w in named[:8])}."
+                f"frozen: {pattern!r} matches no trainable variable; there are {', '.join(list(named)[:8])}."
             )
-    kept = [weight.variable for weight in named if not any(re.search(pattern, weight.name) for pattern in frozen)]
+        left_out.update(found)
+    kept = [named[name] for name in preset_names(trained, named) if name not in left_out]
     if not kept:
         raise UserError("No variable is left to train: every one is frozen.")
     return kept
@@ -124,10 +199,22 @@ def prove_new(
         if variable is not optimizer.iterations and variable.name not in ("learning_rate", "iteration")
     ]
     return OptimizerProof(
-        name=type(optimizer).__name__,
+        name=describe_kind(optimizer),
         iterations=iterations,
         num_slots=len(slots),
         slots="all zero" if all(not value.any() for _, value in slots) else "at their initial values",
         learning_rate=learning_rate_at(optimizer, 0),
         checkpoint_keys_read=keys_read,
     )
+
+
+def describe_kind(optimizer: keras.optimizers.Optimizer) -> str:
+    """The optimizer's class; of one in groups the classes of all."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and isinstance(
+        optimizer.inner_optimizer, GroupedOptimizer
+    ):
+        return f"LossScaleOptimizer of {describe_kind(optimizer.inner_optimizer)}"
+    if not isinstance(optimizer, GroupedOptimizer):
+        return type(optimizer).__name__
+    kinds = dict.fromkeys(type(each).__name__ for each in optimizer.optimizers)
+    return f"{' and '.join(kinds)} in {len(optimizer.optimizers)} groups"

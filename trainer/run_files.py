@@ -9,6 +9,7 @@ from trainer.config import operative_config
 from trainer.files import replacing, write_json, write_text
 from trainer.metric_writer import MetricWriter, read_rows
 from trainer.model_dir import ModelDir
+from trainer.optimizers import describe_kind
 from trainer.run_parts import RunParts
 from trainer.strategy import describe_strategy
 from trainer.summary_plot import draw_summary
@@ -52,7 +53,7 @@ def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial
             "strategy": describe_strategy(parts.strategy),
             "replicas": parts.strategy.num_replicas_in_sync,
             "global_batch_size": parts.global_batch_size,
-            "optimizer": type(parts.state.optimizer).__name__,
+            "optimizer": describe_kind(parts.state.optimizer),
             "ema_decay": parts.ema_decay,
             "init_checkpoint": parts.init_checkpoint,
             "initial_metrics": initial,

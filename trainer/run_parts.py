@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from trainer.data import Data
 from trainer.optimizers import OptimizerProof
+from trainer.parameter_groups import Part
 from trainer.restore import RestoreReport
 from trainer.tasks import Task
 from trainer.train_state import TrainState
@@ -25,6 +26,7 @@ class RunParts:
     step_options: further arguments of `build_train_loop`.  ema_decay: None for no averages.
     most_rollbacks: how often the run may go back from a loss that is not finite; 0 stops it.
     notes: what else is said of the run, by heading.
+    groups: the parts of `variables` that are trained each in a way of its own; none where all are alike.
     """
 
     strategy: tf.distribute.Strategy
@@ -48,3 +50,4 @@ class RunParts:
     most_rollbacks: int
     notes: Mapping[str, str]
     resumed_step: int | None = None
+    groups: Sequence[Part] = ()

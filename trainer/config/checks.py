@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gin
+import keras
 
 from trainer.config.keras_names import is_keras
 from trainer.config.messages import macros
@@ -61,7 +62,7 @@ def _wrong_own_value(configurable, name: str, value) -> str:
 def _wrong_keras_value(configurable, name: str, value) -> str:
     """What a Keras parameter must be, as far as its default tells; empty if the value may fit."""
     if _is_reference(value):
-        wanted = not value.evaluate and _is_keras(value.configurable.selector)
+        wanted = not value.evaluate and (_is_keras(value.configurable.selector) or _makes_schedule(value))
         return f"built already, so write @{value.selector}() with parentheses" if wanted else ""
     default = inspect.signature(configurable.wrapped).parameters[name].default
     if isinstance(value, str) and isinstance(default, (bool, int, float)):
@@ -147,6 +148,12 @@ def _is_macro(reference) -> bool:
 
 def _is_keras(selector: str) -> bool:
     return is_keras(gin.config._REGISTRY[selector].wrapped)
+
+
+def _makes_schedule(reference) -> bool:
+    """Whether what it refers to is one of our own schedules; Keras would call it as a rate itself."""
+    made = getattr(reference.configurable.wrapped, "__annotations__", {}).get("return")
+    return isinstance(made, type) and issubclass(made, keras.optimizers.schedules.LearningRateSchedule)
 
 
 def _short(selector: str) -> str:

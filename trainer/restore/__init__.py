@@ -12,7 +12,7 @@ from trainer.restore.build import build_model, renew_constants
 from trainer.restore.explain import explain_problems
 from trainer.restore.find import find_checkpoint, missing_files, unreadable_checkpoints, whole_checkpoints
 from trainer.restore.formats import open_checkpoint
-from trainer.restore.live import lasting_names, layers_of, weights_of
+from trainer.restore.live import lasting_names, layer_paths, layers_of, weights_of
 from trainer.restore.plan import Plan, plan_restore
 from trainer.restore.report import Record, RestoreError, RestoreReport
 from trainer.restore.rules import Rules
@@ -30,6 +30,7 @@ __all__ = [
     "describe_source",
     "find_checkpoint",
     "lasting_names",
+    "layer_paths",
     "layers_of",
     "open_checkpoint",
     "plan_weights",

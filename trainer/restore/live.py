@@ -98,6 +98,11 @@ def live_tree(model: keras.Model) -> LiveNode:
     return _node(model, {})
 
 
+def layer_paths(model: keras.Model) -> dict[str, keras.Layer]:
+    """{shortest path: layer} of every layer in a built model, the model itself as ""."""
+    return {path: node.layer for path, node in paths(live_tree(model)) if node.layer is not None}
+
+
 def live_variables(model: keras.Model, tree: LiveNode) -> list[LiveVariable]:
     """Every weight of the model once, under its shortest path, in the order of `model.weights`.
 
