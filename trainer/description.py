@@ -23,6 +23,8 @@ def describe_start(parts: RunParts) -> str:
         lines.append("from scratch     every weight is fresh; nothing is restored")
     if parts.proof is not None:
         lines.append(str(parts.proof))
+    if parts.handover is not None:
+        lines.append(str(parts.handover))
     lines += [f"{heading:<17}{text}" for heading, text in parts.notes.items()]
     return "\n".join(lines)
 
@@ -53,9 +55,9 @@ def _table(parts: RunParts) -> Table:
     steps_per_epoch = parts.train_data.num_examples / parts.global_batch_size
     epochs = parts.num_steps / steps_per_epoch
     memory = memory_estimate_bytes(parts)
-    rates = ", ".join(
-        f"step {step}: {rate:.3g}" for step, rate in sample_learning_rate(parts.state.optimizer, parts.num_steps)
-    )
+    before = parts.state.optimizer_step(0)
+    points = sample_learning_rate(parts.state.optimizer, parts.num_steps, before)
+    rates = ", ".join(f"step {step}: {rate:.3g}" for step, rate in points)
     micro = f" in {parts.accumulation_steps} micro-batches" * (parts.accumulation_steps > 1)
 
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from trainer.data import Data
+from trainer.handover import Handover
 from trainer.optimizers import OptimizerProof
 from trainer.restore import RestoreReport
 from trainer.tasks import Task
@@ -25,6 +26,7 @@ class RunParts:
     step_options: further arguments of `build_train_loop`.  ema_decay: None for no averages.
     most_rollbacks: how often the run may go back from a loss that is not finite; 0 stops it.
     notes: what else is said of the run, by heading.
+    handover: what became of the checkpoint's optimizer; None for nothing, which `proof` shows, and on a resumed run.
     """
 
     strategy: tf.distribute.Strategy
@@ -48,3 +50,5 @@ class RunParts:
     most_rollbacks: int
     notes: Mapping[str, str]
     resumed_step: int | None = None
+    handover: Handover | None = None
+    handover_warmup_steps: int = 0

@@ -20,8 +20,13 @@ def learning_rate_at(optimizer: keras.optimizers.Optimizer, step: int) -> float:
     return float(first_value(rate) if isinstance(rate, keras.Variable) else np.asarray(rate))
 
 
-def sample_learning_rate(optimizer: keras.optimizers.Optimizer, num_steps: int) -> list[tuple[int, float]]:
-    """(step, rate) at five points of a run of `num_steps`: first, quarters, last update."""
+def sample_learning_rate(
+    optimizer: keras.optimizers.Optimizer, num_steps: int, before: int = 0
+) -> list[tuple[int, float]]:
+    """(step, rate) at five points of a run of `num_steps`: first, quarters, last update.
+
+    before: the step count that the optimizer had when the run began.
+    """
     last = max(num_steps - 1, 0)
     steps = sorted({0, last // 4, last // 2, (3 * last) // 4, last})
-    return [(step, learning_rate_at(optimizer, step)) for step in steps]
+    return [(step, learning_rate_at(optimizer, before + step)) for step in steps]
