@@ -207,6 +207,7 @@ def second_epoch_first() -> dict[str, np.ndarray]:
     return moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "replicas"),
     [
@@ -513,6 +514,7 @@ def test_a_schedule_goes_on_with_the_step_count_and_one_that_is_over_is_refused(
         train(**options | {"optimizer": lambda: optimizer(4)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "replicas"), [(0.4, 2), ("schedule", 1)])
 def test_the_rate_is_warmed_up_again_from_the_hand_over_on_and_through_a_resume(rate, replicas, tmp_path):
     def optimizer():
@@ -548,6 +550,7 @@ def test_a_policy_that_is_none_or_has_no_meaning_is_refused():
             train(optimizer=optimizer, **options)
 
 
+@pytest.mark.slow
 def test_the_dry_run_the_text_and_the_json_list_what_is_carried_and_a_refusal_ends_with_2(digits_source, tmp_path):
     flags = (
         "--gin_file=configs/runs/digits_adam_to_sgd.gin",
