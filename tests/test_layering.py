@@ -18,7 +18,7 @@ FLOORS = [
         "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest", "deadline",
     },
     {"datasets", "agreement", "parameter_groups", "grouped_optimizer"},
-    {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches"},
+    {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches", "handover"},
     {"pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption", "worker_card"},
     {"checkpoints", "train_step", "evaluation", "group_description"},
     {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness"},

@@ -23,6 +23,8 @@ def describe_start(parts: RunParts) -> str:
         lines.append("from scratch     every weight is fresh; nothing is restored")
     if parts.proof is not None:
         lines.append(str(parts.proof))
+    if parts.handover is not None:
+        lines.append(str(parts.handover))
     lines += [f"{heading:<17}{text}" for heading, text in parts.notes.items()]
     lines += [f"WARNING          {text}" for text in warn_of_schedules(parts)]
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from trainer.description import describe_run, describe_start
 from trainer.ema import check_decay
 from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
+from trainer.handover import Handover, check_handover, hand_over, warm_up_again
 from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
@@ -53,6 +54,7 @@ class TrainResult:
     finished: False if a signal or `max_seconds` stopped the run before `num_steps`; the same call goes on with it.
     initial_metrics, final_metrics: evaluations at step 0 and at the last step; empty without eval_data.
     restore_report, optimizer_proof: None where nothing was restored or the run was resumed.
+    handover: what went on of the checkpoint's optimizer; None for nothing, and where the run was resumed.
     """
 
     model: keras.Model
@@ -63,6 +65,7 @@ class TrainResult:
     restore_report: RestoreReport | None
     optimizer_proof: OptimizerProof | None
     model_dir: Path | None
+    handover: Handover | None = None
 
 
 @gin.register(module="experiment")
@@ -84,6 +87,8 @@ def train(
     root: str | None = None,
     grow: Sequence[str] = (),
     copy_rows: Sequence[tuple[str, dict[int, int]]] = (),
+    handover: str = "fresh",
+    handover_warmup_steps: int = 0,
     frozen: Sequence[str] = (),
     trained: str = "all",
     groups: Sequence[ParameterGroup] = (),
@@ -123,6 +128,9 @@ def train(
     global_batch_size: examples a step, over all replicas.  num_steps: optimizer updates in all.
     init_checkpoint: whose weights to start from; without it `from_scratch` must be True.
     rename, reinitialize, ignore, match, root, grow, copy_rows: see `restore_weights`.
+    handover: what becomes of the checkpoint's optimizer: "fresh" reads nothing of it; "keep_step" takes its step
+      count, for schedules that go on; "carry" also its slots that mean the same, or refuses.
+    handover_warmup_steps: updates over which the rate is warmed up again after one of the latter two.
     frozen: regexes of variables not to train.
     trained: "all", or a preset: "last_layer", "biases", or "bitfit", which is both.
     groups: what is to be trained at another rate, weight decay or optimizer, or later; made by `group(...)`.
@@ -166,6 +174,7 @@ def train(
         num_steps=num_steps,
     )
     _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
+    check_handover(handover, handover_warmup_steps, init_checkpoint, bool(groups) or layer_decay is not None)
     check_on_nan(on_nan, most_rollbacks)
     check_kind(random_numbers)
     check_update(optimizer_update)
@@ -210,7 +219,14 @@ def train(
         new_optimizer = build_optimizer(optimizer, variables, variable_groups)
         twin = None if resuming else build_optimizer(optimizer, variables, variable_groups)
         proof = None if twin is None else prove_new(new_optimizer, twin, report)
-        state = new_train_state(built_model, new_optimizer, variables, ema_decay)
+        state = new_train_state(built_model, new_optimizer, variables, ema_decay, handover != "fresh")
+        handed_over = None
+        if report is not None and state.steps_before is not None:
+            row_rules = {*grow, *(pattern for pattern, _ in copy_rows)}
+            handed_over = hand_over(
+                handover, new_optimizer, built_model, report, row_rules, num_steps, handover_warmup_steps
+            )
+            state.steps_before.assign(handed_over.step)
     try_task(built_model, task, train_data, eval_data, replica_batch)
     if strategy.num_replicas_in_sync > 1 and not synchronize_batch_norm:
         notes |= describe_batch_norm(built_model, replica_batch)
@@ -233,7 +249,10 @@ def train(
         steps_per_loop=steps_per_loop,
         init_checkpoint=os.fspath(init_checkpoint) if init_checkpoint else None,
         seed=seed,
-        rules=rules | {"frozen": frozen, "synchronize_batch_norm": synchronize_batch_norm} | tuning,
+        rules=rules
+        | {"frozen": frozen, "synchronize_batch_norm": synchronize_batch_norm}
+        | tuning
+        | ({} if handover == "fresh" else {"handover": handover, "handover_warmup_steps": handover_warmup_steps}),
         step_options={
             "random_numbers": random_numbers,
             "jit_compile": jit_compile,
@@ -243,6 +262,8 @@ def train(
         most_rollbacks=most_rollbacks if on_nan == "rollback" else 0,
         notes=notes,
         groups=variable_groups,
+        handover=handed_over,
+        handover_warmup_steps=handover_warmup_steps,
     )
     identity = run_identity(parts)
     changed = "" if files is None else check_same_run(files, identity, allow_config_change)
@@ -258,10 +279,11 @@ def train(
             with configured_learning_rate(new_optimizer) if changed else contextlib.nullcontext():
                 resumed_step = _resumed_step(Checkpoints(state, files.checkpoints), num_steps)
             parts = dataclasses.replace(parts, resumed_step=resumed_step)
+        warm_up_again(new_optimizer, state.optimizer_step(0), handover_warmup_steps)
         if timed_steps:
             notes["speed"] = str(measure_throughput(parts, timed_steps))
         print(describe_run(parts))
-        return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None)
+        return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None, handed_over)
     if files is None:
         with Preemption(strategy) as preemption:
             return _run(parts, None, None, intervals, deadline, preemption, saving, identity)
@@ -294,6 +316,8 @@ def _run(
 ) -> TrainResult:
     strategy, state = parts.strategy, parts.state
     chief = is_chief(strategy)
+    # After a resume, which brings the step count that the warm-up begins at.
+    warm_up_again(state.optimizer, state.optimizer_step(0), parts.handover_warmup_steps)
     writer = start_files(parts, files if chief else None, identity)
     progress = StepProgress(parts.num_steps, state.current_step(), visible=chief)
     progress.say(describe_start(parts))
@@ -363,8 +387,9 @@ def _run(
     if chief and files is not None:
         progress.say(f"files            {files.path}\nplot             {files.summary_plot}")
     return TrainResult(
-        state.model, step, finished, initial, final, parts.report, parts.proof, files.path if files else None
-    )
+        state.model, step, finished, initial, final, parts.report, parts.proof, files.path if files else None,
+        parts.handover,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ _WIDTH = 64  # columns of the plot
 
 def describe_rates(parts: RunParts) -> str:
     """Five points of the optimizer's rate and, unless it is constant, its plot over the run."""
-    rate = rate_of(parts.state.optimizer)
-    points = _points(rate, parts.num_steps)
-    sampled = [value for _, value in sample_rate(rate, parts.num_steps, min(_WIDTH, max(parts.num_steps, 2)))]
+    rate, before = rate_of(parts.state.optimizer), parts.state.optimizer_step(0)
+    points = _points(rate, parts.num_steps, before=before)
+    sampled = [value for _, value in sample_rate(rate, parts.num_steps, min(_WIDTH, max(parts.num_steps, 2)), before)]
     if min(sampled) == max(sampled):
         return points
     stretched = [sampled[column * len(sampled) // _WIDTH] for column in range(_WIDTH)]
@@ -59,7 +59,7 @@ def describe_decay(parts: RunParts) -> str:
 def warn_of_schedules(parts: RunParts) -> list[str]:
     """A sentence for each schedule that disagrees with `num_steps`, and for each group that is never trained."""
     inner = getattr(parts.state.optimizer, "inner_optimizer", parts.state.optimizer)
-    told = [disagreement(rate_of(inner), parts.num_steps)]
+    told = [disagreement(rate_of(inner), parts.state.optimizer_step(parts.num_steps))]
     for part in parts.groups:
         if part.group.learning_rate is not None:
             told.append(disagreement(part.group.learning_rate, parts.num_steps))
@@ -71,8 +71,8 @@ def warn_of_schedules(parts: RunParts) -> list[str]:
     return list(dict.fromkeys(text for text in told if text))
 
 
-def _points(rate, num_steps: int, first: int = 0) -> str:
-    points = sample_rate(rate, num_steps)
+def _points(rate, num_steps: int, first: int = 0, before: int = 0) -> str:
+    points = sample_rate(rate, num_steps, before=before)
     if len({value for _, value in points}) == 1 and first == 0 and isinstance(rate, keras.Variable):
         points = points[:1]
     return ", ".join(f"step {first + step}: {value:.3g}" for step, value in points)

@@ -116,7 +116,7 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
         if due(intervals.log_every):
             steps_per_second = clock.lap(step)
             # The schedule at `step`: what the next update uses, and what one plots a schedule against.
-            values["learning_rate"] = learning_rate_at(state.optimizer, step)
+            values["learning_rate"] = learning_rate_at(state.optimizer, state.optimizer_step(step))
             values["examples_per_second"] = steps_per_second * global_batch_size
             parts.writer.write(step, values)
             parts.progress.show_rate(steps_per_second, values["examples_per_second"], values["loss"])

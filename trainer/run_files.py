@@ -28,10 +28,15 @@ def start_files(parts: RunParts, files: ModelDir | None, identity: str) -> Metri
     write_text(files.run_identity, identity)
     writer.write_text("operative_config", config)
     if parts.report is not None:
-        write_text(files.restore_report_text, f"{parts.report}\n{parts.proof}\n")
-        proof = dataclasses.asdict(parts.proof) if parts.proof else None
-        write_json(files.restore_report_json, {**json.loads(parts.report.to_json()), "optimizer_proof": proof})
-        writer.write_text("restore_report", f"{parts.report}\n{parts.proof}")
+        start = [parts.report, parts.proof, *([parts.handover] if parts.handover else [])]
+        text = "\n".join(map(str, start))
+        write_text(files.restore_report_text, f"{text}\n")
+        told = {
+            "optimizer_proof": dataclasses.asdict(parts.proof) if parts.proof else None,
+            "handover": dataclasses.asdict(parts.handover) if parts.handover else None,
+        }
+        write_json(files.restore_report_json, {**json.loads(parts.report.to_json()), **told})
+        writer.write_text("restore_report", text)
     return writer
 
 

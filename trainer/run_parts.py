@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from trainer.data import Data
+from trainer.handover import Handover
 from trainer.optimizers import OptimizerProof
 from trainer.parameter_groups import Part
 from trainer.restore import RestoreReport
@@ -27,6 +28,7 @@ class RunParts:
     most_rollbacks: how often the run may go back from a loss that is not finite; 0 stops it.
     notes: what else is said of the run, by heading.
     groups: the parts of `variables` that are trained each in a way of its own; none where all are alike.
+    handover: what became of the checkpoint's optimizer; None for nothing, which `proof` shows, and on a resumed run.
     """
 
     strategy: tf.distribute.Strategy
@@ -51,3 +53,5 @@ class RunParts:
     notes: Mapping[str, str]
     resumed_step: int | None = None
     groups: Sequence[Part] = ()
+    handover: Handover | None = None
+    handover_warmup_steps: int = 0

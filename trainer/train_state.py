@@ -18,6 +18,7 @@ class TrainState:
 
     step: int64 scalar, finished optimizer updates. The data position follows from it alone.
     ema: averages of the trained weights, None for a run without.
+    steps_before: int64 scalar, the step count that the optimizer took over from a checkpoint; None if it began at 0.
     batches_left_out, rollbacks: int64 scalars, of a run that went back from a loss that was not finite.
     bad_batches: numbers of the global batches that this process found to be bad; no checkpoint holds them.
     """
@@ -28,6 +29,7 @@ class TrainState:
     batches_left_out: tf.Variable
     rollbacks: tf.Variable
     ema: EmaWeights | None = None
+    steps_before: tf.Variable | None = None
     bad_batches: set[int] = dataclasses.field(default_factory=set)
 
     def as_checkpoint(self) -> tf.train.Checkpoint:
@@ -42,6 +44,7 @@ class TrainState:
         # Keras numbers their paths by process (`seed_generator_8/...`): the order is what lasts.
         random_states = [variable for variable in untracked if id(variable) not in names]
         averages = {"ema_weights": tf.train.Checkpoint(**self.ema.variables)} if self.ema else {}
+        handed_over = {} if self.steps_before is None else {"steps_before": self.steps_before}
         train_state = tf.train.Checkpoint(
             step=self.step,
             batches_left_out=self.batches_left_out,
@@ -49,6 +52,7 @@ class TrainState:
             untracked=tf.train.Checkpoint(**weights),
             seed_generators=random_states,
             **averages,
+            **handed_over,
         )
         return tf.train.Checkpoint(model=self.model, optimizer=self.optimizer, train_state=train_state)
 
@@ -71,6 +75,10 @@ class TrainState:
     def current_step(self) -> int:
         return int(first_value(self.step))
 
+    def optimizer_step(self, step: int) -> int:
+        """The optimizer's own count after `step` steps of this run, which schedules go by."""
+        return step + (0 if self.steps_before is None else int(first_value(self.steps_before)))
+
     def next_batch(self) -> int:
         """The number of the global batch that the next step takes: its step, and those that were left out."""
         return self.current_step() + int(first_value(self.batches_left_out))
@@ -86,16 +94,21 @@ def new_train_state(
     optimizer: keras.optimizers.Optimizer,
     trained: Sequence[keras.Variable] = (),
     ema_decay: float | None = None,
+    takes_over: bool = False,
 ) -> TrainState:
     """The state of a run that has made no step; call in the strategy's scope.
 
     trained: the variables whose averages are kept if there is an `ema_decay`.
+    takes_over: whether the optimizer goes on from another one's step count; it is to be put into `steps_before`.
     """
     ema = None
     if ema_decay is not None:
         names = lasting_names(model)
         ema = EmaWeights({names[id(variable)]: variable for variable in trained}, ema_decay)
-    return TrainState(model, optimizer, _counter("step"), _counter("batches_left_out"), _counter("rollbacks"), ema)
+    before = _counter("steps_before") if takes_over else None
+    return TrainState(
+        model, optimizer, _counter("step"), _counter("batches_left_out"), _counter("rollbacks"), ema, before
+    )
 
 
 def _counter(name: str) -> tf.Variable:

@@ -42,7 +42,8 @@ class RestoreReport:
 
     writer, step, optimizer, checksums: what the file tells of itself, see `CheckpointSource`.
     optimizer_keys, counter_keys, other_keys: entries of the file that are no weights; none is read.
-    optimizer_keys_read: counted by the reader, 0 unless something is broken.
+    optimizer_keys_read: counted by the reader, 0 unless something is broken or was handed over by name.
+    handed_over_keys: the optimizer's entries that a hand-over read for the new optimizer; none in a restore.
     bytes_read: of the tensors that were restored, each counted once.
     replicas_verified: on how many replicas each restored variable was compared with the file; 0
       for a plan that was not applied.
@@ -63,6 +64,7 @@ class RestoreReport:
     optimizer: str = ""
     checksums: str = ""
     idle_rules: list[str] = dataclasses.field(default_factory=list)
+    handed_over_keys: list[str] = dataclasses.field(default_factory=list)
 
     def _of(self, status: str) -> list[Record]:
         return [record for record in self.records if record.status == status]
@@ -101,8 +103,10 @@ class RestoreReport:
         lines = [f"{self.checkpoint}  ({self.format})", *about_lines(self)]
         for status in STATUSES:
             lines += _status_lines(status, self._of(status))
+        handed_over = len(self.handed_over_keys)
         skipped = (
-            f"optimizer {len(self.optimizer_keys)}, counters {len(self.counter_keys)}, other {len(self.other_keys)}"
+            f"optimizer {len(self.optimizer_keys) - handed_over}, counters {len(self.counter_keys)}, "
+            f"other {len(self.other_keys)}"
         )
         lines.append(f"not read         entries that are no weights: {skipped}")
         lines += [f"no effect        {rule}" for rule in self.idle_rules]
@@ -117,6 +121,7 @@ class RestoreReport:
             lines.append(
                 f"verified         {len(self.restored)} variables on {self.replicas_verified} replica{plural}, "
                 f"{self.bytes_read:,} bytes read, {self.optimizer_keys_read} of the optimizer's entries read"
+                + (", as the hand-over says" if handed_over else "")
             )
         return "\n".join(lines)
 
@@ -140,6 +145,7 @@ class RestoreReport:
                 "replicas_verified": self.replicas_verified,
                 "not_finite": self.not_finite,
                 "idle_rules": self.idle_rules,
+                "handed_over_keys": self.handed_over_keys,
             },
             indent=2,
         )

@@ -71,6 +71,38 @@ class Entry:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.size
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slot:
+    """What an optimizer keeps of one variable.
+
+    name: the attribute that lists it in Keras, or the slot's name in Keras 2's legacy optimizers.
+    variable: the weight that it belongs to, as the file itself says; None where it does not, and `why` not.
+    """
+
+    name: str
+    entry: Entry
+    variable: Entry | None
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SavedOptimizer:
+    """An optimizer whose state is in a file that tells which object is which.
+
+    place: its path.  called: its name in the writer's program, "" where nothing tells.
+    style: `Keras 3`, `Keras 2` or `Keras 2 legacy`, whose slots go by other names.
+    parts: names of its attributes, empty lists too.  steps, rate: its step count, and its rate if that was constant.
+    """
+
+    place: str
+    called: str
+    style: str
+    parts: frozenset[str]
+    slots: list[Slot]
+    steps: Entry | None
+    rate: Entry | None
+
+
 class CheckpointSource(abc.ABC):
     """An open checkpoint. `top` is its tree; `read` and `pieces` are the only ways to a tensor, and are counted.
 
@@ -81,6 +113,7 @@ class CheckpointSource(abc.ABC):
     writer: the library that wrote it and its version, as far as the file tells.
     step: the writer's step, where it stands outside of the optimizer's state.
     optimizer: class and settings of the optimizer whose state is in the file, as far as it tells.
+    optimizers: those whose slots the file lists by name; empty in formats that only number them.
     keys_read: keys of all tensors that were touched.  bytes_read: sum over `read`.
     """
 
@@ -99,6 +132,7 @@ class CheckpointSource(abc.ABC):
         self.writer = ""
         self.step: int | None = None
         self.optimizer = ""
+        self.optimizers: list[SavedOptimizer] = []
         self.keys_read: set[str] = set()
         self.bytes_read = 0
 

@@ -30,14 +30,17 @@ def rate_at(rate, step: int) -> float:
 
 
 def sample_learning_rate(
-    optimizer: keras.optimizers.Optimizer, num_steps: int, points: int = 5
+    optimizer: keras.optimizers.Optimizer, num_steps: int, points: int = 5, before: int = 0
 ) -> list[tuple[int, float]]:
-    """(step, rate) at evenly spaced points of a run of `num_steps`: by default first, quarters, last update."""
-    return sample_rate(rate_of(optimizer), num_steps, points)
+    """(step, rate) at evenly spaced points of a run of `num_steps`: by default first, quarters, last update.
+
+    before: the step count that the optimizer had when the run began.
+    """
+    return sample_rate(rate_of(optimizer), num_steps, points, before)
 
 
-def sample_rate(rate, num_steps: int, points: int = 5) -> list[tuple[int, float]]:
+def sample_rate(rate, num_steps: int, points: int = 5, before: int = 0) -> list[tuple[int, float]]:
     """The same for what an optimizer was given as its rate."""
     last = max(num_steps - 1, 0)
     steps = sorted({last * point // (points - 1) for point in range(points)})
-    return [(step, rate_at(rate, step)) for step in steps]
+    return [(step, rate_at(rate, before + step)) for step in steps]
