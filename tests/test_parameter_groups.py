@@ -292,6 +292,17 @@ def test_groups_resume_to_the_bits_of_an_unbroken_run(tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+def test_what_a_run_with_groups_wrote_is_restored_by_another_without(tmp_path):
+    groups = [trainer.group("^dense", optimizer=lambda: keras.optimizers.Adam(0.01))]
+    source = train(make_strategy(1), num_steps=2, model_dir=tmp_path, groups=groups, optimizer=sgd(momentum=0.9))
+    tuned = train(
+        make_strategy(1), num_steps=1, optimizer=sgd(), from_scratch=False, init_checkpoint=tmp_path / "checkpoints"
+    )
+    told = str(tuned.restore_report)
+    assert "2 for groups of variables: Adam or a kin" in told and "SGD with momentum, or Lion, by its slots" in told
+    assert tuned.restore_report.optimizer_keys_read == 0 and tuned.initial_metrics == source.final_metrics
+
+
 def test_a_group_that_changed_is_another_run(tmp_path):
     train(make_strategy(1), num_steps=2, model_dir=tmp_path, groups=[trainer.group("^dense", 0.5)])
     with pytest.raises(UserError, match="holds a run of another config"):
@@ -352,7 +363,10 @@ def test_the_dry_run_shows_every_group(capsys):
     gin.get_configurable("experiment.train")(strategy=make_strategy(1), dry_run=True)
     page = " ".join(capsys.readouterr().out.split())
     assert "SGD and Adam in 3 groups is new" in page
-    assert "group 1 ^head/: 2 variables, SGD, rate x 10, rate step 0: 1, weight decay 0.01, not on 1 biases and" in page
+    assert (
+        "group 1 ^head/: 2 variables, SGD, rate x 10, rate step 0: 1, weight decay 0.01, but none on 1 of them, biases"
+        in page
+    )
     assert "group 2 ^conv: 6 variables, Adam, rate step 40: 0.001" in page and "from step 40 on" in page
     assert "group 3 the rest: 2 variables, SGD" in page
 

@@ -17,7 +17,8 @@ from trainer.replicas import replica_values
 # What two real processes must agree on with one replica; each costs them seconds, so the table alone has all rows.
 SHORT_LIST = [
     "momentum", "adam", "clip by global norm", "accumulation", "batch norm", "embedding", "sample weights", "averages",
-    "masked tokens", "dropout, by example", "loss scale, infinite gradient",
+    "masked tokens", "dropout, by example", "loss scale, infinite gradient", "groups, clip by global norm",
+    "gradual unfreezing",
 ]  # fmt: skip
 
 

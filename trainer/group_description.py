@@ -81,5 +81,5 @@ def _points(rate, num_steps: int, first: int = 0, before: int = 0) -> str:
 def _decay_of(optimizer: keras.optimizers.Optimizer, undecayed: int, variables: int) -> str:
     if not optimizer.weight_decay or undecayed == variables:
         return "no weight decay"
-    left_out = f", not on {undecayed} biases and norm scales" if undecayed else ""
+    left_out = f", but none on {undecayed} of them, biases and norm scales" if undecayed else ""
     return f"weight decay {optimizer.weight_decay:g}{left_out}"

@@ -43,10 +43,17 @@ def looks_like_optimizer(children: dict[str, Node]) -> bool:
         and all(
             name.isdigit() and not part.children
             for key, child in children.items()
-            if key != "loss_scale"
+            if key != "loss_scale" and not _holds_optimizers(key, child)
             for name, part in child.children.items()
         )
     )
+
+
+def _holds_optimizers(name: str, node: Node) -> bool:
+    """Whether it is the list of those that an optimizer in groups, or Keras' MultiOptimizer, is made of."""
+    parts = node.children.values()
+    is_list = name in ("optimizers", "inner_optimizers") and bool(parts)
+    return is_list and all(looks_like_optimizer(part.children) for part in parts)
 
 
 def optimizer_by_slots(node: Node, slot_names: list[str]) -> str:
@@ -54,6 +61,10 @@ def optimizer_by_slots(node: Node, slot_names: list[str]) -> str:
 
     slot_names: those that the file calls so, as Keras 2 writes them; else they are told by their lists.
     """
+    for name, child in node.children.items():
+        if _holds_optimizers(name, child):
+            kins = dict.fromkeys(optimizer_by_slots(part, []) for part in child.children.values())
+            return f"{len(child.children)} for groups of variables: {'; '.join(kins)}"
     lists = sorted(name for name, child in node.children.items() if child.children and name not in _NO_SLOTS)
     names = slot_names or lists
     if not names:
