@@ -1,4 +1,4 @@
-"""Examples a second of one process and of two, a core each, and what accumulation buys over a slow wire.
+"""Examples a second a process, of one and of two with a core each, and what accumulation buys over a slow wire.
 
 python tests/benchmarks/scaling.py [--workload=cnn]... [--rounds=7] [--megabits_per_second=100] [--delay_milliseconds=5]
 
@@ -39,7 +39,7 @@ class Group:
 
     def __init__(self, workload: str, batch_size: int, steps: int, accumulation_steps: int, places: list):
         """places: (address, what stands before the command) of each worker."""
-        self.examples = batch_size * steps
+        self._examples = batch_size * steps / len(places)
         self._workers = []
         for index, (_, before) in enumerate(places):
             environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
@@ -55,11 +55,11 @@ class Group:
             )
 
     def round(self) -> float:
-        """Examples a second, of all workers."""
+        """Examples a second that each worker made."""
         for worker in self._workers:
             self._tell(worker, "go\n")
         seconds = [self._answer(worker) for worker in self._workers]
-        return self.examples / seconds[0]
+        return self._examples / seconds[0]
 
     def wait_until_ready(self) -> None:
         for worker in self._workers:
@@ -67,7 +67,8 @@ class Group:
 
     def end(self) -> None:
         for worker in self._workers:
-            worker.kill()
+            worker.kill()  # all, before one can complain of another
+        for worker in self._workers:
             worker.communicate()
 
     @staticmethod
@@ -195,13 +196,16 @@ def main() -> None:
         sys.exit("Two workers need a core each; here is one.")
     chosen = arguments.workload or WORKLOADS
     scaled = {workload: weak_scaling(workload, arguments.rounds) for workload in chosen}
-    show("Examples a second, each process on a core of its own:", scaled)
+    show("Examples a second a process, each on a core of its own:", scaled)
     wire = arguments.megabits_per_second, arguments.delay_milliseconds
     try:
         found = {workload: over_the_wire(workload, arguments.rounds, *wire) for workload in chosen}
     except NotPermitted as error:
         sys.exit(f"The wire was not measured; no network namespaces of one's own: {error}")
-    show(f"Two workers over {wire[0]:g} Mbit/s and {wire[1]:g} ms, examples a second by accumulation_steps:", found)
+    show(
+        f"Two workers over {wire[0]:g} Mbit/s and {wire[1]:g} ms, examples a second a worker by accumulation_steps:",
+        found,
+    )
 
 
 if __name__ == "__main__":
