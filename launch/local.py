@@ -20,7 +20,10 @@ import threading
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
+
+from launch import _plain_command
+from launch._plain_command import Mistake
 
 flags.DEFINE_integer("num_workers", 2, "How many processes.", lower_bound=1)
 flags.DEFINE_integer("max_restarts", 0, "How often to start all again when they end with 75.", lower_bound=0)
@@ -29,10 +32,6 @@ flags.DEFINE_integer("grace_seconds", 60, "How long workers may take to save and
 
 _WITHOUT_IT_SECONDS = 5
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as launch.train uses it
-
-
-class Mistake(Exception):
-    """Of the one who called; the message says what to do."""
 
 
 class Workers:
@@ -139,30 +138,10 @@ def train_flags(arguments: list[str]) -> list[str]:
     return [*arguments, *([] if given else ["--strategy=multi_worker"])]
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """As the other commands do it: help is no mistake, and a mistake is one message and status 2."""
-    own = argv[: argv.index("--")] if "--" in argv else argv
-    if any(argument in ("--help", "-help", "-h", "-?") for argument in own[1:]):
-        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        print(f"regraft: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def guarded(arguments: list[str]) -> int:
-    try:
-        return main(arguments)
-    except Mistake as mistake:
-        print(f"regraft: {mistake}", file=sys.stderr)
-        return 2
-
-
 def main(arguments: list[str]) -> int:
-    if not arguments[1:]:
+    if not arguments:
         raise Mistake("Name the run: what follows -- are flags of launch.train.")
-    train_arguments = train_flags(arguments[1:])
+    train_arguments = train_flags(arguments)
     log_dir = Path(flags.FLAGS.log_dir or tempfile.mkdtemp(prefix="regraft-workers-"))
     log_dir.mkdir(parents=True, exist_ok=True)
     print(f"workers          {flags.FLAGS.num_workers}, logs in {log_dir}", flush=True)
@@ -187,4 +166,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(lambda argv: sys.exit(guarded(argv)), flags_parser=parse_flags)
+    _plain_command.run(main)

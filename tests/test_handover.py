@@ -544,7 +544,10 @@ def test_a_policy_that_is_none_or_has_no_meaning_is_refused():
         ({"handover": "cary", "init_checkpoint": "x"}, "handover = 'cary' must be one of .* Did you mean 'carry'"),
         ({"handover": "carry"}, "takes from init_checkpoint, and there is none"),
         ({"handover_warmup_steps": 3}, "handover = 'fresh' hands nothing over"),
-        ({"handover": "carry", "init_checkpoint": "x", "layer_decay": 0.5}, "goes with one optimizer for all variables"),
+        (
+            {"handover": "carry", "init_checkpoint": "x", "layer_decay": 0.5},
+            "goes with one optimizer for all variables",
+        ),
         ({"handover_warmup_steps": -1}, "handover_warmup_steps = -1 must be a whole number"),
     ):
         with pytest.raises(trainer.UserError, match=message):
