@@ -38,8 +38,9 @@ runs/%/final.weights.h5: .venv/installed
 configurables: install  ## everything that a config can bind, with defaults
 	@$(BIN)/python -m launch.configurables
 
+# In the order of the files: by number of tests, the slowest file would come last and alone.
 test: install  ## the whole suite, file by file on up to four cores
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-restore: install  ## the restore engine's tests, and the table of models by writers
 	$(BIN)/python -m pytest tests/restore --zoo-table
