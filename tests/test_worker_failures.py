@@ -105,13 +105,14 @@ def test_a_worker_hangs(tmp_path, struck, record_property):
 
 
 def test_a_worker_never_starts(tmp_path, record_property):
+    """40 s, because the two that do start may import TensorFlow so far apart on a busy machine."""
     start = time.monotonic()
-    with Workers(tmp_path, 3, missing=[2], given=["--start_timeout_seconds=15"]) as workers:
-        said = f"{workers.name(2)} did not come within 15 s."
+    with Workers(tmp_path, 3, missing=[2], given=["--start_timeout_seconds=40"]) as workers:
+        said = f"{workers.name(2)} did not come within 40 s."
         found = workers.ends()
         assert {status for status, _ in found.values()} == {75}
         assert all(lines[-1].endswith(said) for _, lines in found.values()), found
-        assert took(record_property, start) < 90 and not workers.model_dir.exists()
+        assert took(record_property, start) < 150 and not workers.model_dir.exists()
 
 
 def stopped_before_the_first_step(workers: Workers, *expected: str) -> None:
