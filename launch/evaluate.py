@@ -32,14 +32,14 @@ def main() -> None:
     command_line.load_config()
     checkpoint = flags.FLAGS.checkpoint or command_line.required_model_dir()
     strategy = command_line.strategy_from_flags()
-    bound = command_line.bindings_of("train", "model", "task", "eval_data", "global_batch_size", "ema_decay")
+    bound = command_line.bindings_of("train", "model", "task", "eval_data", "global_batch_size", "ema_decay", "lora")
     if bound["eval_data"] is None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
     if flags.FLAGS.continuous:
         return _follow(bound, strategy)
     report, metrics = inspection.load_and_evaluate(
         bound["model"], bound["task"], bound["eval_data"], checkpoint, bound["global_batch_size"], strategy,
-        ema=bound["ema_decay"] is not None,
+        ema=bound["ema_decay"] is not None, lora=bound["lora"],
     )  # fmt: skip
     print(json.dumps({"checkpoint": report.checkpoint, "split": bound["eval_data"].split_label, **metrics}))
     return None
@@ -62,7 +62,7 @@ def _follow(bound: dict, strategy) -> None:
     )
     found = inspection.follow(
         bound["model"], bound["task"], bound["eval_data"], files.path, bound["global_batch_size"], strategy,
-        ema=bound["ema_decay"] is not None, timeout_seconds=flags.FLAGS.timeout_seconds,
+        ema=bound["ema_decay"] is not None, timeout_seconds=flags.FLAGS.timeout_seconds, lora=bound["lora"],
     )  # fmt: skip
     for step, metrics in found:
         writer.write(step, metrics, split=split)

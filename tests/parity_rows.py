@@ -190,6 +190,30 @@ ROWS = {
         "ema_decay": 0.9,
     },
     "only biases": {"trained": "biases"},
+    "lora": {"lora": trainer.lora(2), "optimizer": lambda: keras.optimizers.Adam(0.01)},
+    "lora, and a layer as a whole": {
+        "lora": trainer.lora(2, alpha=4.0, layers=["^conv2d"], also_trained=["^dense/"]), "ema_decay": 0.9,
+    },
+    "phases": {
+        "optimizer": lambda: keras.optimizers.Adam(0.01, global_clipnorm=0.5),
+        "phases": [trainer.phase(sgd(momentum=0.9, global_clipnorm=0.1), start=4)],
+    },
+    "phases, update once": {
+        "optimizer": lambda: keras.optimizers.Nadam(0.01), "phases": [trainer.phase(sgd(momentum=0.9), start=4)],
+        "optimizer_update": "once",
+    },
+    "phases and groups": {
+        "optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.AdamW(0.01, weight_decay=0.1)),
+        "groups": [trainer.group("^conv2d", 0.1)], "phases": [trainer.phase(sgd(), start=3)], "ema_decay": 0.9,
+    },
+    "phases by a plateau": {
+        "optimizer": lambda: keras.optimizers.SGD(2.0, momentum=0.9), "eval_every": 1,
+        "phases": [trainer.phase(sgd(), trainer.plateau(patience=1))],
+    },
+    "phases by swats": {
+        "optimizer": lambda: keras.optimizers.Adam(0.01),
+        "phases": [trainer.phase(lambda: keras.optimizers.SGD(momentum=0.9), trainer.swats(0.9, 5e-3))],
+    },
     "frozen batch norm": {
         "model": net(keras.layers.BatchNormalization), "frozen": ["conv2d", "batch_normalization"]
     },

@@ -18,7 +18,7 @@ from trainer.replicas import replica_values
 SHORT_LIST = [
     "momentum", "adam", "clip by global norm", "accumulation", "batch norm", "embedding", "sample weights", "averages",
     "masked tokens", "dropout, by example", "loss scale, infinite gradient", "groups, clip by global norm",
-    "gradual unfreezing",
+    "gradual unfreezing", "phases by swats", "lora",
 ]  # fmt: skip
 
 

@@ -4,7 +4,9 @@ from trainer import models  # its builders become bindable by gin
 from trainer.data import in_memory, resize_image, scale_image, tfds_data
 from trainer.errors import UserError
 from trainer.experiment import TrainResult, train
+from trainer.lora import lora
 from trainer.parameter_groups import group
+from trainer.phases import phase, plateau, swats
 from trainer.restore import RestoreError, RestoreReport, restore_weights
 from trainer.schedules import inverse_square_root, one_cycle, warmup
 from trainer.tasks import custom_loss, supervised
@@ -18,12 +20,16 @@ __all__ = [
     "group",
     "in_memory",
     "inverse_square_root",
+    "lora",
     "models",
     "one_cycle",
+    "phase",
+    "plateau",
     "resize_image",
     "restore_weights",
     "scale_image",
     "supervised",
+    "swats",
     "tfds_data",
     "train",
     "warmup",

@@ -6,7 +6,13 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.assembly import trace_loss
-from trainer.group_description import describe_decay, describe_parts, describe_rates, warn_of_schedules
+from trainer.group_description import (
+    describe_decay,
+    describe_parts,
+    describe_phases,
+    describe_rates,
+    warn_of_schedules,
+)
 from trainer.restore import weights_of
 from trainer.run_parts import RunParts
 from trainer.strategy import describe_strategy
@@ -70,6 +76,7 @@ def _table(parts: RunParts) -> Table:
         "frozen": f"{_count(frozen):,} weights in {len(frozen)} variables" + _names(frozen),
         **({"statistics": f"{len(statistics)} variables" + _names(statistics)} if statistics else {}),
         "learning rate": describe_rates(parts),
+        **(describe_phases(parts) if parts.phases else {}),
         **describe_parts(parts),
         **({"weight decay": decay} if (decay := describe_decay(parts)) else {}),
         "train data": f"{parts.train_data.label}, {parts.train_data.num_examples:,} examples an epoch",

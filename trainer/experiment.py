@@ -23,11 +23,14 @@ from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
 from trainer.handover import Handover, check_handover, hand_over, warm_up_again
 from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
+from trainer.lora import Lora, add_lora, check_lora, describe_lora, lora_variables
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
 from trainer.nan_recovery import batches_from_here, check_on_nan, recover
 from trainer.optimizers import OptimizerProof, build_optimizer, configured_learning_rate, prove_new, trained_variables
 from trainer.parameter_groups import ParameterGroup, divide
+from trainer.phase_watch import PhaseWatch
+from trainer.phases import Phase, check_phases
 from trainer.pipeline import replica_batch_size
 from trainer.preemption import Preemption
 from trainer.progress import StepProgress
@@ -91,9 +94,11 @@ def train(
     handover_warmup_steps: int = 0,
     frozen: Sequence[str] = (),
     trained: str = "all",
+    lora: Lora | None = None,
     groups: Sequence[ParameterGroup] = (),
     layer_decay: float | None = None,
     layer_blocks: str | None = None,
+    phases: Sequence[Phase] = (),
     update_frozen_batch_norm: bool = False,
     accumulation_steps: int = 1,
     ema_decay: float | None = None,
@@ -133,9 +138,11 @@ def train(
     handover_warmup_steps: updates over which the rate is warmed up again after one of the latter two.
     frozen: regexes of variables not to train.
     trained: "all", or a preset: "last_layer", "biases", or "bitfit", which is both.
+    lora: made by `lora(...)`: only changes of low rank are trained, which are merged into what is exported.
     groups: what is to be trained at another rate, weight decay or optimizer, or later; made by `group(...)`.
     layer_decay: if given, e.g. 0.8, a layer's rate is this times that of the layer after it.
     layer_blocks: a regex; layers in whose names it finds the same text count as one for `layer_decay`.
+    phases: further optimizers, made by `phase(...)`, that take over one after the other within the run.
     update_frozen_batch_norm: whether the statistics of a BatchNormalization of which nothing is trained follow the
       data; by default they stay.
     accumulation_steps: micro-batches that a replica takes a step in; the step stays the same.
@@ -175,6 +182,7 @@ def train(
     )
     _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
     check_handover(handover, handover_warmup_steps, init_checkpoint, bool(groups) or layer_decay is not None)
+    check_lora(lora, trained)
     check_on_nan(on_nan, most_rollbacks)
     check_kind(random_numbers)
     check_update(optimizer_update)
@@ -182,6 +190,9 @@ def train(
         check_decay(ema_decay)
     saving = Saving(best_metric, best_mode, on_save_error)
     saving.check(task, eval_data, keep_every)
+    if phases:
+        evaluates = eval_data is not None and eval_every > 0
+        check_phases(phases, list(task.new_metrics()), evaluates, groups, layer_decay, handover)
     deadline = Deadline(max_seconds)
     intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
     strategy = strategy or build_strategy("auto")
@@ -197,8 +208,12 @@ def train(
     # Those of the optimizer are in its own config.
     tuning = {
         name: value
-        for name, value in (("trained", trained), ("update_frozen_batch_norm", update_frozen_batch_norm))
-        if value not in ("all", False)
+        for name, value in (
+            ("trained", trained),
+            ("update_frozen_batch_norm", update_frozen_batch_norm),
+            ("lora", lora and dataclasses.asdict(lora)),
+        )
+        if value not in ("all", False, None)
     }
     files = ModelDir(Path(model_dir)) if model_dir else None
     agreement = Agreement(strategy)
@@ -211,13 +226,19 @@ def train(
     with strategy.scope():
         built_model = assemble_model(model, task, train_data, strategy, synchronize_batch_norm)
         variables = trained_variables(built_model, frozen, trained)
-        variable_groups = divide(built_model, variables, groups, layer_decay, layer_blocks)
-        notes = freeze_batch_norm(built_model, variables, update_frozen_batch_norm)
         report = None
         if init_checkpoint and not resuming:
             report = restore_weights(built_model, init_checkpoint, **rules)
-        new_optimizer = build_optimizer(optimizer, variables, variable_groups)
-        twin = None if resuming else build_optimizer(optimizer, variables, variable_groups)
+        with_lora = []
+        if lora:  # on the restored kernels, which have no place for it in the checkpoint
+            with_lora = add_lora(built_model, lora)
+            variables = lora_variables(built_model, trained_variables(built_model, frozen), lora, report)
+        variable_groups = divide(built_model, variables, groups, layer_decay, layer_blocks)
+        notes = freeze_batch_norm(built_model, variables, update_frozen_batch_norm)
+        if lora:
+            notes["lora"] = describe_lora(built_model, with_lora, lora)
+        new_optimizer = build_optimizer(optimizer, variables, variable_groups, phases)
+        twin = None if resuming else build_optimizer(optimizer, variables, variable_groups, phases)
         proof = None if twin is None else prove_new(new_optimizer, twin, report)
         state = new_train_state(built_model, new_optimizer, variables, ema_decay, handover != "fresh")
         handed_over = None
@@ -262,6 +283,7 @@ def train(
         most_rollbacks=most_rollbacks if on_nan == "rollback" else 0,
         notes=notes,
         groups=variable_groups,
+        phases=phases,
         handover=handed_over,
         handover_warmup_steps=handover_warmup_steps,
     )
@@ -322,6 +344,8 @@ def _run(
     progress = StepProgress(parts.num_steps, state.current_step(), visible=chief)
     progress.say(describe_start(parts))
 
+    phase_watch = PhaseWatch(state.optimizer, parts.phases, progress.say)
+
     evaluate = build_evaluate(strategy, state.model, parts.task, parts.global_batch_size)
     initial = final = {}
     if parts.eval_data is not None and state.current_step() == 0:
@@ -335,6 +359,7 @@ def _run(
             return None
         with state.evaluated_weights():
             final = evaluate(parts.eval_data)
+        phase_watch.look_at(final)
         if checkpoints is not None and saving.best_metric is not None:
             # Before the step's own checkpoint, which marks the step as done.
             value, name, higher_is_better = final[saving.best_metric], saving.best_metric, saving.best_mode == "max"
@@ -356,6 +381,7 @@ def _run(
             state=state,
             train=functools.partial(batches.run, train_loop),
             evaluate=evaluate_and_keep,
+            log_more=phase_watch.row,
             save=lambda: saving.guarded(save, progress.say),
             writer=writer,
             progress=progress,

@@ -14,6 +14,7 @@ from trainer.assembly import assemble_model
 from trainer.data import as_data
 from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
+from trainer.lora import Lora, add_lora, holds_matrices
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir
 from trainer.pipeline import replica_batch_size
@@ -40,15 +41,19 @@ def load_and_evaluate(
     global_batch_size: int,
     strategy: tf.distribute.Strategy,
     ema: bool = False,
+    lora: Lora | None = None,
 ) -> tuple[RestoreReport, dict[str, float]]:
     """Restores a checkpoint's weights into a new model and evaluates it on every example of `data`.
 
     ema: takes the averages that a run with `ema_decay` keeps beside the weights, if the checkpoint has them.
+    lora: of the run; its matrices are taken if the checkpoint has some, and is not one of merged weights.
     """
     data = as_data(data, "eval_data")
     replica_batch_size(global_batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
         built_model = assemble_model(model, task, data, strategy)
+        if lora is not None and holds_matrices(checkpoint):
+            add_lora(built_model, lora)
         report = restore_weights(built_model, checkpoint)
         if ema:
             _take_averages(built_model, report.checkpoint)
@@ -65,6 +70,7 @@ def follow(
     ema: bool = False,
     timeout_seconds: float = 0.0,
     poll_seconds: float = 1.0,
+    lora: Lora | None = None,
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """(step, metrics) of each checkpoint of a run, while another process writes them; each once, oldest first.
 
@@ -78,6 +84,8 @@ def follow(
     done = max((row["step"] for row in read_rows(files.continuous_metrics)), default=-1)
     with strategy.scope():
         built_model = assemble_model(model, task, data, strategy)
+        if lora is not None:
+            add_lora(built_model, lora)
     evaluate = build_evaluate(strategy, built_model, task, global_batch_size)
     last_news = time.monotonic()
     while True:

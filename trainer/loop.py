@@ -74,7 +74,7 @@ class LoopParts:
     """What the loop calls.
 
     train(num_steps) -> metrics of the last step;  evaluate() -> metrics or None;  save() -> None, what was
-    written and the checkpoint.
+    written and the checkpoint.  log_more() -> what else a logged row holds.
     """
 
     state: TrainState
@@ -86,6 +86,7 @@ class LoopParts:
     preemption: Preemption
     deadline: Deadline
     split: str
+    log_more: Callable[[], Mapping[str, float]] = dict
 
 
 def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals: Intervals) -> bool:
@@ -118,6 +119,7 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
             # The schedule at `step`: what the next update uses, and what one plots a schedule against.
             values["learning_rate"] = learning_rate_at(state.optimizer, state.optimizer_step(step))
             values["examples_per_second"] = steps_per_second * global_batch_size
+            values.update(parts.log_more())
             parts.writer.write(step, values)
             parts.progress.show_rate(steps_per_second, values["examples_per_second"], values["loss"])
         parts.deadline.made(count)

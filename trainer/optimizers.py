@@ -10,6 +10,8 @@ import numpy as np
 from trainer.errors import UserError
 from trainer.grouped_optimizer import GroupedOptimizer
 from trainer.parameter_groups import Part, find_pattern, preset_names
+from trainer.phased_optimizer import PhasedOptimizer
+from trainer.phases import Phase, as_start, check_follower
 from trainer.replicas import first_value
 from trainer.restore import RestoreReport, weights_of
 from trainer.schedules import check_rate, learning_rate_at, rate_of, scaled
@@ -38,7 +40,7 @@ class OptimizerProof:
 
 
 def build_optimizer(
-    optimizer: Callable, variables: Sequence[keras.Variable], parts: Sequence[Part] = ()
+    optimizer: Callable, variables: Sequence[keras.Variable], parts: Sequence[Part] = (), phases: Sequence[Phase] = ()
 ) -> keras.optimizers.Optimizer:
     """Creates the optimizer and all its variables; call in the strategy's scope, before any tracing.
 
@@ -46,9 +48,12 @@ def build_optimizer(
       optimizer itself, or one that has state already, is taken as a description: a new one is made
       from its config.
     parts: of the variables, each of which an optimizer of its own then trains; see `parameter_groups.divide`.
+    phases: what trains after it, one after the other.
     """
     built = _new_optimizer(optimizer)
-    if parts:
+    if phases:
+        built = _phased(built, variables, parts, phases)
+    elif parts:
         built = _grouped(built, variables, parts)
     built.build(list(variables))
     return built
@@ -78,10 +83,7 @@ def _grouped(
 ) -> keras.optimizers.Optimizer:
     """An optimizer for each part, in one that clips and counts for all; within the loss scaling if there is one."""
     if isinstance(whole, keras.optimizers.LossScaleOptimizer):
-        inner = _grouped(whole.inner_optimizer, variables, parts)
-        return keras.optimizers.LossScaleOptimizer(
-            inner, initial_scale=whole.initial_scale, dynamic_growth_steps=whole.dynamic_growth_steps
-        )
+        return _scaling_alike(whole, _grouped(whole.inner_optimizer, variables, parts))
     place = {id(variable): index for index, variable in enumerate(variables)}
     return GroupedOptimizer(
         learning_rate=_given_rate(whole),
@@ -93,6 +95,46 @@ def _grouped(
         loss_scale_factor=whole.loss_scale_factor,
         name=whole.name,
     )
+
+
+def _phased(
+    whole: keras.optimizers.Optimizer,
+    variables: Sequence[keras.Variable],
+    parts: Sequence[Part],
+    phases: Sequence[Phase],
+) -> keras.optimizers.Optimizer:
+    """One optimizer after the other, in one that counts for all; within the loss scaling if there is one."""
+    if isinstance(whole, keras.optimizers.LossScaleOptimizer):
+        return _scaling_alike(whole, _phased(whole.inner_optimizer, variables, parts, phases))
+    followers = [_new_optimizer(phase.optimizer) for phase in phases]
+    for follower, phase in zip(followers, phases, strict=True):
+        check_follower(follower, phase.start)
+    # The one of the whole scales the loss for all of them.
+    members = [_renamed(each, f"phase_{number}") for number, each in enumerate([whole, *followers])]
+    return PhasedOptimizer(
+        learning_rate=_given_rate(whole),
+        optimizers=[_grouped(member, variables, parts) if parts else member for member in members],
+        starts=[as_start(phase.start) for phase in phases],
+        loss_scale_factor=whole.loss_scale_factor,
+        name=whole.name,
+    )
+
+
+def _scaling_alike(
+    whole: keras.optimizers.LossScaleOptimizer, inner: keras.optimizers.Optimizer
+) -> keras.optimizers.LossScaleOptimizer:
+    return keras.optimizers.LossScaleOptimizer(
+        inner, initial_scale=whole.initial_scale, dynamic_growth_steps=whole.dynamic_growth_steps
+    )
+
+
+def _renamed(optimizer: keras.optimizers.Optimizer, name: str) -> keras.optimizers.Optimizer:
+    """The same, unbuilt, under another name and without a scale of the loss."""
+    try:
+        config = optimizer.get_config()
+    except NotImplementedError as error:
+        raise UserError(f"The optimizer cannot be made once for each phase: {error}") from error
+    return type(optimizer).from_config({**config, "name": name, "loss_scale_factor": None})
 
 
 def _part_optimizer(whole: keras.optimizers.Optimizer, part: Part, number: int) -> keras.optimizers.Optimizer:
@@ -138,7 +180,14 @@ def _given_rate(optimizer: keras.optimizers.Optimizer):
 @contextlib.contextmanager
 def configured_learning_rate(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     """Afterwards a constant rate is what it was before: a checkpoint that is loaded inside has one of its own."""
-    rates = [(variable, first_value(variable)) for variable in optimizer.variables if variable.name == "learning_rate"]
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    # One that was found on the way is no configured one.
+    found = {id(rate) for rate in inner.found_rates} if isinstance(inner, PhasedOptimizer) else set()
+    rates = [
+        (variable, first_value(variable))
+        for variable in optimizer.variables
+        if variable.name == "learning_rate" and id(variable) not in found
+    ]
     yield
     for variable, value in rates:
         variable.assign(value)
@@ -193,10 +242,12 @@ def prove_new(
             f"The optimizer {optimizer.name} is not new: iterations {iterations}, variables that differ from a "
             f"new one's: {differing or 'none'}, optimizer entries read from the checkpoint: {keys_read}."
         )
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    no_slots = {id(variable) for variable in (optimizer.iterations, *getattr(inner, "bookkeeping", ()))}
     slots = [
         (variable, value)
         for variable, value in zip(optimizer.variables, values, strict=True)
-        if variable is not optimizer.iterations and variable.name not in ("learning_rate", "iteration")
+        if id(variable) not in no_slots and variable.name not in ("learning_rate", "iteration")
     ]
     return OptimizerProof(
         name=describe_kind(optimizer),
@@ -209,11 +260,13 @@ def prove_new(
 
 
 def describe_kind(optimizer: keras.optimizers.Optimizer) -> str:
-    """The optimizer's class; of one in groups the classes of all."""
+    """The optimizer's class; of one in groups or phases the classes of all."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and isinstance(
-        optimizer.inner_optimizer, GroupedOptimizer
+        optimizer.inner_optimizer, GroupedOptimizer | PhasedOptimizer
     ):
         return f"LossScaleOptimizer of {describe_kind(optimizer.inner_optimizer)}"
+    if isinstance(optimizer, PhasedOptimizer):
+        return ", then ".join(describe_kind(each) for each in optimizer.optimizers)
     if not isinstance(optimizer, GroupedOptimizer):
         return type(optimizer).__name__
     kinds = dict.fromkeys(type(each).__name__ for each in optimizer.optimizers)

@@ -11,6 +11,7 @@ from trainer.data import Data
 from trainer.handover import Handover
 from trainer.optimizers import OptimizerProof
 from trainer.parameter_groups import Part
+from trainer.phases import Phase
 from trainer.restore import RestoreReport
 from trainer.tasks import Task
 from trainer.train_state import TrainState
@@ -28,6 +29,7 @@ class RunParts:
     most_rollbacks: how often the run may go back from a loss that is not finite; 0 stops it.
     notes: what else is said of the run, by heading.
     groups: the parts of `variables` that are trained each in a way of its own; none where all are alike.
+    phases: what trains after the first optimizer, which is one of several then; none for one throughout.
     handover: what became of the checkpoint's optimizer; None for nothing, which `proof` shows, and on a resumed run.
     """
 
@@ -53,5 +55,6 @@ class RunParts:
     notes: Mapping[str, str]
     resumed_step: int | None = None
     groups: Sequence[Part] = ()
+    phases: Sequence[Phase] = ()
     handover: Handover | None = None
     handover_warmup_steps: int = 0

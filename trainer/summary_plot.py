@@ -11,11 +11,14 @@ def draw_summary(rows: list[dict], path, title: str) -> None:
 
     rows: as `metrics.jsonl` has them; training rows carry no `split`, evaluations name theirs.
     The second panel shows every evaluated metric but the loss; without any it is left out.
+    A dashed line marks the step at which a phase began.
     """
     training = [row for row in rows if "split" not in row]
     splits = sorted({row["split"] for row in rows if "split" in row})
     evaluated = {split: [row for row in rows if row.get("split") == split] for split in splits}
     names = sorted({name for row in rows if "split" in row for name in row} - {"step", "split", "loss", "num_examples"})
+
+    begun = {row["phase_began"]: row["phase"] for row in training if row.get("phase_began")}
 
     panels = ["loss"] + (["metrics"] if names else []) + ["learning_rate"]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), constrained_layout=True)
@@ -23,6 +26,12 @@ def draw_summary(rows: list[dict], path, title: str) -> None:
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+        for began, phase in begun.items():
+            axis.axvline(began, color="0.5", linestyle="--", linewidth=0.9)
+            axis.annotate(
+                f"phase {phase:g}", (began, 1.0), (2, -2), xycoords=("data", "axes fraction"), va="top",
+                textcoords="offset points", fontsize="x-small", color="0.35",
+            )  # fmt: skip
         if panel == "metrics":
             axis.set_title(", ".join(names))
             for split in splits:

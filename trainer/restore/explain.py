@@ -5,6 +5,7 @@ import re
 from trainer.restore.report import Record, RestoreReport
 
 _SHOWN = 8
+_LORA_MATRIX = re.compile(r"(^|/)lora_(kernel|embeddings)_[ab]$")
 _MOST_PATTERNS = 30  # more than a person would read before pasting them
 
 
@@ -12,13 +13,16 @@ def explain_problems(report: RestoreReport) -> str:
     """The message of a restore that was refused: counts, the report, and lines of gin that would help."""
     total = len(report.records) - len(report.unused)
     left = [record for record in report.unused if not record.rule]
+    matrices = [record for record in left if _LORA_MATRIX.search(record.name)]
     if not report.restored and not report.mismatched and not report.reinitialized:
         return _fits_nothing(report, left, total)
     head = (
         f"The restore was refused, and no variable was changed: {len(report.missing)} of {total} model variables "
         f"would be missing, {len(report.mismatched)} mismatched, {len(left)} checkpoint weights unused."
     )
-    lines = [head, str(report), *_bare_list(left), "To go on, fix the path or the model, or excuse by name:"]
+    lines = [head, str(report), *_bare_list(left), *_lora(matrices)]
+    lines.append("To go on, fix the path or the model, or excuse by name:")
+    left = [record for record in left if record not in matrices]
     fresh = _covering(report.missing + report.mismatched, report.restored + report.reinitialized)
     spare = _covering(left, [record for record in report.unused if record.rule])
     lines += [_gin_line("reinitialize", fresh)] if fresh else []
@@ -38,6 +42,9 @@ def _fits_nothing(report: RestoreReport, left: list[Record], total: int) -> str:
     if not left:
         return "\n".join([*lines, "Name a checkpoint that was written with the model in it."])
     lines += _bare_list(left)
+    matrices = [record for record in left if _LORA_MATRIX.search(record.name)]
+    if matrices:
+        return "\n".join(lines + _lora(matrices))
     return "\n".join(
         [*lines, "Name another checkpoint or build its model; if only names differ:", *_renames(left, [], True)]
     )
@@ -45,6 +52,16 @@ def _fits_nothing(report: RestoreReport, left: list[Record], total: int) -> str:
 
 def _others(report: RestoreReport) -> int:
     return len(report.counter_keys) + len(report.other_keys)
+
+
+def _lora(matrices: list[Record]) -> list[str]:
+    """No proposal to leave them out: the kernels beside them are those from before the training."""
+    if not matrices:
+        return []
+    return [
+        f"{len(matrices)} of its weights, such as {matrices[0].name}, are matrices of LoRA, and hold what was learned: "
+        "its kernels alone are the old ones. Name the run's final.weights.h5 instead, which holds both merged."
+    ]
 
 
 def _bare_list(left: list[Record]) -> list[str]:

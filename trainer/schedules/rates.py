@@ -10,9 +10,13 @@ def learning_rate_at(optimizer: keras.optimizers.Optimizer, step: int) -> float:
     """The rate that the update after `step` finished updates uses, as a Python float.
 
     A constant rate, a schedule of Keras or of the user's, and an optimizer that wraps another
-    (`LossScaleOptimizer`) all answer.
+    (`LossScaleOptimizer`) all answer; of several that take turns the one whose turn it is.
     """
-    return rate_at(rate_of(optimizer), step)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if hasattr(inner, "in_turn"):
+        inner, steps_before = inner.in_turn()
+        step -= steps_before
+    return rate_at(rate_of(inner), step)
 
 
 def rate_of(optimizer: keras.optimizers.Optimizer):
