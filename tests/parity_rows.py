@@ -192,7 +192,7 @@ ROWS = {
     "only biases": {"trained": "biases"},
     "lora": {"lora": trainer.lora(2), "optimizer": lambda: keras.optimizers.Adam(0.01)},
     "lora, and a layer as a whole": {
-        "lora": trainer.lora(2, alpha=4.0, layers=["^conv2d"], also_trained=["^dense/"]), "ema_decay": 0.9,
+        "lora": trainer.lora(2, alpha=4.0, layers=["^conv2d"], also_trained=["^dense"]), "ema_decay": 0.9,
     },
     "phases": {
         "optimizer": lambda: keras.optimizers.Adam(0.01, global_clipnorm=0.5),
@@ -212,7 +212,7 @@ ROWS = {
     },
     "phases by swats": {
         "optimizer": lambda: keras.optimizers.Adam(0.01),
-        "phases": [trainer.phase(lambda: keras.optimizers.SGD(momentum=0.9), trainer.swats(0.9, 5e-3))],
+        "phases": [trainer.phase(lambda: keras.optimizers.SGD(momentum=0.9), trainer.swats(0.5, 6e-3))],
     },
     "frozen batch norm": {
         "model": net(keras.layers.BatchNormalization), "frozen": ["conv2d", "batch_normalization"]
