@@ -102,7 +102,9 @@ def test_the_rooms_of_restore_have_floors_too(path):
 )
 def test_the_rooms_of_comparison_have_floors_too(path):
     for other in rooms_imported(path, "trainer.comparison") - {path.stem}:
-        assert floor_of(other, COMPARISON_FLOORS) < floor_of(path.stem, COMPARISON_FLOORS), f"{path.stem} imports {other}"
+        assert floor_of(other, COMPARISON_FLOORS) < floor_of(path.stem, COMPARISON_FLOORS), (
+            f"{path.stem} imports {other}"
+        )
 
 
 LAUNCH_FILES = sorted((REPOSITORY / "launch").rglob("*.py"))

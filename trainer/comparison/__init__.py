@@ -111,7 +111,9 @@ def _make_and_report(plan: Plan, files: ComparisonDir, strategy, source_data, pa
         console.print(sentence, soft_wrap=True)
     others = files.others(plan.members)
     if others:
-        console.print(f"not compared     {', '.join(others)}: in the folder, and no members of the config", soft_wrap=True)
+        console.print(
+            f"not compared     {', '.join(others)}: in the folder, and no members of the config", soft_wrap=True
+        )
     console.print(f"report           {files.markdown}, {files.csv.name}, {files.picture.name}, {files.page.name}")
     if not whole:
         console.print("Run the same command again to go on from here.")

@@ -38,9 +38,7 @@ def html_page(
         f"<tr><th scope=row>{_text(name)}</th>{''.join(f'<td>{_text(cell)}</td>' for cell in values)}</tr>"
         for name, *values in rows
     )
-    members = "\n".join(
-        f"<div><h3>{_text(name)}</h3><pre>{_text(lines)}</pre></div>" for name, lines in bindings
-    )
+    members = "\n".join(f"<div><h3>{_text(name)}</h3><pre>{_text(lines)}</pre></div>" for name, lines in bindings)
     said = "\n".join(
         f"<li{' class=fault' if sentence.startswith('NOT') else ''}>{_text(sentence)}</li>" for sentence in sentences
     )

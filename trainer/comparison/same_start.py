@@ -138,7 +138,9 @@ def _compare(one: str, first: Start, other: str, second: Start) -> None:
     for name in first.weights.keys() & second.weights.keys():
         if first.weights[name] != second.weights[name]:
             refuse(
-                f"the value of {name} before the first step", f"{first.weights[name]:08x}", f"{second.weights[name]:08x}"
+                f"the value of {name} before the first step",
+                f"{first.weights[name]:08x}",
+                f"{second.weights[name]:08x}",
             )
     if first.batches != second.batches:
         refuse("the first batches of train_data", f"{first.batches}", f"{second.batches}")

@@ -28,7 +28,7 @@ def spread_of(values: Sequence[float | None]) -> Spread | None:
 
 
 def chance_of_parting(num_seeds: int) -> float:
-    """How often the ranges of two equal optimizers, drawn alike, lie apart: 2 of the (2n choose n) orders of 2n runs."""
+    """How often the ranges of two equal optimizers lie apart: 2 of the (2n choose n) orders of their 2n runs."""
     return 2 / math.comb(2 * num_seeds, num_seeds)
 
 
@@ -87,7 +87,7 @@ def _parted(plan: Plan, better: str, worse: str, finals: Mapping[str, list]) -> 
 
 
 def starts_alike(plan: Plan, results: Sequence[Result]) -> list[str]:
-    """Whether the members' evaluations at step 0 were the same bits for each seed; a sentence, or one for each fault."""
+    """Whether the members had the same bits at step 0 for each seed; a sentence, or one for each fault."""
     faults, compared = [], 0
     for seed in plan.seeds:
         known = [result for result in results if result.seed == seed and result.start]

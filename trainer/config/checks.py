@@ -11,7 +11,7 @@ import gin
 import keras
 
 from trainer.config.keras_names import is_keras
-from trainer.config.members import COMPARE, TRAIN, member_names, without_member
+from trainer.config.members import COMPARE, TRAIN, bindings_in, member_names, without_member
 from trainer.config.messages import macros
 from trainer.config.references import is_macro, is_reference, references, resolved
 from trainer.nearest import nearest
@@ -85,6 +85,8 @@ def _unused_scopes(gin_params: Sequence[str]) -> Iterator[str]:
     used = {reference.config_key[0] for reference in references(gin.config._CONFIG) if not is_macro(reference)}
     used -= {""}
     members = member_names()
+    # Of a member that has none of its own, the member's name is the slip.
+    known = used | {member for member in members if bindings_in(member)}
     # A module of the user's may open a scope in Python, unseen here.
     typed = set() if gin.config._IMPORTS else {name.rpartition("/")[0] for name in gin_params}
     for (scope, selector), bindings in gin.config._CONFIG.items():
@@ -92,11 +94,11 @@ def _unused_scopes(gin_params: Sequence[str]) -> Iterator[str]:
         if not inner or selector == "gin.macro" or any(f"{other}/".startswith(f"{inner}/") for other in used):
             continue
         # A file's scope may be idle because this run chose other data; one nearly the same is a slip.
-        near = nearest(inner, used | set(members), cutoff=0.75)
+        near = nearest(inner, known, cutoff=0.75)
         if near or scope in typed:
             yield (
                 f"{scope}/{_short(selector)}.{next(iter(bindings))} is set, but nothing runs in the scope '{scope}'."
-                + (near or nearest(inner, used | set(members), "scopes"))
+                + (near or nearest(inner, known, "scopes"))
             )
 
 
