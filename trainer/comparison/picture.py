@@ -1,5 +1,6 @@
 """Draws the learning curves of a comparison: a line a member, in the band of its seeds."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def draw_comparison(plan: Plan, results: Sequence[Result], path: Path) -> None:
         axis.set_xlim(0, plan.num_steps)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        if title != panels[0][0] and lowest > 0:
+        if title != panels[0][0] and 0 < lowest < math.inf:
             axis.set_yscale("log")
     if plan.target is not None:
         axes[0].axhline(plan.target, color="0.45", linewidth=0.9, linestyle=(0, (4, 3)))
@@ -52,8 +53,8 @@ def draw_comparison(plan: Plan, results: Sequence[Result], path: Path) -> None:
 
 
 def _draw(axis, plan: Plan, results: Sequence[Result], points: Callable) -> float:
-    """Returns the lowest value."""
-    lowest = float("inf")
+    """Returns the lowest value; infinity where nothing was drawn."""
+    lowest = math.inf
     for index, member in enumerate(plan.members):
         style = {"color": COLOURS[index % len(COLOURS)], "linestyle": _LINES[index // len(COLOURS) % len(_LINES)]}
         runs = [result for result in results if result.member == member]

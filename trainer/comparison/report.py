@@ -73,8 +73,18 @@ def notes_of(plan: Plan, results: Sequence[Result]) -> list[str]:
         if count > 1
         else "There is one seed, and so no spread.",
         "Best is over all evaluations, that of step 0 included, on the very data that it is reported on: it flatters.",
+        "What is compared are these configs, rates and all: the same optimizer with another rate is another member.",
         "Seconds are of the whole run with building, compiling and evaluating; examples a second of training alone.",
     ]
+    examples = {run.start["num_examples"] for run in results if "num_examples" in run.start}
+    if examples:
+        notes.append(
+            f"The ranges tell what the seeds change; that the {max(examples):,.0f} evaluation examples are a sample, "
+            "too, is not in them."
+        )
+    source = next((record.source_data for record in records if record.source_data), "")
+    if source:
+        notes.append(f"Source is {source}, before the first step and after the last; forgotten is the difference.")
     together = max((record.at_a_time for record in records), default=1)
     if together > 1:
         notes.append(f"Runs went {together} at a time and shared the machine: their times are longer than alone.")

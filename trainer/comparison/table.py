@@ -27,7 +27,6 @@ def table_rows(plan: Plan, results: Sequence[Result]) -> list[list[str]]:
         return lambda runs: _spread(map(get, runs), show)
 
     metric = plan.metric
-    source = next((result.record.source_data for result in results if result.record and result.record.source_data), "")
     rows = [
         row("optimizer", lambda runs: ", ".join(dict.fromkeys(run.optimizer for run in runs if run.optimizer)) or "-"),
         row("runs finished", lambda runs: f"{sum(run.state == 'finished' for run in runs)} of {len(runs)}"),
@@ -36,8 +35,8 @@ def table_rows(plan: Plan, results: Sequence[Result]) -> list[list[str]]:
         row(f"best {metric}", values(lambda run: run.best)),
         row("... at step", values(lambda run: run.best_step, _whole)),
         *([row(f"steps to {metric} {plan.target:g}", _steps_to_target)] if plan.target is not None else []),
-        row(f"{metric} on {source}, before", values(lambda run: run.record and run.record.source_before)),
-        row("... and after", values(lambda run: run.record and run.record.source_after)),
+        row(f"source {metric}, before", values(lambda run: run.record and run.record.source_before)),
+        row("... after", values(lambda run: run.record and run.record.source_after)),
         row("... forgotten", values(_forgotten)),
         row("seconds a run", values(_wall_seconds, lambda value: f"{value:.1f}")),
         row("examples a second", values(lambda run: run.examples_per_second, _whole)),

@@ -39,8 +39,7 @@ def bindings_in(member: str) -> dict[str, str]:
 
 def scopes_with_bindings() -> list[str]:
     """The first words of all scopes in which the config sets something, macros' names left out."""
-    keys = [(scope, selector) for scope, selector in gin.config._CONFIG if selector != _MACRO or "/" in scope]
-    return sorted({scope.partition("/")[0] for scope, _ in keys if scope})
+    return sorted({_first_scope(*key) for key in gin.config._CONFIG} - {""})
 
 
 def scopes_in_use(names: Sequence[str]) -> set[str]:
@@ -116,7 +115,27 @@ def _config_of(member: str) -> dict[tuple[str, str], dict]:
     }
     for key, bindings in _own(member).items():
         config.setdefault(key, {}).update(bindings)
-    return config
+    if gin.config._IMPORTS:  # a module of the user's may open a scope in Python, unseen here
+        return config
+    # What is left of one that is no member any more would make the run another one.
+    used = _scopes_led_to(config)
+    return {key: bindings for key, bindings in config.items() if _first_scope(*key) in used or key in _own(member)}
+
+
+def _scopes_led_to(config: Mapping) -> set[str]:
+    """First words of the scopes, "" among them, that references lead to from what stands in none."""
+    used: set[str] = set()
+    found = {""}
+    while not found <= used:
+        used |= found
+        held = [bindings for key, bindings in config.items() if _first_scope(*key) in used]
+        found = {reference.config_key[0].partition("/")[0] for reference in references(held)}
+    return used
+
+
+def _first_scope(scope: str, selector: str) -> str:
+    """Empty for a macro without one, whose name stands where other bindings have their scope."""
+    return scope.partition("/")[0] if selector != _MACRO or "/" in scope else ""
 
 
 def _own(member: str) -> dict[tuple[str, str], dict]:
@@ -129,8 +148,7 @@ def _own(member: str) -> dict[tuple[str, str], dict]:
 
 
 def _is_own(scope: str, selector: str, names: Sequence[str]) -> bool:
-    # A macro that is called like a member is no binding of the member.
-    return scope.partition("/")[0] in names and (selector != _MACRO or "/" in scope)
+    return _first_scope(scope, selector) in names
 
 
 def _reached(values, config: Mapping) -> tuple[set[str], set[str]]:
