@@ -57,10 +57,11 @@ class ComparisonDisplay:
         self._records[member, seed] = record
         if not self._moves:
             state = record.state if record else "was ended"
-            more = f": {record.message.splitlines()[0]}" if record and record.message else ""
+            reached = progress_in(self._files.log(member, seed))[1]
+            more = record.message.splitlines()[0] if record and record.message else reached
             seconds = time.monotonic() - start
             self._console.print(
-                f"{self._place(member, seed):<10} {name_of(member, seed)} {state} ({seconds:.1f} s){more}"
+                f"{self._place(member, seed):<10} {name_of(member, seed)} {state} ({seconds:.1f} s)  {more}".rstrip()
             )
 
     def _place(self, member: str, seed: int) -> str:
@@ -77,7 +78,7 @@ class ComparisonDisplay:
             elif record is not None:
                 state = "waits" if state in ("running", "stopped") else state
                 seconds = record.wall_seconds
-                step = self._plan.num_steps if record.is_done else 0
+                step, told = progress_in(self._files.log(member, seed))
             bar = ProgressBar(total=self._plan.num_steps, completed=step, width=18)
             clock = f"{seconds:.0f} s" if seconds else ""
             table.add_row(name_of(member, seed), state, bar, Text(told, overflow="ellipsis", no_wrap=True), clock)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from typing import Any
 
 import gin
 import tensorflow as tf
@@ -61,7 +61,7 @@ def _trained(record: RunRecord, files: ComparisonDir, member: str, seed: int, st
         result = gin.get_configurable("experiment.train")(
             model_dir=str(files.run(member, seed).path), strategy=strategy
         )
-        ended = {"state": "finished" if result.finished else "stopped"}
+        ended: dict[str, Any] = {"state": "finished" if result.finished else "stopped"}
     except UserError as error:
         ended = _failure(error)
     return dataclasses.replace(
@@ -73,7 +73,7 @@ def _trained(record: RunRecord, files: ComparisonDir, member: str, seed: int, st
     )
 
 
-def _failure(error: UserError) -> dict:
+def _failure(error: UserError) -> dict[str, Any]:
     message = str(error).split("\n  In call to configurable")[0].strip()
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, LossNotFinite):
@@ -83,7 +83,7 @@ def _failure(error: UserError) -> dict:
     return {"state": "diverged", "message": message, "diverged_at": cause.step}
 
 
-def _with_forgetting(record, plan: Plan, files: ComparisonDir, member, seed, strategy, source_data: Callable):
+def _with_forgetting(record, plan: Plan, files: ComparisonDir, member, seed, strategy, source_data):
     data, before, after, message = measure_forgetting(
         plan.metric, files.run(member, seed).final_weights, seed, strategy, source_data
     )

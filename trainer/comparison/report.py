@@ -73,7 +73,8 @@ def notes_of(plan: Plan, results: Sequence[Result]) -> list[str]:
         if count > 1
         else "There is one seed, and so no spread.",
         "Best is over all evaluations, that of step 0 included, on the very data that it is reported on: it flatters.",
-        "What is compared are these configs, rates and all: the same optimizer with another rate is another member.",
+        "What is compared are these configs, rates and all: the same optimizer with another rate is another member. "
+        "The whole config of a run is its operative_config.gin.",
         "Seconds are of the whole run with building, compiling and evaluating; examples a second of training alone.",
     ]
     examples = {run.start["num_examples"] for run in results if "num_examples" in run.start}

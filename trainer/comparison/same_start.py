@@ -95,8 +95,8 @@ def _start_of(member: str, seed: int, strategy: tf.distribute.Strategy) -> Start
 
 def _describe(data: Data) -> str:
     features = ", ".join(f"{name} {spec.dtype.name}{spec.shape}" for name, spec in data.batch_spec.items())
-    preprocess = f", {data.preprocess.__qualname__}" if hasattr(data.preprocess, "__qualname__") else ""
-    return f"{data.label}, {data.num_examples:,} examples ({features}){preprocess}"
+    preprocess = getattr(data.preprocess, "__qualname__", "")
+    return f"{data.label}, {data.num_examples:,} examples ({features})" + f", {preprocess}" * bool(preprocess)
 
 
 def _batches_checksum(data: Data, batch_size: int, seed: int) -> int | None:

@@ -35,13 +35,13 @@ def table_rows(plan: Plan, results: Sequence[Result]) -> list[list[str]]:
         row(f"best {metric}", values(lambda run: run.best)),
         row("... at step", values(lambda run: run.best_step, _whole)),
         *([row(f"steps to {metric} {plan.target:g}", _steps_to_target)] if plan.target is not None else []),
-        row(f"source {metric}, before", values(lambda run: run.record and run.record.source_before)),
-        row("... after", values(lambda run: run.record and run.record.source_after)),
+        row(f"source {metric}, before", values(_recorded("source_before"))),
+        row("... after", values(_recorded("source_after"))),
         row("... forgotten", values(_forgotten)),
         row("seconds a run", values(_wall_seconds, lambda value: f"{value:.1f}")),
         row("examples a second", values(lambda run: run.examples_per_second, _whole)),
-        row("peak memory, MiB", values(lambda run: run.record and run.record.peak_memory_bytes, _mebibytes)),
-        row("peak GPU memory, MiB", values(lambda run: run.record and run.record.peak_device_memory_bytes, _mebibytes)),
+        row("peak memory, MiB", values(_recorded("peak_memory_bytes"), _mebibytes)),
+        row("peak GPU memory, MiB", values(_recorded("peak_device_memory_bytes"), _mebibytes)),
     ]
     always = ("optimizer", "runs finished")
     return [
@@ -74,6 +74,10 @@ def _steps_to_target(runs: Sequence[Result]) -> str:
     if not count:
         return "not reached" if any(run.evaluations for run in runs) else "-"
     return _spread(reached, _whole) + ("" if count == len(runs) else f", {count} of {len(runs)} runs")
+
+
+def _recorded(name: str) -> Callable[[Result], float | None]:
+    return lambda run: getattr(run.record, name) if run.record else None
 
 
 def _wall_seconds(run: Result) -> float | None:

@@ -31,7 +31,7 @@ def without_member(scope: str, names: Sequence[str]) -> tuple[str, str]:
 
 def bindings_in(member: str) -> dict[str, str]:
     """{`SGD.momentum`: `0.9`}: what the config sets for one member, as gin writes it."""
-    found = {}
+    found: dict[str, str] = {}
     for (scope, selector), bindings in _own(member).items():
         found |= {_shown(scope, selector, parameter): repr(value) for parameter, value in bindings.items()}
     return dict(sorted(found.items(), key=lambda item: (not item[0].startswith("train."), item[0])))
