@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune story-linear story-conv story-custom configurables test test-fast test-distributed test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
+.PHONY: help install finetune compare story-linear story-conv story-custom configurables test test-fast test-distributed test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -21,6 +21,9 @@ finetune: runs/digits_source/final.weights.h5  ## the main job, from an Adam che
 	$(TRAIN) --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/digits_adam_to_sgd $(REPLICAS)
 	$(TRAIN) --gin_file=configs/runs/digits_from_scratch.gin --model_dir=runs/digits_from_scratch $(REPLICAS)
 	@$(BIN)/python -m launch.report --model_dir=runs/digits_adam_to_sgd --model_dir=runs/digits_from_scratch
+
+compare: runs/digits_source/final.weights.h5  ## three optimizers, three seeds each, from one checkpoint, in a table and a picture
+	$(BIN)/python -m launch.compare --gin_file=configs/runs/compare_digits.gin --model_dir=runs/compare_digits
 
 story-linear: runs/linear_source/final.weights.h5  ## seed story 1, one linear unit from Adam to SGD
 	$(TRAIN) --gin_file=configs/runs/linear_adam_to_sgd.gin --model_dir=runs/linear_adam_to_sgd

@@ -24,6 +24,7 @@ FLOORS = [
     {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness"},
     {"nan_recovery"},
     {"experiment"},
+    {"comparison"},
     {"command_line"},
 ]  # fmt: skip
 
@@ -36,6 +37,16 @@ RESTORE_FLOORS = [
     {"match"},
     {"plan"},
     {"apply"},
+]
+
+
+COMPARISON_FLOORS = [
+    {"folder", "plan", "memory", "session", "signals", "page"},
+    {"record", "source_task"},
+    {"results", "one_run", "display"},
+    {"spread", "in_turn", "in_parallel", "picture", "same_start"},
+    {"table"},
+    {"report"},
 ]
 
 
@@ -84,6 +95,16 @@ def test_a_room_imports_only_from_lower_floors(path):
 def test_the_rooms_of_restore_have_floors_too(path):
     for other in rooms_imported(path, "trainer.restore") - {path.stem}:
         assert floor_of(other, RESTORE_FLOORS) < floor_of(path.stem, RESTORE_FLOORS), f"{path.stem} imports {other}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "trainer/comparison").glob("[!_]*.py")), ids=lambda path: path.stem
+)
+def test_the_rooms_of_comparison_have_floors_too(path):
+    for other in rooms_imported(path, "trainer.comparison") - {path.stem}:
+        assert floor_of(other, COMPARISON_FLOORS) < floor_of(path.stem, COMPARISON_FLOORS), (
+            f"{path.stem} imports {other}"
+        )
 
 
 LAUNCH_FILES = sorted((REPOSITORY / "launch").rglob("*.py"))

@@ -12,6 +12,7 @@ import trainer  # noqa: F401  registers what configs bind
 from trainer.config import parse_config, register_keras
 
 RUNS = sorted((REPOSITORY / "configs/runs").glob("*.gin"))
+COMPARISONS = [path for path in RUNS if "compare.members" in path.read_text()]
 PARTS = sorted(path for path in (REPOSITORY / "configs").rglob("*.gin") if path.parent.name != "runs")
 
 
@@ -66,7 +67,22 @@ def test_a_run_config_parses_builds_and_dry_runs(path, source, tmp_path, capsys)
 @pytest.mark.parametrize("path", RUNS, ids=shown)
 def test_the_header_of_a_run_config_gives_the_command_with_its_own_path(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert f"python -m launch.train --gin_file={shown(path)} --model_dir=runs/{path.stem}" in "\n".join(header)
+    command = "launch.compare" if path in COMPARISONS else "launch.train"
+    assert f"python -m {command} --gin_file={shown(path)} --model_dir=runs/{path.stem}" in "\n".join(header)
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=shown)
+def test_the_members_of_a_comparison_build_and_start_alike(path, source, tmp_path, capsys):
+    register_keras()
+    parse_config([shown(path)], [])
+    start_from = source(Path(gin.query_parameter("%INIT_CHECKPOINT")).parts[1])
+    gin.clear_config()
+    parse_config([shown(path)], [f"INIT_CHECKPOINT = '{start_from}'"])
+    capsys.readouterr()
+    compare = gin.get_configurable("comparison.compare")
+    assert compare(model_dir=tmp_path / "out", strategy=make_strategy(1), dry_run=True) == 0
+    page = capsys.readouterr().out
+    assert "same start " in page and "0 of 9 are done" in page and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", PARTS, ids=shown)

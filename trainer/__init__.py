@@ -1,6 +1,6 @@
 """Regraft: restore the weights, replace the optimizer, and prove both."""
 
-from trainer import models  # its builders become bindable by gin
+from trainer import comparison, models  # what they define becomes bindable by gin
 from trainer.data import in_memory, resize_image, scale_image, tfds_data
 from trainer.errors import UserError
 from trainer.experiment import TrainResult, train
@@ -16,6 +16,7 @@ __all__ = [
     "RestoreReport",
     "TrainResult",
     "UserError",
+    "comparison",
     "custom_loss",
     "group",
     "in_memory",

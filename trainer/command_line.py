@@ -1,7 +1,5 @@
 """What all commands share: flags, the gin config they name, and an exit status a supervisor can act on."""
 
-import copy
-import inspect
 import os
 import sys
 import traceback
@@ -12,6 +10,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from trainer.config import REPOSITORY, missing_binding, parse_config, register_keras
+from trainer.config import bindings_of as bindings_of  # for the commands, which take all of these from here
 from trainer.errors import RunAgain, UserError
 from trainer.strategy import STRATEGIES, build_strategy
 from trainer.tpu import names_tpu
@@ -96,20 +95,6 @@ def required_model_dir() -> str:
     if not FLAGS.model_dir:
         raise UserError("--model_dir is missing: it says which folder holds the run's files.")
     return FLAGS.model_dir
-
-
-def bindings_of(configurable: str, *names: str) -> dict:
-    """The values that the config binds to parameters of a configurable, built; their defaults where it binds none.
-
-    Raises `UserError` for one that has no default and is not bound.
-    """
-    bound = gin.get_bindings(configurable, resolve_references=False)
-    defaults = inspect.signature(gin.get_configurable(configurable)).parameters
-    for name in names:
-        if name not in bound and defaults[name].default is gin.REQUIRED:
-            raise UserError(f"The config does not set {configurable}.{name}, and there is no default.")
-    # A copy of a reference is what it refers to, built: only what was asked for is.
-    return {name: copy.deepcopy(bound[name]) if name in bound else defaults[name].default for name in names}
 
 
 def run(main: Callable[..., int | None], takes_words: bool = False) -> None:

@@ -1,6 +1,7 @@
 """gin files and bindings -> one checked configuration; a typo stops here and names the nearest name."""
 
 import contextlib
+import copy
 import inspect
 import os
 import re
@@ -12,17 +13,24 @@ import gin
 from trainer.config.checks import problems
 from trainer.config.files import bound_names, check_brackets, find_files
 from trainer.config.keras_names import register_keras
+from trainer.config.members import bindings_in, changes_of, config_of, scopes_in_use, scopes_with_bindings
 from trainer.config.messages import explain, selectors
 from trainer.errors import UserError
 
 __all__ = [
     "REPOSITORY",
+    "bindings_in",
+    "bindings_of",
+    "changes_of",
+    "config_of",
     "configurables",
     "differing_lines",
     "missing_binding",
     "operative_config",
     "parse_config",
     "register_keras",
+    "scopes_in_use",
+    "scopes_with_bindings",
 ]
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -104,10 +112,24 @@ def missing_binding(error: BaseException) -> str | None:
     return f"The config does not set {parameters}, and there is no default."
 
 
-def differing_lines(old: str, new: str) -> list[tuple[str, str]]:
-    """(old, new) of each binding that differs between two config texts, harmless ones left out."""
+def bindings_of(configurable: str, *names: str) -> dict:
+    """The values that the config binds to parameters of a configurable, built; their defaults where it binds none.
+
+    Raises `UserError` for one that has no default and is not bound.
+    """
+    bound = gin.get_bindings(configurable, resolve_references=False)
+    defaults = inspect.signature(gin.get_configurable(configurable)).parameters
+    for name in names:
+        if name not in bound and defaults[name].default is gin.REQUIRED:
+            raise UserError(f"The config does not set {configurable}.{name}, and there is no default.")
+    # A copy of a reference is what it refers to, built: only what was asked for is.
+    return {name: copy.deepcopy(bound[name]) if name in bound else defaults[name].default for name in names}
+
+
+def differing_lines(old: str, new: str, harmless_too: bool = False) -> list[tuple[str, str]]:
+    """(old, new) of each binding that differs between two config texts, harmless ones left out unless asked for."""
     before, after = _bindings(old), _bindings(new)
-    names = [name for name in dict.fromkeys([*before, *after]) if not _is_harmless(name)]
+    names = [name for name in dict.fromkeys([*before, *after]) if harmless_too or not _is_harmless(name)]
     return [
         (before.get(name, f"{name} is not set"), after.get(name, f"{name} is not set"))
         for name in names

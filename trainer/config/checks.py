@@ -11,11 +11,13 @@ import gin
 import keras
 
 from trainer.config.keras_names import is_keras
+from trainer.config.members import COMPARE, TRAIN, bindings_in, member_names, without_member
 from trainer.config.messages import macros
+from trainer.config.references import is_macro, is_reference, references, resolved
 from trainer.nearest import nearest
 
 # What a command calls itself; all else is used only if one of these leads to it.
-ENTRY_POINTS = ("experiment.train",)
+ENTRY_POINTS = (TRAIN, COMPARE)
 
 _WORDS = {
     int: "a whole number",
@@ -39,7 +41,7 @@ def _wrong_types() -> Iterator[str]:
     for (scope, selector), bindings in gin.config._CONFIG.items():
         configurable = gin.config._REGISTRY[selector]
         for name, bound in bindings.items():
-            value, macro = _resolved(bound)
+            value, macro = resolved(bound)
             wrong = _wrong_keras_value if _is_keras(selector) else _wrong_own_value
             expected = wrong(configurable, name, value)
             if expected:
@@ -53,7 +55,7 @@ def _wrong_own_value(configurable, name: str, value) -> str:
     if not str(configurable.wrapped.__module__).startswith("trainer."):
         return ""  # other people's annotations promise nothing
     hint = typing.get_type_hints(configurable.wrapped).get(name, Any)
-    if _is_reference(value):
+    if is_reference(value):
         is_builder = not value.evaluate and not _admits_builder(hint)
         return f"{_show(hint)}, so write @{value.selector}() with parentheses" if is_builder else ""
     return "" if value is gin.REQUIRED or _fits(value, hint) else _show(hint)
@@ -61,7 +63,7 @@ def _wrong_own_value(configurable, name: str, value) -> str:
 
 def _wrong_keras_value(configurable, name: str, value) -> str:
     """What a Keras parameter must be, as far as its default tells; empty if the value may fit."""
-    if _is_reference(value):
+    if is_reference(value):
         wanted = not value.evaluate and (_is_keras(value.configurable.selector) or _makes_schedule(value))
         return f"built already, so write @{value.selector}() with parentheses" if wanted else ""
     default = inspect.signature(configurable.wrapped).parameters[name].default
@@ -71,27 +73,32 @@ def _wrong_keras_value(configurable, name: str, value) -> str:
 
 
 def _unused_macros(gin_params: Sequence[str]) -> Iterator[str]:
-    used = {reference.config_key[0] for reference in _references(gin.config._CONFIG) if _is_macro(reference)}
+    used = {reference.config_key[0] for reference in references(gin.config._CONFIG) if is_macro(reference)}
     for name in macros():
-        near = nearest(name, used, cutoff=0.8)
-        if name not in used and (near or name in gin_params):
-            yield f"The macro {name} is set, but nothing uses %{name}." + (near or nearest(name, used, "macros"))
+        bare = without_member(name, member_names())[1] or name
+        near = nearest(bare, used, cutoff=0.8)
+        if bare not in used and (near or name in gin_params):
+            yield f"The macro {name} is set, but nothing uses %{bare}." + (near or nearest(bare, used, "macros"))
 
 
 def _unused_scopes(gin_params: Sequence[str]) -> Iterator[str]:
-    used = {reference.config_key[0] for reference in _references(gin.config._CONFIG) if not _is_macro(reference)}
+    used = {reference.config_key[0] for reference in references(gin.config._CONFIG) if not is_macro(reference)}
     used -= {""}
+    members = member_names()
+    # Of a member that has none of its own, the member's name is the slip.
+    known = used | {member for member in members if bindings_in(member)}
     # A module of the user's may open a scope in Python, unseen here.
     typed = set() if gin.config._IMPORTS else {name.rpartition("/")[0] for name in gin_params}
     for (scope, selector), bindings in gin.config._CONFIG.items():
-        if not scope or selector == "gin.macro" or any(f"{other}/".startswith(f"{scope}/") for other in used):
+        inner = without_member(scope, members)[1]
+        if not inner or selector == "gin.macro" or any(f"{other}/".startswith(f"{inner}/") for other in used):
             continue
         # A file's scope may be idle because this run chose other data; one nearly the same is a slip.
-        near = nearest(scope, used, cutoff=0.75)
+        near = nearest(inner, known, cutoff=0.75)
         if near or scope in typed:
             yield (
                 f"{scope}/{_short(selector)}.{next(iter(bindings))} is set, but nothing runs in the scope '{scope}'."
-                + (near or nearest(scope, used, "scopes"))
+                + (near or nearest(inner, known, "scopes"))
             )
 
 
@@ -111,6 +118,7 @@ def _unused_names(gin_params: Sequence[str]) -> Iterator[str]:
 
 def _reachable(entries: Sequence[str]) -> set[str]:
     reached: set[str] = set()
+    members = member_names()
     waiting = [("", selector) for selector in entries]
     seen = set()
     while waiting:
@@ -120,30 +128,10 @@ def _reachable(entries: Sequence[str]) -> set[str]:
         seen.add((scope, selector))
         reached.add(selector)
         for (other_scope, other), bindings in gin.config._CONFIG.items():
-            if other == selector and (selector != "gin.macro" or other_scope == scope):
-                waiting += [reference.config_key for reference in _references(bindings)]
+            name = without_member(other_scope, members)[1] or other_scope
+            if other == selector and (selector != "gin.macro" or name == scope):
+                waiting += [reference.config_key for reference in references(bindings)]
     return reached
-
-
-def _resolved(value) -> tuple[Any, str]:
-    """The value behind macros, and the first macro's name."""
-    seen: list[str] = []
-    while _is_reference(value) and _is_macro(value) and value.config_key[0] not in seen:
-        seen.append(value.config_key[0])
-        value = gin.config._CONFIG.get(value.config_key, {}).get("value", gin.REQUIRED)
-    return value, seen[0] if seen else ""
-
-
-def _references(value) -> Iterator:
-    return gin.config.iterate_references(value)
-
-
-def _is_reference(value) -> bool:
-    return isinstance(value, gin.config.ConfigurableReference)
-
-
-def _is_macro(reference) -> bool:
-    return reference.configurable.selector == "gin.macro"
 
 
 def _is_keras(selector: str) -> bool:
@@ -171,7 +159,7 @@ def _fits(value, hint) -> bool:
         return pair and all(_fits(part, choice) for part, choice in zip(value, arguments, strict=True))
     if origin in (list, collections.abc.Sequence):
         return isinstance(value, (tuple, list)) and all(
-            _is_reference(part) or _fits(part, arguments[0]) for part in value
+            is_reference(part) or _fits(part, arguments[0]) for part in value
         )
     if hint is int or hint is float:
         return isinstance(value, (int, hint)) and not isinstance(value, bool)

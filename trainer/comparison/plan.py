@@ -1,0 +1,122 @@
+"""What is compared: the members, the seeds, the metric, all read from the config and checked without building any."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from trainer.config import bindings_in, bindings_of, changes_of, config_of, scopes_in_use, scopes_with_bindings
+from trainer.errors import UserError
+from trainer.nearest import nearest
+
+# What all members have in common: what is learned, from where, of which data, in which order, for how long, and
+# when it is looked at. Everything else of `train` optimizes, and may differ.
+FIXED = (
+    "model", "task", "train_data", "eval_data", "init_checkpoint", "from_scratch", "rename", "reinitialize", "ignore",
+    "match", "root", "grow", "copy_rows", "global_batch_size", "num_steps", "seed", "log_every", "eval_every",
+    "max_seconds", "model_dir", "strategy", "dry_run", "timed_steps",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One comparison.
+
+    bindings: member -> {binding: value}, what its config says beyond that of all, as gin writes it.
+    metric: of the evaluation data.  target: value of it that is to be reached, or None.
+    """
+
+    bindings: Mapping[str, Mapping[str, str]]
+    seeds: Sequence[int]
+    metric: str
+    higher_is_better: bool
+    target: float | None
+    num_steps: int
+
+    @property
+    def members(self) -> list[str]:
+        return list(self.bindings)
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """(member, seed), seed by seed: when it stops half-way, as much is known of one member as of another."""
+        return [(member, seed) for seed in self.seeds for member in self.members]
+
+    def reached(self, value: float) -> bool:
+        """Whether a value of the metric is at the target or beyond."""
+        return self.target is not None and (value >= self.target if self.higher_is_better else value <= self.target)
+
+
+def read_plan(members: Sequence[str], num_seeds: int, metric: str, mode: str, target: float | None) -> Plan:
+    """The comparison that the config describes; raises `UserError` for what cannot be compared."""
+    if isinstance(members, str) or not members:
+        raise UserError(
+            "The config compares nothing: name the members, e.g. compare.members = ['adam', 'sgd'], and set "
+            "adam/train.optimizer = @Adam, adam/Adam.learning_rate = 1e-3, and so on."
+        )
+    _check_names(members)
+    if num_seeds < 1:
+        raise UserError(f"compare.num_seeds = {num_seeds} must be 1 or more.")
+    if mode not in ("max", "min"):
+        raise UserError(f"compare.mode = {mode!r} must be 'max' or 'min'.")
+    if metric == "loss" and mode == "max":
+        raise UserError("compare.metric = 'loss' is the better the lower it is: set compare.mode = 'min'.")
+    for member in members:
+        _check_bindings(member)
+    given = bindings_of("train", "seed", "num_steps")
+    first = given["seed"]
+    if not isinstance(first, int) or not 0 <= first <= 2**32 - num_seeds:
+        raise UserError(f"seed = {first!r} must be a whole number from 0 to 2**32 - {num_seeds}.")
+    return Plan(
+        bindings={member: bindings_in(member) for member in members},
+        seeds=range(first, first + num_seeds),
+        metric=metric,
+        higher_is_better=mode == "max",
+        target=target,
+        num_steps=given["num_steps"],
+    )
+
+
+def check_metric(plan: Plan) -> None:
+    """Raises `UserError` where the config has no evaluation data, or evaluates no such metric; builds both."""
+    with config_of(plan.members[0]):
+        given = bindings_of("train", "task", "eval_data")
+    if given["eval_data"] is None:
+        raise UserError("Nothing can be compared without evaluation data: set EVAL_DATA.")
+    known = list(given["task"].new_metrics())
+    if plan.metric not in known:
+        raise UserError(f"compare.metric = {plan.metric!r} is not evaluated.{nearest(plan.metric, known, 'metrics')}")
+
+
+def _check_names(members: Sequence[str]) -> None:
+    for name in members:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise UserError(
+                f"compare.members: {name!r} must be made of letters, digits and _, as a scope of gin and a folder are."
+            )
+    twice = [name for name in members if list(members).count(name) > 1]
+    if twice:
+        raise UserError(f"compare.members names {twice[0]!r} twice.")
+    if len(members) < 2:
+        raise UserError(f"compare.members names {members[0]!r} alone; a comparison needs two or more.")
+    taken = [name for name in members if name in scopes_in_use(members)]
+    if taken:
+        raise UserError(
+            f"compare.members: the config uses the scope {taken[0]!r} for something that all members have in common; "
+            "give the member another name."
+        )
+
+
+def _check_bindings(member: str) -> None:
+    if not bindings_in(member):
+        near = nearest(member, set(scopes_with_bindings()) - {member}, cutoff=0.6)
+        raise UserError(
+            f"compare.members: nothing is set for {member!r}.{near} A member is what is bound in the scope of its "
+            f"name, e.g. {member}/train.optimizer = @Adam."
+        )
+    changed = changes_of(member, {"experiment.train": FIXED, "comparison.compare": ["source_data"]})
+    if changed:
+        lines = "".join(f"\n  {member}/{binding} changes {parameter}" for binding, parameter in changed.items())
+        raise UserError(
+            "The members of a comparison may differ in what optimizes, and have model, data, order and budget in "
+            f"common:{lines}\nSet it without {member}/, for all members."
+        )

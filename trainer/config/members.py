@@ -1,0 +1,187 @@
+"""Scopes that are configs of their own: the members of a comparison, each with its bindings over those of all.
+
+`adam/SGD.momentum = 0.9` means that the runs of the member `adam` are those of a config that says
+`SGD.momentum = 0.9`. That is more than gin's scopes do: a macro can be set for one member too, what a macro
+refers to is in the member's hands, and a thread of TensorFlow's sees what the main thread sees.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import gin
+
+from trainer.config.references import is_macro, is_reference, references, resolved
+
+COMPARE = "comparison.compare"
+TRAIN = "experiment.train"
+_MACRO = "gin.macro"
+
+
+def member_names() -> list[str]:
+    """The scopes that `compare.members` names; none in a config that compares nothing."""
+    value, _ = resolved(gin.config._CONFIG.get(("", COMPARE), {}).get("members", ()))
+    return [name for name in value if isinstance(name, str)] if isinstance(value, (list, tuple)) else []
+
+
+def without_member(scope: str, names: Sequence[str]) -> tuple[str, str]:
+    """(member, scope within it) of a scope, which a macro's name is one of; ("", scope) where no member has it."""
+    first, slash, rest = scope.partition("/")
+    return (first, rest) if first in names else ("", scope)
+
+
+def bindings_in(member: str) -> dict[str, str]:
+    """{`SGD.momentum`: `0.9`}: what the config sets for one member, as gin writes it."""
+    found: dict[str, str] = {}
+    for (scope, selector), bindings in _own(member).items():
+        found |= {_shown(scope, selector, parameter): repr(value) for parameter, value in bindings.items()}
+    return dict(sorted(found.items(), key=lambda item: (not item[0].startswith("train."), item[0])))
+
+
+def scopes_with_bindings() -> list[str]:
+    """The first words of all scopes in which the config sets something, macros' names left out."""
+    return sorted({_first_scope(*key) for key in gin.config._CONFIG} - {""})
+
+
+def scopes_in_use(names: Sequence[str]) -> set[str]:
+    """First words of the scopes that something outside of these members' own bindings refers to."""
+    shared = [
+        bindings for (scope, selector), bindings in gin.config._CONFIG.items() if not _is_own(scope, selector, names)
+    ]
+    return {
+        reference.config_key[0].partition("/")[0] for reference in references(shared) if not is_macro(reference)
+    } - {""}
+
+
+def changes_of(member: str, parameters: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """{a binding of the member: which of these parameters it changes}, as far as the config tells.
+
+    parameters: selector -> names. Counted as changed is one that is bound, and one whose value leads, over
+    references and macros, to a configurable or a macro that is bound.
+    """
+    config = _config_of(member)
+    changed: dict[str, str] = {}
+    for owner, names in parameters.items():
+        for name in names:
+            values = [bindings[name] for (_, each), bindings in config.items() if each == owner and name in bindings]
+            macros, selectors = _reached(values, config)
+            for (scope, selector), bindings in _own(member).items():
+                for bound in bindings:
+                    is_led_to = scope in macros if selector == _MACRO else selector in selectors - {owner}
+                    if is_led_to or (selector == owner and bound == name):
+                        changed.setdefault(_shown(scope, selector, bound), f"{_short(owner)}.{name}")
+    return changed
+
+
+@contextlib.contextmanager
+def config_of(member: str, seed: int | None = None) -> Iterator[None]:
+    """Inside, the config is that of one member's run: an ordinary one, in which nothing is compared.
+
+    seed: what `train.seed` is, or the macro that it stands for.
+
+    What gin has noted of an earlier run, the operative config and singletons, is forgotten before and after.
+    """
+    config = _config_of(member)
+    config.pop(("", COMPARE), None)
+    if seed is not None:
+        _set_seed(config, seed)
+    with _replaced(config):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(config: dict) -> Iterator[None]:
+    before = dict(gin.config._CONFIG)
+    try:
+        _install(config)
+        yield
+    finally:
+        _install(before)
+
+
+def _install(config: dict) -> None:
+    gin.config._CONFIG.clear()
+    gin.config._CONFIG.update(config)
+    gin.config._SINGLETONS.clear()
+    with gin.config._OPERATIVE_CONFIG_LOCK:
+        gin.config._OPERATIVE_CONFIG.clear()
+
+
+def _config_of(member: str) -> dict[tuple[str, str], dict]:
+    names = member_names()
+    config = {
+        (scope, selector): dict(bindings)
+        for (scope, selector), bindings in gin.config._CONFIG.items()
+        if not _is_own(scope, selector, names)
+    }
+    for key, bindings in _own(member).items():
+        config.setdefault(key, {}).update(bindings)
+    if gin.config._IMPORTS:  # a module of the user's may open a scope in Python, unseen here
+        return config
+    # What is left of one that is no member any more would make the run another one.
+    used = _scopes_led_to(config)
+    return {key: bindings for key, bindings in config.items() if _first_scope(*key) in used or key in _own(member)}
+
+
+def _scopes_led_to(config: Mapping) -> set[str]:
+    """First words of the scopes, "" among them, that references lead to from what stands in none."""
+    used: set[str] = set()
+    found = {""}
+    while not found <= used:
+        used |= found
+        held = [bindings for key, bindings in config.items() if _first_scope(*key) in used]
+        found = {reference.config_key[0].partition("/")[0] for reference in references(held)}
+    return used
+
+
+def _first_scope(scope: str, selector: str) -> str:
+    """Empty for a macro without one, whose name stands where other bindings have their scope."""
+    return scope.partition("/")[0] if selector != _MACRO or "/" in scope else ""
+
+
+def _own(member: str) -> dict[tuple[str, str], dict]:
+    """The bindings of one member, under (scope within it, selector)."""
+    return {
+        (scope.partition("/")[2], selector): bindings
+        for (scope, selector), bindings in gin.config._CONFIG.items()
+        if _is_own(scope, selector, [member])
+    }
+
+
+def _is_own(scope: str, selector: str, names: Sequence[str]) -> bool:
+    return _first_scope(scope, selector) in names
+
+
+def _reached(values, config: Mapping) -> tuple[set[str], set[str]]:
+    """Names of the macros, and selectors, that values lead to; of a configurable in whatever scope."""
+    macros: set[str] = set()
+    selectors: set[str] = set()
+    waiting = list(references(values))
+    while waiting:
+        reference = waiting.pop()
+        scope, selector = reference.config_key
+        seen, key = (macros, scope) if is_macro(reference) else (selectors, selector)
+        if key in seen:
+            continue
+        seen.add(key)
+        for (other_scope, other), bindings in config.items():
+            if other == selector and (not is_macro(reference) or other_scope == scope):
+                waiting += references(bindings)
+    return macros, selectors
+
+
+def _set_seed(config: dict, seed: int) -> None:
+    key, name = ("", TRAIN), "seed"
+    value = config.get(key, {}).get(name)
+    while is_reference(value) and is_macro(value) and value.config_key in config:
+        key, name = value.config_key, "value"
+        value = config[key][name]
+    config.setdefault(key, {})[name] = seed
+
+
+def _shown(scope: str, selector: str, parameter: str) -> str:
+    """A binding's name as the config writes it; a macro's has no parameter."""
+    return scope if selector == _MACRO else f"{scope}/" * bool(scope) + f"{_short(selector)}.{parameter}"
+
+
+def _short(selector: str) -> str:
+    return gin.config._REGISTRY.minimal_selector(selector)
