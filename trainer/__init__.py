@@ -7,6 +7,7 @@ from trainer.experiment import TrainResult, train
 from trainer.parameter_groups import group
 from trainer.restore import RestoreError, RestoreReport, restore_weights
 from trainer.schedules import inverse_square_root, one_cycle, warmup
+from trainer.neural_style import style_transfer, target_images, trained_images, transform_network, vgg19
 from trainer.tasks import custom_loss, supervised
 
 __all__ = [
@@ -23,8 +24,13 @@ __all__ = [
     "resize_image",
     "restore_weights",
     "scale_image",
+    "style_transfer",
     "supervised",
+    "target_images",
     "tfds_data",
     "train",
+    "trained_images",
+    "transform_network",
+    "vgg19",
     "warmup",
 ]
