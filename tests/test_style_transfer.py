@@ -99,7 +99,9 @@ def test_content_loss_and_total_variation_by_hand():
 
 def test_the_extractor_sees_what_keras_vgg19_sees(vgg19_weights):
     model, path = vgg19_weights
-    seen = trainer.vgg19(weights=path, pooling="max").features(photographs(), ["block1_conv2", "block3_conv4", "block5_conv1"])
+    seen = trainer.vgg19(weights=path, pooling="max").features(
+        photographs(), ["block1_conv2", "block3_conv4", "block5_conv1"]
+    )
     outputs = keras.Model(model.inputs, [model.get_layer(layer).output for layer in seen])
     of_keras = outputs(keras.applications.vgg19.preprocess_input(photographs() * 255.0))
     for layer, expected in zip(seen, of_keras, strict=True):
@@ -174,8 +176,8 @@ def test_two_replicas_make_the_pictures_of_one(what):
     weights = []
     for replicas in (1, 2):
         result = run(
-            None, lambda: keras.optimizers.SGD(rate, momentum=0.9), num_steps=5, contents=(CHINA, FLOWER, CHINA, FLOWER),
-            model=model, task=style_transfer(inputs=inputs), strategy=make_strategy(replicas), from_scratch=True,
+            None, lambda: keras.optimizers.SGD(rate, momentum=0.9), num_steps=5, contents=(CHINA, FLOWER) * 2, model=model,
+            task=style_transfer(inputs=inputs), strategy=make_strategy(replicas), from_scratch=True,
         )  # fmt: skip
         assert result.final_metrics["loss"] < result.initial_metrics["loss"]
         weights.append([first_value(variable) for variable in result.model.weights])
@@ -306,12 +308,12 @@ def test_the_classifier_on_top_may_stay_behind_and_nothing_else(vgg19_weights, t
         (lambda: trainer.vgg19(random_weights=True, pooling="mean"), "must be 'average' or 'max'"),
         (lambda: style_transfer(content_layers={"block2_conv9": 1.0}), "no layer 'block2_conv9'.*mean 'block2_conv"),
         (lambda: style_transfer(style_layers={"block6_conv1": 1.0}), "style_layers: VGG19 has no layer 'block6_conv1'"),
-        (lambda: style_transfer(style_layers={"block1_conv1": -1.0}), r"\['block1_conv1'\] = -1.0 must be a number, 0 or"),
+        (lambda: style_transfer(style_layers={"block1_conv1": -1.0}), "= -1.0 must be a number, 0 or more"),
         (lambda: style_transfer(style_layers={}, content_layers={}), "nothing would be trained"),
         (lambda: style_transfer(style_weight="much"), "style_weight = 'much' must be a number"),
         (lambda: style_transfer(extractor=3), "made by vgg19"),
-        (lambda: read_photograph("/nowhere/a.png", 8), "/nowhere/a.png cannot be read: there is no such file.*sklearn:china"),
-        (lambda: read_photograph("sklearn:chian.jpg", 8), "no image 'sklearn:chian.jpg'. Did you mean 'sklearn:china.jpg'"),
+        (lambda: read_photograph("/nowhere/a.png", 8), "a.png cannot be read: there is no such file.*sklearn:china"),
+        (lambda: read_photograph("sklearn:chian.jpg", 8), "no image 'sklearn:chian.jpg'. Did you mean 'sklearn:china"),
         (lambda: read_photograph(__file__, 8), "test_style_transfer.py is not a PNG, JPEG"),
         (lambda: read_photograph("/", 8), "The image / cannot be read"),
         (lambda: trainer.target_images(contents=[CHINA] * 3, styles=[CHINA] * 2), "3 contents and 2 styles"),

@@ -4,10 +4,10 @@ from trainer import models  # its builders become bindable by gin
 from trainer.data import in_memory, resize_image, scale_image, tfds_data
 from trainer.errors import UserError
 from trainer.experiment import TrainResult, train
+from trainer.neural_style import style_transfer, target_images, trained_images, transform_network, vgg19
 from trainer.parameter_groups import group
 from trainer.restore import RestoreError, RestoreReport, restore_weights
 from trainer.schedules import inverse_square_root, one_cycle, warmup
-from trainer.neural_style import style_transfer, target_images, trained_images, transform_network, vgg19
 from trainer.tasks import custom_loss, supervised
 
 __all__ = [

@@ -124,7 +124,7 @@ def train(
 
     model: function without required arguments that returns a `keras.Model`, built or not; called in scope.
     train_data, eval_data: `tfds_data(...)`, a dict of arrays, or a finite `tf.data.Dataset` of dicts.
-    task: `supervised(...)`, `custom_loss(...)` or `style_transfer(...)`.  optimizer: function that returns a Keras optimizer.
+    task: `supervised(...)`, `custom_loss(...)`, `style_transfer(...)`.  optimizer: function that returns a Keras one.
     global_batch_size: examples a step, over all replicas.  num_steps: optimizer updates in all.
     init_checkpoint: whose weights to start from; without it `from_scratch` must be True.
     rename, reinitialize, ignore, match, root, grow, copy_rows: see `restore_weights`.
@@ -439,7 +439,9 @@ def _check_given(**arguments) -> None:
     if missing:
         raise UserError(f"train() was not given {', '.join(missing)}.")
     if not isinstance(arguments["task"], Task):
-        raise UserError(f"task must be made by supervised(), custom_loss() or style_transfer(), not {arguments['task']!r}.")
+        raise UserError(
+            f"task must be made by supervised(), custom_loss() or style_transfer(), not {arguments['task']!r}."
+        )
 
 
 def _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy) -> None:

@@ -57,7 +57,7 @@ class Task:
         return {}
 
     def write_artifacts(self, model, data, folder: Path, step: int) -> None:
-        """Writes what is to be looked at, such as pictures, into a folder of its own; after each evaluation, on the chief.
+        """Writes what is to be looked at, such as pictures; called on the chief with each evaluation.
 
         data: completed.  folder: may not be there yet. A resumed run calls it for the same step again.
         """

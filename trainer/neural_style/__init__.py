@@ -4,9 +4,9 @@ Source: Gatys, Ecker, Bethge (2016), "Image Style Transfer Using Convolutional N
 network is that of Johnson, Alahi, Fei-Fei (2016).
 """
 
+from trainer.neural_style.extractor import vgg19
 from trainer.neural_style.models import trained_images, transform_network
 from trainer.neural_style.targets import target_images
 from trainer.neural_style.task import style_transfer
-from trainer.neural_style.extractor import vgg19
 
 __all__ = ["style_transfer", "target_images", "trained_images", "transform_network", "vgg19"]

@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from trainer.errors import UserError
 from trainer.nearest import nearest
+from trainer.neural_style.photographs import SHIPPED, read_photograph
 from trainer.replicas import first_value
 from trainer.restore import RestoreError, restore_weights
-from trainer.neural_style.photographs import SHIPPED, read_photograph
 
 # (convolutions, channels) of each block; after each but the last, the picture is halved.
 _BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
@@ -136,9 +136,8 @@ def _restored(weights: str, pooling: str) -> tuple[dict, str, str]:
         report = restore_weights(model, weights, ignore=["^(fc1|fc2|predictions)/"])
     except RestoreError as error:
         raise RestoreError(f"vgg19.weights: {error}\nOf VGG19 {_WHERE_FROM}.", error.report) from error
-    arrays = {
-        layer: (first_value(model.get_layer(layer).kernel), first_value(model.get_layer(layer).bias)) for layer in LAYERS
-    }
+    layers = {layer: model.get_layer(layer) for layer in LAYERS}
+    arrays = {name: (first_value(layer.kernel), first_value(layer.bias)) for name, layer in layers.items()}
     return arrays, pooling, f"VGG19 with {pooling} pooling, frozen, from {report}"
 
 
@@ -148,6 +147,6 @@ def _random(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     arrays, channels = {}, 3
     for layer in LAYERS:
         width = _BLOCKS[int(layer[len("block")]) - 1][1]
-        kernel = generator.standard_normal([3, 3, channels, width], np.float32) * np.float32(np.sqrt(2 / (9 * channels)))
-        arrays[layer], channels = (kernel, np.zeros(width, np.float32)), width
+        kernel = generator.standard_normal([3, 3, channels, width], np.float32) * np.sqrt(2 / (9 * channels))
+        arrays[layer], channels = (kernel.astype(np.float32), np.zeros(width, np.float32)), width
     return arrays

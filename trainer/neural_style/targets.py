@@ -19,7 +19,9 @@ class TargetImages(Data):
 
 
 @gin.register(module="pipeline")
-def target_images(contents: Sequence[str] = gin.REQUIRED, styles: Sequence[str] = gin.REQUIRED, size: int = 128) -> Data:
+def target_images(
+    contents: Sequence[str] = gin.REQUIRED, styles: Sequence[str] = gin.REQUIRED, size: int = 128
+) -> Data:
     """One example for each image that is to be made, in memory.
 
     contents: the content photographs, each a path or a shipped one's name, see `read_photograph`.
@@ -37,7 +39,7 @@ def target_images(contents: Sequence[str] = gin.REQUIRED, styles: Sequence[str] 
         raise UserError(f"target_images.size = {size} must be 1 or more.")
     if len(styles) not in (1, len(contents)):
         raise UserError(
-            f"target_images has {len(contents)} contents and {len(styles)} styles; give one style for each, or one for all."
+            f"target_images has {len(contents)} contents and {len(styles)} styles; give one for each, or one for all."
         )
     read = {name: read_photograph(name, size) for name in dict.fromkeys([*contents, *styles])}
     each_style = list(styles) if len(styles) > 1 else list(styles) * len(contents)

@@ -1,9 +1,9 @@
 """The task of style transfer: which losses a picture is trained by, and what is written down of it."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import dataclasses
 import gin
 import keras
 import numpy as np
@@ -12,8 +12,8 @@ import tensorflow as tf
 from trainer.data import Data
 from trainer.errors import UserError
 from trainer.neural_style.contact_sheet import draw_contact_sheet, write_picture
-from trainer.neural_style.losses import content_loss, gram_matrix, style_loss, total_variation
 from trainer.neural_style.extractor import LAYERS, Vgg19, check_layer, smallest_size
+from trainer.neural_style.losses import content_loss, gram_matrix, style_loss, total_variation
 from trainer.tasks import Task, regularization, weighted_sums
 
 _MOST_PICTURES = 8  # are written down at a time, the first of the data
@@ -121,17 +121,14 @@ class StyleTransferTask(Task):
                 "style_transfer needs them alike."
             )
         seen = self._extractor.features(pictures, self._layers)
-        zero = tf.zeros_like(pictures[:, 0, 0, 0])
-        content = sum(
-            (w * content_loss(seen[layer], batch[f"content/{layer}"]) for layer, w in self._content_layers.items()), zero
-        )
-        style = sum(
-            (w * style_loss(gram_matrix(seen[layer]), batch[f"style/{layer}"]) for layer, w in self._style_layers.items()),
-            zero,
-        )
+        content = {layer: content_loss(seen[layer], batch[f"content/{layer}"]) for layer in self._content_layers}
+        style = {layer: style_loss(gram_matrix(seen[layer]), batch[f"style/{layer}"]) for layer in self._style_layers}
+        nothing = tf.zeros_like(pictures[:, 0, 0, 0])
         return pictures, {
-            "content_loss": content,
-            "style_loss": style,
+            "content_loss": tf.add_n(
+                [nothing, *(self._content_layers[layer] * loss for layer, loss in content.items())]
+            ),
+            "style_loss": tf.add_n([nothing, *(self._style_layers[layer] * loss for layer, loss in style.items())]),
             "total_variation": total_variation(pictures),
         }
 
@@ -140,9 +137,9 @@ class StyleTransferTask(Task):
 
     def _targets(self, image: tf.Tensor, style: tf.Tensor) -> dict[str, tf.Tensor]:
         content = self._extractor.features(image, list(self._content_layers))
-        grams = {layer: gram_matrix(seen) for layer, seen in self._extractor.features(style, list(self._style_layers)).items()}
+        of_style = self._extractor.features(style, list(self._style_layers))
         return {f"content/{layer}": seen for layer, seen in content.items()} | {
-            f"style/{layer}": gram for layer, gram in grams.items()
+            f"style/{layer}": gram_matrix(seen) for layer, seen in of_style.items()
         }
 
     def _check_size(self, data: Data) -> None:
@@ -152,7 +149,7 @@ class StyleTransferTask(Task):
         if min(height, width) < smallest:
             raise UserError(
                 f"The target images have {height} x {width} pixels, of which {self._layers[-1]} of VGG19 would see "
-                f"next to nothing; it needs {smallest} x {smallest}. Set target_images.size, or choose layers of lower blocks."
+                f"next to nothing; it needs {smallest} x {smallest}. Set target_images.size, or choose lower layers."
             )
 
 
