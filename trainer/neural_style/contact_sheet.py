@@ -33,7 +33,7 @@ def draw_contact_sheet(
     contents, styles: [len(titles), height, width, 3] float32 from 0 to 1.
     What is drawn is read from the folder, so that a run that was interrupted has its first pictures too.
     """
-    steps = _spread([found for found in _steps(folder, titles) if found <= step])
+    steps = spread([found for found in _steps(folder, titles) if found <= step])
     columns = ["content", *(f"step {found}" for found in steps), "style"]
     figure, axes = plt.subplots(
         len(titles), len(columns), figsize=(_INCHES * len(columns), _INCHES * len(titles) + 0.3), squeeze=False,
@@ -65,7 +65,7 @@ def _path(folder: Path, step: int, title: str) -> Path:
     return folder / f"step_{step:06d}_{title}.png"
 
 
-def _spread(steps: Sequence[int]) -> list[int]:
+def spread(steps: Sequence[int]) -> list[int]:
     """At most `_MOST_STEPS` of them, the first and the last among them, closer together where more happens: early."""
     if len(steps) <= _MOST_STEPS:
         return list(steps)

@@ -45,13 +45,13 @@ class TransformNetwork(keras.Model):
     def __init__(self, width: int, num_blocks: int):
         super().__init__()
         # By attribute and not in lists, through which TensorFlow's checkpoints do not find a layer.
-        self.down1 = _Convolution(width, 9)
-        self.down2 = _Convolution(2 * width, 3, strides=2)
-        self.down3 = _Convolution(4 * width, 3, strides=2)
+        self.down1 = ConvolutionBlock(width, 9)
+        self.down2 = ConvolutionBlock(2 * width, 3, strides=2)
+        self.down3 = ConvolutionBlock(4 * width, 3, strides=2)
         for number in range(1, num_blocks + 1):
-            setattr(self, f"residual{number}", _Residual(4 * width))
-        self.up1 = _Convolution(2 * width, 3)
-        self.up2 = _Convolution(width, 3)
+            setattr(self, f"residual{number}", ResidualBlock(4 * width))
+        self.up1 = ConvolutionBlock(2 * width, 3)
+        self.up2 = ConvolutionBlock(width, 3)
         self.enlarge = keras.layers.UpSampling2D(2)
         self.output_pixels = keras.layers.Conv2D(3, 9, activation="sigmoid")
         self.num_blocks = num_blocks
@@ -66,7 +66,7 @@ class TransformNetwork(keras.Model):
         return self.output_pixels(_mirror_edges(x, 4))
 
 
-class _Convolution(keras.layers.Layer):
+class ConvolutionBlock(keras.layers.Layer):
     """Convolution, instance normalisation, ReLU; the edges are mirrored, since zeros would show as a frame."""
 
     def __init__(self, channels: int, kernel_size: int, strides: int = 1, activation: str | None = "relu"):
@@ -80,11 +80,11 @@ class _Convolution(keras.layers.Layer):
         return self.activation(self.normalization(self.convolution(_mirror_edges(x, self.margin))))
 
 
-class _Residual(keras.layers.Layer):
+class ResidualBlock(keras.layers.Layer):
     def __init__(self, channels: int):
         super().__init__()
-        self.first = _Convolution(channels, 3)
-        self.second = _Convolution(channels, 3, activation=None)
+        self.first = ConvolutionBlock(channels, 3)
+        self.second = ConvolutionBlock(channels, 3, activation=None)
 
     def call(self, x):
         return x + self.second(self.first(x))
