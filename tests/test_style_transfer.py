@@ -168,7 +168,7 @@ def small_network():
 
 MODELS = {
     "pictures": (lambda: trainer.trained_images(contents=[CHINA, FLOWER] * 2, size=SIZE), "index", 3.0),
-    "network": (small_network, "image", 0.01),
+    "network": (small_network, "image", 1e-3),
 }
 
 
@@ -385,7 +385,9 @@ def test_the_shipped_configs_go_from_adam_to_sgd_on_one_replica_and_on_two(tmp_p
     assert "RANDOM weights" in source.stdout and f"images           {tmp_path / 'source'}/images" in source.stdout
     start = f"--gin_param=INIT_CHECKPOINT = '{tmp_path / 'source/checkpoints'}'"
     for name, flags in (("one", ()), ("two", TWO)):
-        done = command("train", "style_transfer_vgg19", start, f"--model_dir={tmp_path / name}", *flags)
+        # Fewer pixels have larger slopes each.
+        rate = "--gin_param=CosineDecay.initial_learning_rate = 3.0"
+        done = command("train", "style_transfer_vgg19", start, rate, f"--model_dir={tmp_path / name}", *flags)
         assert done.returncode == 0, done.stderr
         assert "restored        1  images" in done.stdout and "SGD is new: iterations 0" in done.stdout
         assert (tmp_path / name / "images/step_000010_flower.png").exists()
@@ -413,14 +415,11 @@ def test_the_shipped_network_trains(tmp_path):
     ("binding", "message"),
     [
         ("CONTENTS = ['/nowhere/a.png', 'sklearn:china.jpg']", "The image /nowhere/a.png cannot be read"),
-        ("vgg19.random_weights = False", "VGG19 has no weights"),
         ("style_transfer.style_layers = {'block1_conv3': 1.0}", "no layer 'block1_conv3'"),
-        ("style_transfer.style_layers = {'block5_conv1': 1.0}\nSIZE = 16", "needs 32 x 32"),
     ],
 )
 def test_a_mistake_in_the_config_is_one_message_and_status_2(tmp_path, binding, message):
-    bindings = [f"--gin_param={line}" for line in binding.split("\n")]
-    done = command("train", "style_transfer_source", *bindings, f"--model_dir={tmp_path / 'run'}")
+    done = command("train", "style_transfer_source", f"--gin_param={binding}", f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert done.stderr.count("regraft: ") == 1 and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
