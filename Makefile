@@ -4,7 +4,7 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune compare story-linear story-conv story-custom configurables test test-fast test-distributed test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
+.PHONY: help install finetune compare story-linear story-conv story-custom style-transfer configurables test test-fast test-distributed test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
@@ -33,6 +33,10 @@ story-conv: runs/digits_source/final.weights.h5  ## seed story 2, a classifier f
 
 story-custom: runs/custom_step_source/final.weights.h5  ## seed story 3, a loss of the user's own, from Adam to RMSprop
 	$(TRAIN) --gin_file=configs/runs/custom_step_adam_to_rmsprop.gin --model_dir=runs/custom_step_adam_to_rmsprop
+
+style-transfer: runs/style_transfer_source/final.weights.h5  ## pictures from Adam to SGD, with VGG19's losses; minutes on two cores
+	$(TRAIN) --gin_file=configs/runs/style_transfer_vgg19.gin --model_dir=runs/style_transfer_vgg19
+	@echo "Look at runs/style_transfer_source/images/contact_sheet.png and runs/style_transfer_vgg19/images/contact_sheet.png"
 
 # A source run, by the name of its config; the file is there only once it has finished.
 runs/%/final.weights.h5: .venv/installed

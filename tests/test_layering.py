@@ -19,7 +19,7 @@ FLOORS = [
     },
     {"datasets", "agreement", "parameter_groups", "grouped_optimizer", "phased_optimizer", "phases"},
     {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches", "handover", "lora"},
-    {"pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption", "worker_card"},
+    {"pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption", "worker_card", "neural_style"},
     {"checkpoints", "train_step", "evaluation", "group_description", "phase_watch"},
     {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness"},
     {"nan_recovery"},

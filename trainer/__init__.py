@@ -5,6 +5,7 @@ from trainer.data import in_memory, resize_image, scale_image, tfds_data
 from trainer.errors import UserError
 from trainer.experiment import TrainResult, train
 from trainer.lora import lora
+from trainer.neural_style import style_transfer, target_images, trained_images, transform_network, vgg19
 from trainer.parameter_groups import group
 from trainer.phases import phase, plateau, swats
 from trainer.restore import RestoreError, RestoreReport, restore_weights
@@ -29,9 +30,14 @@ __all__ = [
     "resize_image",
     "restore_weights",
     "scale_image",
+    "style_transfer",
     "supervised",
     "swats",
+    "target_images",
     "tfds_data",
     "train",
+    "trained_images",
+    "transform_network",
+    "vgg19",
     "warmup",
 ]

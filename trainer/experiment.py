@@ -129,7 +129,7 @@ def train(
 
     model: function without required arguments that returns a `keras.Model`, built or not; called in scope.
     train_data, eval_data: `tfds_data(...)`, a dict of arrays, or a finite `tf.data.Dataset` of dicts.
-    task: `supervised(...)` or `custom_loss(...)`.  optimizer: function that returns a Keras optimizer.
+    task: `supervised(...)`, `custom_loss(...)`, `style_transfer(...)`.  optimizer: function that returns a Keras one.
     global_batch_size: examples a step, over all replicas.  num_steps: optimizer updates in all.
     init_checkpoint: whose weights to start from; without it `from_scratch` must be True.
     rename, reinitialize, ignore, match, root, grow, copy_rows: see `restore_weights`.
@@ -222,6 +222,9 @@ def train(
         init_checkpoint=init_checkpoint, accumulation_steps=accumulation_steps, **rules,
     )  # fmt: skip
     resuming = files is not None and _all_resume(files, agreement)
+    # After the comparison: what is computed is not the same to the last bit on every kind of machine.
+    train_data = task.completed(train_data)
+    eval_data = None if eval_data is None else task.completed(eval_data)
 
     with strategy.scope():
         built_model = assemble_model(model, task, train_data, strategy, synchronize_batch_norm)
@@ -234,7 +237,7 @@ def train(
             with_lora = add_lora(built_model, lora)
             variables = lora_variables(built_model, trained_variables(built_model, frozen), lora, report)
         variable_groups = divide(built_model, variables, groups, layer_decay, layer_blocks)
-        notes = freeze_batch_norm(built_model, variables, update_frozen_batch_norm)
+        notes = task.notes() | freeze_batch_norm(built_model, variables, update_frozen_batch_norm)
         if lora:
             notes["lora"] = describe_lora(built_model, with_lora, lora)
         new_optimizer = build_optimizer(optimizer, variables, variable_groups, phases)
@@ -348,6 +351,14 @@ def _run(
 
     evaluate = build_evaluate(strategy, state.model, parts.task, parts.global_batch_size)
     initial = final = {}
+
+    def write_artifacts():
+        if chief and files is not None:
+            data = parts.train_data if parts.eval_data is None else parts.eval_data
+            parts.task.write_artifacts(state.model, data, files.images, state.current_step())
+
+    if state.current_step() == 0:
+        write_artifacts()
     if parts.eval_data is not None and state.current_step() == 0:
         initial = final = evaluate(parts.eval_data)
         writer.write(0, initial, split=parts.eval_data.split_label)
@@ -355,9 +366,10 @@ def _run(
 
     def evaluate_and_keep():
         nonlocal final
-        if parts.eval_data is None:
-            return None
         with state.evaluated_weights():
+            write_artifacts()
+            if parts.eval_data is None:
+                return None
             final = evaluate(parts.eval_data)
         phase_watch.look_at(final)
         if checkpoints is not None and saving.best_metric is not None:
@@ -411,7 +423,8 @@ def _run(
     if not finished:
         progress.say("Run the same command again to go on from here.")
     if chief and files is not None:
-        progress.say(f"files            {files.path}\nplot             {files.summary_plot}")
+        pictures = f"\nimages           {files.images}" if files.images.exists() else ""
+        progress.say(f"files            {files.path}\nplot             {files.summary_plot}{pictures}")
     return TrainResult(
         state.model, step, finished, initial, final, parts.report, parts.proof, files.path if files else None,
         parts.handover,
@@ -452,7 +465,9 @@ def _check_given(**arguments) -> None:
     if missing:
         raise UserError(f"train() was not given {', '.join(missing)}.")
     if not isinstance(arguments["task"], Task):
-        raise UserError(f"task must be made by supervised() or custom_loss(), not {arguments['task']!r}.")
+        raise UserError(
+            f"task must be made by supervised(), custom_loss() or style_transfer(), not {arguments['task']!r}."
+        )
 
 
 def _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy) -> None:

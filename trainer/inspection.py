@@ -48,7 +48,7 @@ def load_and_evaluate(
     ema: takes the averages that a run with `ema_decay` keeps beside the weights, if the checkpoint has them.
     lora: of the run; its matrices are taken if the checkpoint has some, and is not one of merged weights.
     """
-    data = as_data(data, "eval_data")
+    data = task.completed(as_data(data, "eval_data"))
     replica_batch_size(global_batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
         built_model = assemble_model(model, task, data, strategy)
@@ -78,7 +78,7 @@ def follow(
     none has come (0 waits on). What was evaluated is on record in `model_dir`, and is not evaluated again by a
     second call. A checkpoint that the run deletes meanwhile is passed over.
     """
-    data = as_data(data, "eval_data")
+    data = task.completed(as_data(data, "eval_data"))
     replica_batch_size(global_batch_size, strategy.num_replicas_in_sync)
     files = ModelDir(Path(model_dir))
     done = max((row["step"] for row in read_rows(files.continuous_metrics)), default=-1)

@@ -57,6 +57,11 @@ class ModelDir:
         return self.path / "summary.png"
 
     @property
+    def images(self) -> Path:
+        """Pictures that the task makes, such as those of style transfer."""
+        return self.path / "images"
+
+    @property
     def final_weights(self) -> Path:
         return self.path / "final.weights.h5"
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import gin
 import keras
@@ -46,6 +47,20 @@ class Task:
         """Raises `UserError` for the first feature that the data lacks."""
         for name in self.features():
             _feature(batch_spec, name)
+
+    def completed(self, data):
+        """The `Data` with what the task computes of each example once, before the first step."""
+        return data
+
+    def notes(self) -> dict[str, str]:
+        """What else a person is told before the first step, by heading."""
+        return {}
+
+    def write_artifacts(self, model, data, folder: Path, step: int) -> None:
+        """Writes what is to be looked at, such as pictures; called on the chief with each evaluation.
+
+        data: completed.  folder: may not be there yet. A resumed run calls it for the same step again.
+        """
 
     def loss(self, model, batch, weight, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """(sum of weighted losses, sum of weights), float32 scalars; their ratio is the mean loss.
@@ -111,9 +126,9 @@ class SupervisedTask(Task):
 
     def loss_and_outputs(self, model, batch, weight, training):
         values, weights, outputs = self._values(model, batch, weight, training)
-        loss_sum, total = _sums(values, weights)
+        loss_sum, total = weighted_sums(values, weights)
         # Regularisers are a term of the mean, so they are weighted by this part's share of it.
-        return loss_sum + _regularization(model) * total if model.losses else loss_sum, total, outputs
+        return loss_sum + regularization(model) * total if model.losses else loss_sum, total, outputs
 
     def new_metrics(self):
         built = {name: build(name=name) if _takes_name(build) else build() for name, build in self._metrics.items()}
@@ -128,7 +143,7 @@ class SupervisedTask(Task):
 
     def update_metrics(self, metrics, model, batch, weight):
         values, weights, outputs = self._values(model, batch, weight, training=False)
-        metrics["loss"].update_state(values + _regularization(model), sample_weight=weights)
+        metrics["loss"].update_state(values + regularization(model), sample_weight=weights)
         for name in self._metrics:
             metrics[name].update_state(_feature(batch, self._target), outputs, sample_weight=weights)
 
@@ -158,7 +173,7 @@ class CustomLossTask(Task):
             return *self._scalar_loss(model, batch, weight), None
         if not values.shape.rank:  # the mean over the examples that it was given
             values = tf.fill([_rows(batch)] if weight is None else tf.shape(weight), values)
-        return *_sums(values, None if weight is None else _spread(weight, values)), None
+        return *weighted_sums(values, None if weight is None else _spread(weight, values)), None
 
     def describe(self):
         return {"inputs": self.inputs, "loss": getattr(self._loss, "__qualname__", repr(self._loss))}
@@ -263,7 +278,8 @@ def _feature(batch, name: str):
     return batch[name]
 
 
-def _regularization(model) -> tf.Tensor:
+def regularization(model) -> tf.Tensor:
+    """The sum of the model's regularisers, a float32 scalar."""
     return tf.add_n([tf.cast(term, tf.float32) for term in model.losses]) if model.losses else tf.constant(0.0)
 
 
@@ -272,7 +288,7 @@ def _rows(batch):
     return tf.shape(some)[0] if some.shape[0] is None else some.shape[0]
 
 
-def _sums(values, weights) -> tuple:
+def weighted_sums(values, weights) -> tuple:
     """(sum of weighted values, sum of weights); weights of None are ones."""
     if weights is not None:
         return tf.reduce_sum(values * weights), tf.reduce_sum(weights)
