@@ -43,10 +43,9 @@ def phase(optimizer: Callable = gin.REQUIRED, start: int | Plateau | Swats = gin
     optimizer: a function that returns a Keras optimizer; its steps, and its schedule's, begin at 0 with the phase.
     start: the number of steps before it, or `plateau(...)`, or `swats(...)`.
     """
-    is_step = isinstance(start, int) and not isinstance(start, bool)
-    if not is_step and not isinstance(start, Plateau | Swats):
+    if isinstance(start, bool) or not isinstance(start, int | Plateau | Swats):
         raise UserError(f"phase.start = {start!r} must be a number of steps, @plateau() or @swats().")
-    if is_step and start < 1:
+    if isinstance(start, int) and start < 1:
         raise UserError(f"phase.start = {start} must be 1 or more; the first phase is train.optimizer's.")
     return Phase(optimizer, start)
 
