@@ -11,7 +11,8 @@ table { border-collapse: collapse; } .wide { overflow-x: auto; }
 th, td { padding: .3rem .9rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child { padding-left: 0; }
 td { font-variant-numeric: tabular-nums; } thead th { border-bottom: 2px solid #888; } tbody th { font-weight: normal; }
-img { max-width: 100%; height: auto; } pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; }
+pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .members { display: flex; flex-wrap: wrap; gap: 1rem; } .members > div { flex: 1 1 20rem; min-width: 0; }
 .fault { color: #a00; font-weight: bold; }
 @media (prefers-color-scheme: dark) {
