@@ -19,7 +19,10 @@ FLOORS = [
     },
     {"datasets", "agreement", "parameter_groups", "grouped_optimizer", "phased_optimizer", "phases"},
     {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches", "handover", "lora"},
-    {"pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption", "worker_card", "neural_style"},
+    {
+        "pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption", "worker_card", "start_checks",
+        "neural_style",
+    },
     {"checkpoints", "train_step", "evaluation", "group_description", "phase_watch"},
     {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness"},
     {"nan_recovery"},

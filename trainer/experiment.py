@@ -41,6 +41,7 @@ from trainer.run_files import finish_files, recorded_metrics, start_files
 from trainer.run_identity import check_same_run, may_resume, run_identity
 from trainer.run_parts import RunParts
 from trainer.saving import Saving
+from trainer.start_checks import check_given, check_start
 from trainer.strategy import build_strategy, is_chief
 from trainer.tasks import Task
 from trainer.throughput import measure_throughput
@@ -172,7 +173,7 @@ def train(
     If `model_dir` holds this run's own checkpoint, the run is resumed and `init_checkpoint` is not read.
     Raises `UserError` (`RestoreError` among them) for whatever the caller can fix, before anything is written.
     """
-    _check_given(
+    check_given(
         model=model,
         train_data=train_data,
         task=task,
@@ -180,7 +181,7 @@ def train(
         global_batch_size=global_batch_size,
         num_steps=num_steps,
     )
-    _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
+    check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
     check_handover(handover, handover_warmup_steps, init_checkpoint, bool(groups) or layer_decay is not None)
     check_lora(lora, trained)
     check_on_nan(on_nan, most_rollbacks)
@@ -458,43 +459,6 @@ def _resumed_step(checkpoints: Checkpoints, num_steps: int) -> int:
     if step > num_steps:
         raise UserError(f"The run is at step {step} already, past num_steps = {num_steps}; it cannot go back.")
     return step
-
-
-def _check_given(**arguments) -> None:
-    missing = [name for name, value in arguments.items() if value is gin.REQUIRED]
-    if missing:
-        raise UserError(f"train() was not given {', '.join(missing)}.")
-    if not isinstance(arguments["task"], Task):
-        raise UserError(
-            f"task must be made by supervised(), custom_loss() or style_transfer(), not {arguments['task']!r}."
-        )
-
-
-def _check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy) -> None:
-    if isinstance(model, keras.Model) or not callable(model):
-        raise UserError(
-            "model must be a function that builds the model, not a model: its variables have to be made in "
-            "the strategy's scope. Pass e.g. model=lambda: MyModel()."
-        )
-    if init_checkpoint and from_scratch:
-        raise UserError("Both init_checkpoint and from_scratch = True are set; say which one is meant.")
-    if not init_checkpoint and not from_scratch:
-        raise UserError(
-            "There is no init_checkpoint to start from. Set INIT_CHECKPOINT = 'path', or say "
-            "train.from_scratch = True if random weights are meant."
-        )
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise UserError(f"num_steps = {num_steps!r} must be a whole number, 1 or more.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"seed = {seed!r} must be a whole number from 0 to 2**32 - 1.")
-    if checkpoints_to_keep < 1:
-        raise UserError(f"checkpoints_to_keep = {checkpoints_to_keep} must be 1 or more; a run needs its last one.")
-    if tf.distribute.has_strategy():
-        raise UserError(
-            "Call train() outside of strategy.scope(), and give it the strategy; it enters the scope itself."
-        )
-    if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
-        raise UserError(f"strategy must be a tf.distribute.Strategy, not {strategy!r}; build_strategy() makes one.")
 
 
 def _show(metrics: dict[str, float]) -> str:
