@@ -198,6 +198,9 @@ ROWS = {
         "optimizer": lambda: keras.optimizers.Adam(0.01, global_clipnorm=0.5),
         "phases": [trainer.phase(sgd(momentum=0.9, global_clipnorm=0.1), start=4)],
     },
+    "phases and accumulation": {
+        "optimizer": lambda: keras.optimizers.Adam(0.01), "phases": [trainer.phase(sgd(), 4)], "accumulation_steps": 2,
+    },
     "phases, update once": {
         "optimizer": lambda: keras.optimizers.Nadam(0.01), "phases": [trainer.phase(sgd(momentum=0.9), start=4)],
         "optimizer_update": "once",

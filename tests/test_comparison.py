@@ -388,6 +388,48 @@ def test_a_member_that_diverged_in_one_seed_is_in_no_order():
     assert told[2].startswith("c ended better than b") and not any("a ended better" in each for each in told)
 
 
+def test_source_data_that_cannot_be_evaluated_is_refused_before_the_first_run(tmp_path):
+    source = ["compare.source_data = @source/in_memory()", "source/in_memory.name = 'other'"]
+    with pytest.raises(trainer.UserError, match="compare.source_data \\(other.*'y'"):
+        run_compare(tmp_path, *source, "source/in_memory.examples = {'x': [[1.0]]}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_from_random_weights_nothing_can_be_forgotten(tmp_path):
+    source = ["compare.source_data = @in_memory()", "compare.members = ['sgd', 'adam']", "compare.num_seeds = 1"]
+    run_compare(tmp_path, *source)
+    rows = rows_of(tmp_path / "out")
+    assert [row["source_before"] for row in rows] == ["", ""] and {row["state"] for row in rows} == {"finished"}
+
+
+@gin.register(module="test_comparison")
+def penalized() -> keras.Model:
+    return keras.Sequential([keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.1), name="unit")])
+
+
+def test_members_with_lora_and_phases_are_compared_but_not_where_a_penalty_is_of_other_variables(tmp_path, capsys):
+    members = [
+        "compare.members = ['sgd', 'swap', 'lowrank']", "compare.num_seeds = 1", "swap/train.phases = [@phase()]",
+        "swap/phase.optimizer = @Adam", "swap/phase.start = 10", "swap/Adam.learning_rate = 0.01",
+        "lowrank/train.lora = @lora()", "lowrank/lora.rank = 1",
+    ]  # fmt: skip
+    text = "\n".join(line for line in CONFIG.splitlines() if not line.startswith(("adam/", "rmsprop/")))
+    assert run_compare(tmp_path, *members, text=text) == 0
+    told = capsys.readouterr().out
+    assert "SGD, then Adam" in told and "Proved: for each seed all members had the same metrics at step 0" in told
+    with pytest.raises(trainer.UserError, match="do not start alike.*: regularized variables"):
+        run_compare(tmp_path / "other", *members, "MODEL = @penalized", text=text)
+
+
+def test_starts_that_differ_by_rounding_alone_are_not_called_the_same_bits():
+    def result(member, loss):
+        return Result(member, 0, RunRecord(state="finished"), start={"step": 0, "loss": loss})
+
+    (sentence,) = starts_alike(plan_of(seeds=1), [result("a", 1.0), result("b", 1.0 + 1e-7)])
+    assert "but for rounding" in sentence and "bit for bit" not in sentence
+    assert "NOT THE SAME START" in starts_alike(plan_of(seeds=1), [result("a", 1.0), result("b", 1.1)])[0]
+
+
 def test_unlike_starts_are_told_before_all_else():
     runs = [
         Result(m, 0, RunRecord(state="finished"), start={"step": 0, "loss": v}) for m, v in (("a", 1.0), ("b", 2.0))

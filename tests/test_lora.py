@@ -133,6 +133,12 @@ def test_layers_are_chosen_by_name_and_others_may_be_trained_as_a_whole(source, 
     assert changed == {"head/bias"}
 
 
+def test_a_frozen_kernel_that_has_matrices_is_no_mistake_and_frozen_matrices_are(source):
+    assert tune(source, frozen=["^conv/kernel$"], num_steps=1).step == 1
+    with pytest.raises(UserError, match="train.frozen leaves none of its matrices to train"):
+        tune(source, frozen=["kernel"])
+
+
 def test_a_fresh_head_must_be_trained(source):
     with pytest.raises(UserError, match="head/kernel, head/bias start fresh.*lora.also_trained = \\['\\^head'\\]"):
         tune(source, lora=trainer.lora(2, layers=["^conv"]), reinitialize=["^head/"])

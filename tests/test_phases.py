@@ -13,6 +13,7 @@ from parity_rows import DATA, net, sgd, train, weights
 import trainer
 from trainer import UserError
 from trainer.config import parse_config, register_keras
+from trainer.data_order import epoch_order
 from trainer.optimizers import build_optimizer, configured_learning_rate, prove_new
 from trainer.phased_optimizer import PhasedOptimizer
 from trainer.replicas import first_value
@@ -247,6 +248,76 @@ def test_what_a_plateau_has_seen_survives_a_resume(tmp_path, broken_at):
         np.testing.assert_array_equal(one, two)
     began = [rows_of(tmp_path / name)[-2]["phase_began"] for name in ("whole", "run")]
     assert began[0] == began[1] > 0
+
+
+def test_a_run_that_went_back_sees_the_same_evaluations_again(tmp_path):
+    """Between the last checkpoint and the bad batch there were evaluations, and they began a phase."""
+    data = dict(DATA.examples)
+    bad = epoch_order(48, 0, 0)[12 * 3]  # in the fourth batch of twelve
+    data["x"] = np.array(data["x"], copy=True)
+    data["x"][bad] = np.nan
+    good = {name: np.delete(value, bad, axis=0) for name, value in DATA.examples.items()}
+    options = dict(
+        train_data=data, eval_data=good, eval_every=1, log_every=1, checkpoint_every=0, num_steps=7,
+        phases=[trainer.phase(sgd_of(1e-3), trainer.plateau("loss", patience=1, min_delta=100.0))], seed=0,
+        on_nan="rollback", steps_per_loop=7,
+    )  # fmt: skip
+    train(make_strategy(1), model_dir=tmp_path / "run", **(options | {"num_steps": 1}))  # a checkpoint to go back to
+    train(make_strategy(1), model_dir=tmp_path / "run", **options)
+    began = {row["step"]: row["phase_began"] for row in rows_of(tmp_path / "run") if "phase" in row}
+    assert began[3] == began[5] == 2, "the phase that the second evaluation began was forgotten"
+    rates = {row["step"]: row["learning_rate"] for row in rows_of(tmp_path / "run") if "phase" in row}
+    assert rates[4] == pytest.approx(1e-3)
+
+
+def test_a_run_that_is_made_longer_takes_no_note_of_what_was_its_end(tmp_path):
+    whole = plateau_run(tmp_path / "whole")
+    plateau_run(tmp_path / "run", num_steps=5)  # evaluated there, between two of its evaluations
+    resumed = plateau_run(tmp_path / "run")
+    for one, two in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"eval_every": 4}, {"phases": [trainer.phase(sgd_of(1e-3), trainer.plateau("loss", patience=3))]}],
+    ids=["evaluated at other steps", "another patience"],
+)
+def test_what_decides_a_plateau_makes_another_run(tmp_path, change):
+    plateau_run(tmp_path, num_steps=2)
+    with pytest.raises(UserError, match="holds a run of another config"):
+        plateau_run(tmp_path, **change)
+
+
+def test_by_gin_too_evaluations_decide_where_a_phase_waits_for_a_plateau(tmp_path):
+    def start(*given):
+        gin.clear_config()
+        register_keras()
+        plateau = ["train.phases = [@phase()]", "phase.optimizer = @SGD", "phase.start = @plateau()"]
+        parse_config(["configs/runs/digits_source.gin"], [*plateau, "small_cnn.width = 1", "NUM_STEPS = 1", *given])
+        gin.get_configurable("experiment.train")(strategy=make_strategy(1), model_dir=tmp_path)
+
+    start("train.eval_every = 1")
+    with pytest.raises(UserError, match="was: train.eval_every = 1\n  now: train.eval_every = 2"):
+        start("train.eval_every = 2")
+
+
+def test_what_a_builder_excluded_from_weight_decay_stays_so():
+    def build():
+        optimizer = keras.optimizers.SGD(0.1, weight_decay=1.0)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        return optimizer
+
+    bias = keras.Variable(1.0, dtype="float32", name="bias")
+    other = keras.Variable(1.0, dtype="float32", name="kernel")
+    optimizer, variables = phased(build, trainer.phase(build, 1), variables=[bias, other])
+    steps(optimizer, variables, [0.0, 0.0])
+    assert float(bias.numpy()) == 1.0 and float(other.numpy()) == pytest.approx(0.9 * 0.9)
+
+
+def test_a_rate_that_is_a_function_trains_a_phase():
+    optimizer, variables = phased(sgd_of(lambda: 0.5), trainer.phase(sgd_of(lambda: 0.25), 1))
+    assert steps(optimizer, variables, [1.0, 1.0]) == pytest.approx([0.5, 0.25])
 
 
 SOME = [trainer.phase(sgd(), 5)]

@@ -23,14 +23,14 @@ from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
 from trainer.handover import Handover, check_handover, hand_over, warm_up_again
 from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
-from trainer.lora import Lora, add_lora, check_lora, describe_lora, lora_variables
+from trainer.lora import Lora, add_lora, check_lora, describe_lora, finds_trainable, lora_variables
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
 from trainer.nan_recovery import batches_from_here, check_on_nan, recover
 from trainer.optimizers import OptimizerProof, build_optimizer, configured_learning_rate, prove_new, trained_variables
 from trainer.parameter_groups import ParameterGroup, divide
 from trainer.phase_watch import PhaseWatch
-from trainer.phases import Phase, check_phases
+from trainer.phases import Phase, check_phases, describe_starts, waits_for_plateau
 from trainer.pipeline import replica_batch_size
 from trainer.preemption import Preemption
 from trainer.progress import StepProgress
@@ -213,6 +213,7 @@ def train(
             ("trained", trained),
             ("update_frozen_batch_norm", update_frozen_batch_norm),
             ("lora", lora and dataclasses.asdict(lora)),
+            ("phases", describe_starts(phases, eval_every) or None),
         )
         if value not in ("all", False, None)
     }
@@ -236,7 +237,9 @@ def train(
         with_lora = []
         if lora:  # on the restored kernels, which have no place for it in the checkpoint
             with_lora = add_lora(built_model, lora)
-            variables = lora_variables(built_model, trained_variables(built_model, frozen), lora, report)
+            # A kernel that has matrices beside it is frozen by them, and no pattern finds it any more.
+            still_frozen = [pattern for pattern in frozen if finds_trainable(built_model, pattern)]
+            variables = lora_variables(built_model, trained_variables(built_model, still_frozen), lora, report)
         variable_groups = divide(built_model, variables, groups, layer_decay, layer_blocks)
         notes = task.notes() | freeze_batch_norm(built_model, variables, update_frozen_batch_norm)
         if lora:
@@ -292,7 +295,7 @@ def train(
         handover_warmup_steps=handover_warmup_steps,
     )
     identity = run_identity(parts)
-    changed = "" if files is None else check_same_run(files, identity, allow_config_change)
+    changed = "" if files is None else check_same_run(files, identity, allow_config_change, waits_for_plateau(phases))
     # The chief's word: what a late worker would compare with may be of this process already.
     if not agreement.of_chief([bool(changed)])[0]:
         changed = ""
@@ -372,14 +375,21 @@ def _run(
             if parts.eval_data is None:
                 return None
             final = evaluate(parts.eval_data)
-        phase_watch.look_at(final)
+        if phase_watch.decides_at(state.current_step(), intervals.eval_every):
+            phase_watch.look_at(final)
         if checkpoints is not None and saving.best_metric is not None:
             # Before the step's own checkpoint, which marks the step as done.
             value, name, higher_is_better = final[saving.best_metric], saving.best_metric, saving.best_mode == "max"
             saving.guarded(lambda: checkpoints.save_best(value, name, higher_is_better), progress.say)
         return final
 
+    def evaluate_again():
+        if parts.eval_data is not None and phase_watch.decides_at(state.current_step(), intervals.eval_every):
+            with state.evaluated_weights():
+                phase_watch.look_at(evaluate(parts.eval_data))
+
     def save():
+        phase_watch.row()  # a run that goes on from here does not tell again which phases had begun
         writer.flush()
         if checkpoints is not None:
             checkpoints.save()
@@ -407,7 +417,7 @@ def _run(
                 finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
                 break
             except LossNotFinite as error:
-                batches, told = recover(parts, checkpoints, train_loop, error, parts.most_rollbacks)
+                batches, told = recover(parts, checkpoints, train_loop, error, parts.most_rollbacks, evaluate_again)
                 writer.drop_after(state.current_step())
                 progress.say(told)
                 loop_parts = dataclasses.replace(loop_parts, train=functools.partial(batches.run, train_loop))

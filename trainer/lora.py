@@ -35,6 +35,8 @@ def lora(
     A is drawn at random and B is 0: the model begins as it was restored. Whatever is written for use holds the
     merged kernels (`final.weights.h5`); checkpoints of the run hold the kernels as they were, A and B.
 
+    A kernel's regularizer is then one of A and B, as Keras has it.
+
     rank: of the change.  alpha: None for `rank`, a factor of 1.
     layers: regexes of layers' names; all that can learn in this way (Dense, EinsumDense, Embedding, convolutions)
       where none is given.  also_trained: regexes of other variables that are trained as a whole, such as a new head.
@@ -110,6 +112,8 @@ def lora_variables(
                 f"{', '.join(list(named)[:8])}."
             )
         kept.update(found)
+    if not kept:
+        raise UserError("train.lora: train.frozen leaves none of its matrices to train; name layers, not all kernels.")
     fresh = [record.name for record in report.reinitialized] if report else []
     untrained = [name for name in fresh if name in named and name not in kept]
     if untrained:
@@ -119,6 +123,13 @@ def lora_variables(
             f"lora.also_trained = ['^{re.escape(untrained[0].rpartition('/')[0] or untrained[0])}']."
         )
     return [variable for name, variable in named.items() if name in kept]
+
+
+def finds_trainable(model: keras.Model, pattern: str) -> bool:
+    """Whether the regex finds a variable that could be trained."""
+    trainable = {id(variable) for variable in model.trainable_variables}
+    names = [weight.name for weight in weights_of(model) if id(weight.variable) in trainable]
+    return bool(find_pattern("frozen", pattern, names))
 
 
 def is_matrix(name: str) -> bool:

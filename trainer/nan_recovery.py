@@ -43,7 +43,12 @@ def batches_from_here(parts: RunParts) -> StackedBatches:
 
 
 def recover(
-    parts: RunParts, checkpoints: Checkpoints | None, train_loop: Callable, error: LossNotFinite, most_rollbacks: int
+    parts: RunParts,
+    checkpoints: Checkpoints | None,
+    train_loop: Callable,
+    error: LossNotFinite,
+    most_rollbacks: int,
+    after_step: Callable[[], None] = lambda: None,
 ) -> tuple[StackedBatches, str]:
     """Makes the steps since the last checkpoint again, up to the first bad batch, and leaves that one out.
 
@@ -52,7 +57,7 @@ def recover(
     step before it, so what is on record up to there stays true.
 
     Returns the batches to go on with, and a sentence that tells of it. Every worker must call it.
-    most_rollbacks: 0 for a run that stops instead.
+    most_rollbacks: 0 for a run that stops instead.  after_step: called after each step that is made again.
 
     Raises `UserError` that names step, checkpoint and examples: without a checkpoint, after `most_rollbacks`,
     and where the same steps from the same checkpoint are finite.
@@ -68,7 +73,7 @@ def recover(
             f"smaller checkpoint_every make one. {_ADVICE}."
         )
     try:
-        _make_again(parts, train_loop, error.step)
+        _make_again(parts, train_loop, error.step, after_step)
     except LossNotFinite as found:
         what, bad_step = found.what, found.step
     else:
@@ -89,11 +94,11 @@ def recover(
         raise UserError(f"{told} The run went back {went_back} times already; train.most_rollbacks = {most_rollbacks}.")
     state.bad_batches.add(bad_batch)
     checkpoints.resume()
-    batches = _make_again(parts, train_loop, bad_step - 1)
+    batches = _make_again(parts, train_loop, bad_step - 1, after_step)
     return batches, f"{told} Back at step {bad_step - 1}, to go on without that batch."
 
 
-def _make_again(parts: RunParts, train_loop: Callable, end: int) -> StackedBatches:
+def _make_again(parts: RunParts, train_loop: Callable, end: int, after_step: Callable[[], None]) -> StackedBatches:
     """Makes the steps from the state's to `end` without the batches that are known to be bad.
 
     One by one, as a loop gives the metrics of its last step only: raises `LossNotFinite` of the first.
@@ -109,6 +114,7 @@ def _make_again(parts: RunParts, train_loop: Callable, end: int) -> StackedBatch
     leave_out_bad()
     while state.current_step() < end:
         finite_metrics(batches.run(train_loop, 1), state.current_step(), state.optimizer)
+        after_step()
         leave_out_bad()
     return batches
 

@@ -110,13 +110,14 @@ def _phased(
     for follower, phase in zip(followers, phases, strict=True):
         check_follower(follower, phase.start)
     # The one of the whole scales the loss for all of them.
+    rate, scale, whole_name = _given_rate(whole), whole.loss_scale_factor, whole.name
     members = [_renamed(each, f"phase_{number}") for number, each in enumerate([whole, *followers])]
     return PhasedOptimizer(
-        learning_rate=_given_rate(whole),
+        learning_rate=rate,
         optimizers=[_grouped(member, variables, parts) if parts else member for member in members],
         starts=[as_start(phase.start) for phase in phases],
-        loss_scale_factor=whole.loss_scale_factor,
-        name=whole.name,
+        loss_scale_factor=scale,
+        name=whole_name,
     )
 
 
@@ -129,12 +130,12 @@ def _scaling_alike(
 
 
 def _renamed(optimizer: keras.optimizers.Optimizer, name: str) -> keras.optimizers.Optimizer:
-    """The same, unbuilt, under another name and without a scale of the loss."""
-    try:
-        config = optimizer.get_config()
-    except NotImplementedError as error:
-        raise UserError(f"The optimizer cannot be made once for each phase: {error}") from error
-    return type(optimizer).from_config({**config, "name": name, "loss_scale_factor": None})
+    """The same, unbuilt, under another name and without a scale of the loss.
+
+    Not made anew from its config, which does not hold what its builder called `exclude_from_weight_decay` for.
+    """
+    optimizer.name, optimizer.loss_scale_factor = name, None
+    return optimizer
 
 
 def _part_optimizer(whole: keras.optimizers.Optimizer, part: Part, number: int) -> keras.optimizers.Optimizer:

@@ -6,7 +6,7 @@ import keras
 
 from trainer.optimizers import describe_kind
 from trainer.phased_optimizer import PhasedOptimizer
-from trainer.phases import Phase, Plateau, in_words
+from trainer.phases import Phase, Plateau, in_words, waits_for_plateau
 from trainer.replicas import first_value
 from trainer.schedules import learning_rate_at
 
@@ -40,6 +40,10 @@ class PhaseWatch:
             )
         self._told = number
         return {"phase": number + 1, "phase_began": began[number]}
+
+    def decides_at(self, step: int, eval_every: int) -> bool:
+        """Whether the evaluation after `step` may begin a phase: one at the end of a run that may go on may not."""
+        return bool(eval_every) and step % eval_every == 0 and waits_for_plateau(self._phases)
 
     def look_at(self, evaluation: Mapping[str, float]) -> None:
         """Takes note of an evaluation; the next phase begins if it is to, after so many without progress."""

@@ -160,11 +160,24 @@ def check_follower(built: keras.optimizers.Optimizer, start) -> None:
             )
 
 
+def waits_for_plateau(phases: Sequence[Phase]) -> bool:
+    """Whether evaluations decide when a phase begins, and so the weights."""
+    return any(isinstance(each.start, Plateau) for each in phases)
+
+
 def as_start(start: int | Plateau | Swats):
     """The beginning in the way that `PhasedOptimizer` takes it."""
     if isinstance(start, Swats):
         return {"decay": start.decay, "tolerance": start.tolerance}
     return start if isinstance(start, int) else None
+
+
+def describe_starts(phases: Sequence[Phase], eval_every: int) -> list[str]:
+    """What decides when each phase begins, every number of it."""
+    return [
+        repr(each.start) + (f", evaluated every {eval_every} steps" if isinstance(each.start, Plateau) else "")
+        for each in phases
+    ]
 
 
 def in_words(start: int | Plateau | Swats) -> str:

@@ -16,7 +16,8 @@ PREEMPTED_EXIT_STATUS = RunAgain.exit_status
 class Preemption:
     """What the loop asks between two device loops: whether SIGTERM or SIGINT came, and whether time is left.
 
-    Used as a context manager; the handlers of before come back at its end. A second signal, of either kind,
+    Used as a context manager; the handlers of before come back at its end. Where they are methods of an object that
+    has `received`, it is taken over from there and handed back. A second signal, of either kind,
     takes the default action at once: the last checkpoint on disk is whole all the same.
     Outside the main thread, where Python allows no handlers, it hears of none.
     """
@@ -30,12 +31,18 @@ class Preemption:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+                previous = self._previous[number] = signal.signal(number, self._note)
+                # Whoever listened before may have heard one while the run was being built.
+                self._received |= bool(getattr(getattr(previous, "__self__", None), "received", False))
         return self
 
     def __exit__(self, *unused):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        # One that came too late for this run is for whoever goes on after it.
+        listener = getattr(self._previous.get(signal.SIGTERM), "__self__", None)
+        if self._received and listener is not None and hasattr(listener, "received"):
+            listener.received = True
 
     def _note(self, number, frame):
         del number, frame

@@ -46,15 +46,17 @@ def may_resume(files: ModelDir) -> bool:
     return False
 
 
-def check_same_run(files: ModelDir, identity: str, allow_change: bool = False) -> str:
+def check_same_run(files: ModelDir, identity: str, allow_change: bool = False, evaluation_decides: bool = False) -> str:
     """What differs, line by line, if the folder holds steps of a run with another identity; "" if nothing does.
+
+    evaluation_decides: whether evaluations decide the weights, as where a phase waits for a plateau.
 
     Raises `UserError` with these lines unless a change is allowed.
     """
     has_steps = newest_checkpoint(files.checkpoints) or any(row["step"] for row in read_rows(files.metrics))
     if not has_steps or not files.run_identity.exists():
         return ""
-    changed = differing_lines(files.run_identity.read_text(), identity)
+    changed = differing_lines(files.run_identity.read_text(), identity, evaluation_too=evaluation_decides)
     lines = "\n".join(f"  was: {old}\n  now: {new}" for old, new in changed[:_MOST_LINES])
     if len(changed) > _MOST_LINES:
         lines += f"\n  and {len(changed) - _MOST_LINES} more lines of {files.run_identity.name}"

@@ -21,6 +21,8 @@ from trainer.comparison.report import lines_of, sentences_of, terminal_table, wr
 from trainer.comparison.results import read_results
 from trainer.comparison.same_start import check_same_start
 from trainer.comparison.signals import leave_with_parent
+from trainer.comparison.source_task import check_source
+from trainer.config import config_of
 from trainer.errors import RunAgain, UserError
 from trainer.model_dir import ModelDirLock
 from trainer.nearest import nearest
@@ -64,7 +66,7 @@ def compare(
         raise UserError("A comparison runs in one process, or with --parallel in several that know nothing of another.")
     if not model_dir:
         if dry_run:
-            print(_describe(plan, _needed(strategy)))
+            print(_describe(plan, _needed(strategy), source_data))
             return DONE
         raise UserError("--model_dir is missing: it says which folder holds the comparison's files.")
     files = ComparisonDir(Path(model_dir))
@@ -80,12 +82,12 @@ def compare(
         return _status_of_one(name_of(*run), record)
     missing = _missing(records)
     if dry_run:
-        print(_describe(plan, _needed(strategy)))
+        print(_describe(plan, _needed(strategy), source_data))
         print(f"runs             {len(records) - len(missing)} of {len(records)} are done in {files.path}")
         return DONE
     if missing:
         # In a process of its own where the runs are: this one then holds no GPU, and no memory, that they need.
-        print(_checked_by(command) if parallel else _describe(plan, _needed(strategy)), flush=True)
+        print(_checked_by(command) if parallel else _describe(plan, _needed(strategy), source_data), flush=True)
     files.whole.create()
     with ModelDirLock(files.whole):
         return _make_and_report(plan, files, strategy, source_data, parallel, command)
@@ -121,10 +123,13 @@ def _make_and_report(plan: Plan, files: ComparisonDir, strategy, source_data, pa
     return FAILED if any(result.state == "failed" for result in results) else DONE
 
 
-def _describe(plan: Plan, strategy: tf.distribute.Strategy) -> str:
+def _describe(plan: Plan, strategy: tf.distribute.Strategy, source_data) -> str:
     """What will be compared, once it was seen that it can be: builds every member up to its first step."""
     check_metric(plan)
     alike = check_same_start(plan, strategy)
+    if source_data is not None:
+        with config_of(plan.members[0], plan.seeds[0]):
+            check_source(source_data, strategy)
     better = "higher" if plan.higher_is_better else "lower"
     target = "" if plan.target is None else f", target {plan.target:g}"
     lines = [

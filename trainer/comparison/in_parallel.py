@@ -16,6 +16,7 @@ from trainer.errors import RunAgain
 
 PARENT = "REGRAFT_COMPARISON_PROCESS"  # tells a run's process who started it
 _LOOK_SECONDS = 0.1
+_AGAIN = (RunAgain.exit_status, -signal.SIGTERM, -signal.SIGINT)  # of a process that was asked to leave
 
 
 class Processes:
@@ -89,7 +90,7 @@ def make_in_parallel(
                 for run, status in processes.ended():
                     record = _record_of(files, run, status, noted.received)
                     display.end(*run, record)
-                    all_ended_well = all_ended_well and status != RunAgain.exit_status and status >= 0
+                    all_ended_well = all_ended_well and status not in _AGAIN
                     if not noted.received:
                         after_each()
                 time.sleep(_LOOK_SECONDS)
@@ -102,11 +103,15 @@ def _record_of(files: ComparisonDir, run: tuple[str, int], status: int, was_told
     """What the process has noted, and what it could not note itself: that it was refused, or had a bug."""
     path = files.record(*run)
     record = read_record(path)
-    if status in (0, RunAgain.exit_status) or status < 0 or was_told or (record and record.state == "failed"):
+    if status in _AGAIN or status == 0 or was_told or (record and record.state == "failed"):
         return record
     log = files.log(*run)
     told = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("regraft: ")]
-    message = f"{told[-1].removeprefix('regraft: ') if told else f'exit status {status}'} ({log})"
+    reason = told[-1].removeprefix("regraft: ") if told else f"exit status {status}"
+    if status < 0:
+        reason = f"ended by {signal.Signals(-status).name}"
+        reason += ", as where memory runs out; a smaller --parallel needs less" if status == -signal.SIGKILL else ""
+    message = f"{reason} ({log})"
     record = dataclasses.replace(record or RunRecord(), state="failed", message=message)
     record.write(path)
     return record

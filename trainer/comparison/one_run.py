@@ -47,6 +47,8 @@ def make_run(
         record.write(path)
         with open(files.log(member, seed), "a", buffering=1) as log, contextlib.redirect_stdout(log):
             record = _trained(record, files, member, seed, strategy)
+            # What was trained is noted before anything that may still go wrong.
+            record.write(path)
             if record.state == "finished" and source_data is not None:
                 record = _with_forgetting(record, plan, files, member, seed, strategy, source_data)
     record.write(path)
@@ -84,7 +86,10 @@ def _failure(error: UserError) -> dict[str, Any]:
 
 
 def _with_forgetting(record, plan: Plan, files: ComparisonDir, member, seed, strategy, source_data):
-    data, before, after, message = measure_forgetting(
-        plan.metric, files.run(member, seed).final_weights, seed, strategy, source_data
-    )
+    try:
+        data, before, after, message = measure_forgetting(
+            plan.metric, files.run(member, seed).final_weights, seed, strategy, source_data
+        )
+    except (UserError, tf.errors.OpError) as error:
+        return dataclasses.replace(record, message=f"compare.source_data cannot be evaluated: {error}")
     return dataclasses.replace(record, source_data=data, source_before=before, source_after=after, message=message)

@@ -84,6 +84,7 @@ def _start_of(member: str, seed: int, strategy: tf.distribute.Strategy) -> Start
                 "global_batch_size": str(batch_size),
                 "num_steps": str(given["num_steps"]),
                 "task": str(given["task"].describe()),
+                "regularized variables": _regularized(restored),
                 **{f"model variable {name}": shape for name, shape in shapes.items()},
             },
             # A member may have variables beside the model's, or others in place of them.
@@ -91,6 +92,12 @@ def _start_of(member: str, seed: int, strategy: tf.distribute.Strategy) -> Start
             batches=_batches_checksum(data, batch_size, seed),
             num_weights=sum(int(np.prod(weight.variable.shape)) for weight in weights_of(built)),
         )
+
+
+def _regularized(model) -> str:
+    """Those that a penalty of the loss is of: LoRA, for one, leaves it to its matrices."""
+    found = [w.name for w in weights_of(model) if w.variable.trainable and getattr(w.variable, "regularizer", None)]
+    return ", ".join(found) or "none"
 
 
 def _describe(data: Data) -> str:

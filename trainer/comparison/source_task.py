@@ -5,33 +5,55 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from trainer.assembly import assemble_model
+from trainer.assembly import assemble_model, try_task
 from trainer.comparison.session import clear_session
 from trainer.config import bindings_of
 from trainer.data import as_data
+from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
+from trainer.pipeline import replica_batch_size
 from trainer.restore import RULES, RestoreError, restore_weights
+
+
+def check_source(source_data, strategy: tf.distribute.Strategy) -> None:
+    """Raises `UserError` for data that the model and the task cannot be evaluated on; call in a run's config."""
+    given = bindings_of("train", "model", "task", "train_data", "global_batch_size")
+    task, batch_size = given["task"], given["global_batch_size"]
+    data = task.completed(as_data(source_data, "compare.source_data"))
+    clear_session()
+    with strategy.scope():
+        model = assemble_model(given["model"], task, as_data(given["train_data"], "train_data"), strategy)
+    try:
+        task.check_features(data.batch_spec)
+        try_task(model, task, data, None, replica_batch_size(batch_size, strategy.num_replicas_in_sync))
+    except UserError as error:
+        raise UserError(f"compare.source_data ({data.label}): {error}") from error
 
 
 def measure_forgetting(
     metric: str, final_weights: Path, seed: int, strategy: tf.distribute.Strategy, source_data
-) -> tuple[str, float, float | None, str]:
+) -> tuple[str, float | None, float | None, str]:
     """(name of the data, metric before, metric after, message); call in the run's config.
 
-    Before is the restored start, what is fresh in it drawn by `seed` as in the run; after are its final weights,
-    None with a message where they do not fit into the model as its builder makes it.
+    Before is the restored start, None with a message where a part of it is fresh, such as a new head: of the source
+    task it knows nothing. After are the final weights, None with a message where they do not fit into the model as
+    its builder makes it.
     """
     given = bindings_of(
         "train", "model", "task", "train_data", "init_checkpoint", "global_batch_size", "synchronize_batch_norm", *RULES
     )
-    data = as_data(source_data, "compare.source_data")
+    data = given["task"].completed(as_data(source_data, "compare.source_data"))
     train_data = as_data(given["train_data"], "train_data")
+    if not given["init_checkpoint"]:
+        return data.label, None, None, "from random weights there is no source task to forget"
     clear_session()
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         model = assemble_model(given["model"], given["task"], train_data, strategy, given["synchronize_batch_norm"])
-        if given["init_checkpoint"]:
-            restore_weights(model, given["init_checkpoint"], **{name: given[name] for name in RULES})
+        report = restore_weights(model, given["init_checkpoint"], **{name: given[name] for name in RULES})
+    if report.reinitialized:
+        fresh = report.reinitialized[0].name
+        return data.label, None, None, f"{fresh} starts fresh, so that nothing of the source task can be measured"
     evaluate = build_evaluate(strategy, model, given["task"], given["global_batch_size"])
     before = evaluate(data)[metric]
     try:

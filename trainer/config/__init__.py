@@ -126,10 +126,19 @@ def bindings_of(configurable: str, *names: str) -> dict:
     return {name: copy.deepcopy(bound[name]) if name in bound else defaults[name].default for name in names}
 
 
-def differing_lines(old: str, new: str, harmless_too: bool = False) -> list[tuple[str, str]]:
-    """(old, new) of each binding that differs between two config texts, harmless ones left out unless asked for."""
+def differing_lines(
+    old: str, new: str, harmless_too: bool = False, evaluation_too: bool = False
+) -> list[tuple[str, str]]:
+    """(old, new) of each binding that differs between two config texts, harmless ones left out unless asked for.
+
+    evaluation_too: what evaluations are made of, and when, is not harmless this time.
+    """
     before, after = _bindings(old), _bindings(new)
-    names = [name for name in dict.fromkeys([*before, *after]) if harmless_too or not _is_harmless(name)]
+    names = [
+        name
+        for name in dict.fromkeys([*before, *after])
+        if harmless_too or not _is_harmless(name) or (evaluation_too and _is_of_evaluation(name))
+    ]
     return [
         (before.get(name, f"{name} is not set"), after.get(name, f"{name} is not set"))
         for name in names
@@ -194,5 +203,8 @@ def _bindings(text: str) -> dict[str, str]:
 
 def _is_harmless(name: str) -> bool:
     """Whether a binding decides nothing about the weights: how long, how often, from where, how it is evaluated."""
-    evaluation = name.startswith("eval/") or name in EVALUATION
-    return evaluation or name.split(".")[-1].lower() in HARMLESS
+    return _is_of_evaluation(name) or name.split(".")[-1].lower() in HARMLESS
+
+
+def _is_of_evaluation(name: str) -> bool:
+    return name.startswith("eval/") or name in EVALUATION or name.split(".")[-1].lower() == "eval_every"
