@@ -198,10 +198,21 @@ def test_a_member_may_change_what_optimizes(tmp_path, capsys):
 ONE_SEED = ["compare.num_seeds = 1", "compare.members = ['sgd', 'adam']"]
 
 
+def restored_from(folder):
+    return [f"INIT_CHECKPOINT = '{folder / 'source/checkpoints'}'", "train.from_scratch = False"]
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
-    changes = ["MODEL = @dropout_net", "compare.source_data = @first_rows()", "compare.target = 20.0"]
+    prepare(folder, "MODEL = @dropout_net", "NUM_STEPS = 1", text=CONFIG.partition("compare.members")[0])
+    gin.get_configurable("experiment.train")(model_dir=folder / "source", strategy=make_strategy(1))
+    changes = [
+        *restored_from(folder),
+        "MODEL = @dropout_net",
+        "compare.source_data = @first_rows()",
+        "compare.target = 20.0",
+    ]
     assert run_compare(folder, *changes) == 0
     return folder
 
@@ -209,7 +220,8 @@ def compared(tmp_path_factory):
 def test_every_run_is_the_run_that_it_is_alone_to_the_last_bit(compared, tmp_path):
     # The fifth of six in that process, as an ordinary config says it.
     prepare(
-        tmp_path, "MODEL = @dropout_net", "OPTIMIZER = @Adam", "Adam.learning_rate = 0.1", "SEED = 1",
+        tmp_path, *restored_from(compared), "MODEL = @dropout_net", "OPTIMIZER = @Adam", "Adam.learning_rate = 0.1",
+        "SEED = 1",
         text=CONFIG.partition("compare.members")[0],
     )  # fmt: skip
     gin.get_configurable("experiment.train")(model_dir=tmp_path / "alone", strategy=make_strategy(1))
@@ -279,7 +291,12 @@ def test_a_name_or_value_cannot_break_out_of_page_and_table(tmp_path):
 
 
 def test_the_same_command_again_makes_no_run_anew(compared):
-    changes = ["MODEL = @dropout_net", "compare.source_data = @first_rows()", "compare.target = 20.0"]
+    changes = [
+        *restored_from(compared),
+        "MODEL = @dropout_net",
+        "compare.source_data = @first_rows()",
+        "compare.target = 20.0",
+    ]
     before = {path: path.stat().st_mtime_ns for path in compared.glob("out/*/*/summary.json")}
     rows = rows_of(compared / "out")
     assert run_compare(compared, *changes) == 0 and rows_of(compared / "out") == rows
