@@ -232,7 +232,7 @@ def test_every_run_is_the_run_that_it_is_alone_to_the_last_bit(compared, tmp_pat
     sgd = weights_in(compared / "out/sgd/seed_1/final.weights.h5")
     assert sgd.keys() == alone.keys() and sgd != alone
     config = (compared / "out/adam/seed_1/operative_config.gin").read_text()
-    assert "Adam.learning_rate = 0.1" in config and "RMSprop" not in config and "compare" not in config
+    assert "Adam.learning_rate = 0.1" in config and "RMSprop" not in config and "compare." not in config
 
 
 def test_the_csv_has_a_row_a_run_in_full_precision(compared):
