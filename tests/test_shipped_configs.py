@@ -109,11 +109,10 @@ OPTIMIZERS = sorted((REPOSITORY / "configs/optimizers").glob("*.gin"))
 @pytest.mark.parametrize("path", OPTIMIZERS, ids=shown)
 def test_an_optimizer_goes_with_the_shipped_run_without_a_warning(path, source, tmp_path, capsys):
     """As its header says: the run's config, then the optimizer's."""
+    given = [f"INIT_CHECKPOINT = '{source('digits_source')}'"]
+    gin.clear_config()  # the source's, where it was trained just now
     register_keras()
-    parse_config(
-        ["configs/runs/digits_adam_to_sgd.gin", shown(path)],
-        [f"INIT_CHECKPOINT = '{source('digits_source')}'"],
-    )
+    parse_config(["configs/runs/digits_adam_to_sgd.gin", shown(path)], given)
     gin.get_configurable("experiment.train")(strategy=make_strategy(1), dry_run=True)
     page = capsys.readouterr().out
     assert "WARNING" not in page and "is new: iterations 0" in page
