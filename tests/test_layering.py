@@ -10,7 +10,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
     # the ground: what every room may stand on
-    {"replicas", "nearest", "user_functions", "files", "data_order", "worker_link", "likeness", "tf_config", "tpu"},
+    {
+        "replicas", "nearest", "user_functions", "files", "data_order", "worker_link", "likeness", "tf_config", "tpu",
+        "scaled_gradients",
+    },
     {"worker_watch"},
     {"roll_call"},
     {

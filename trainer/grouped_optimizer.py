@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer.scaled_gradients import is_overwritten, times
+
 
 @keras.saving.register_keras_serializable(package="trainer")
 class GroupedOptimizer(keras.optimizers.Optimizer):
@@ -78,7 +80,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             own = [given[place] for place in places if place in given]
             # Not by `tf.nn.l2_loss`, which the train step takes for its `grad_norm`, of one replica alone: TensorFlow
             # would share it there, add up in another order, and the replicas' copies would drift apart.
-            of_group = [tf.reduce_sum(tf.square(tf.cast(g, tf.float32))) for g, v in own if not _is_overwritten(v)]
+            of_group = [tf.reduce_sum(tf.square(tf.cast(g, tf.float32))) for g, v in own if not is_overwritten(v)]
             if of_group:
                 square = tf.add_n(of_group)
                 squares.append(square if has_begun is None else tf.where(has_begun, square, 0.0))
@@ -115,9 +117,4 @@ def _apply(optimizer: keras.optimizers.Optimizer, own) -> bool:
 
 def _times(factor, given):
     """(gradient, variable) pairs by place, each gradient times the factor."""
-    return {place: (g if _is_overwritten(v) else g * tf.cast(factor, g.dtype), v) for place, (g, v) in given.items()}
-
-
-def _is_overwritten(variable) -> bool:
-    """Whether its gradient is no gradient but its new value, as of scales of float8 layers."""
-    return getattr(variable, "overwrite_with_gradient", False)
+    return dict(zip(given, times(factor, given.values()), strict=True))

@@ -11,9 +11,7 @@ import keras
 from trainer.errors import UserError
 from trainer.nearest import nearest
 from trainer.parameter_groups import find_pattern
-from trainer.restore import RestoreReport, find_checkpoint, layer_paths, open_checkpoint, weights_of
-
-_MATRIX = re.compile(r"(^|/)lora_(kernel|embeddings)_[ab]$")
+from trainer.restore import RestoreReport, find_checkpoint, is_lora_matrix, layer_paths, open_checkpoint, weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +101,7 @@ def lora_variables(
     """
     here = {id(variable) for variable in variables}
     named = {weight.name: weight.variable for weight in weights_of(model) if id(weight.variable) in here}
-    kept = {name for name in named if is_matrix(name)}
+    kept = {name for name in named if is_lora_matrix(name)}
     for pattern in chosen.also_trained:
         found = find_pattern("lora.also_trained", pattern, list(named))
         if not found:
@@ -132,15 +130,10 @@ def finds_trainable(model: keras.Model, pattern: str) -> bool:
     return bool(find_pattern("frozen", pattern, names))
 
 
-def is_matrix(name: str) -> bool:
-    """Whether a weight of this name is one of LoRA's."""
-    return bool(_MATRIX.search(name))
-
-
 def holds_matrices(checkpoint) -> bool:
     """Whether a checkpoint's kernels are to be read with matrices beside them.  checkpoint: path, as restored from."""
     with contextlib.closing(open_checkpoint(find_checkpoint(checkpoint))) as source:
-        return any(is_matrix(entry.name) for entry in source.entries)
+        return any(is_lora_matrix(entry.name) for entry in source.entries)
 
 
 def describe_lora(model: keras.Model, paths: Sequence[str], chosen: Lora) -> str:
@@ -152,7 +145,7 @@ def describe_lora(model: keras.Model, paths: Sequence[str], chosen: Lora) -> str
 
 
 def _matrices(model: keras.Model):
-    return [weight.variable.value for weight in weights_of(model) if is_matrix(weight.name)]
+    return [weight.variable.value for weight in weights_of(model) if is_lora_matrix(weight.name)]
 
 
 def _chosen(path: str, patterns: Sequence[str]) -> bool:

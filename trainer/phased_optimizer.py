@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from trainer.replicas import first_value
+from trainer.scaled_gradients import is_overwritten, times
 
 
 @keras.saving.register_keras_serializable(package="trainer")
@@ -81,8 +82,7 @@ class PhasedOptimizer(keras.optimizers.Optimizer):
         variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
         if self.loss_scale_factor is not None:
-            scale = 1.0 / self.loss_scale_factor
-            pairs = [(g if _is_overwritten(v) else g * tf.cast(scale, g.dtype), v) for g, v in pairs]
+            pairs = times(1.0 / self.loss_scale_factor, pairs)
         gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
         tf.switch_case(
             tf.cast(tf.convert_to_tensor(self.phase), tf.int32),
@@ -109,7 +109,7 @@ class PhasedOptimizer(keras.optimizers.Optimizer):
         decay, tolerance = start["decay"], start["tolerance"]
         step_squared, along = tf.constant(0.0), tf.constant(0.0)
         for gradient, variable, old in zip(gradients, variables, before, strict=True):
-            if not _is_overwritten(variable):
+            if not is_overwritten(variable):
                 moved = tf.cast(tf.convert_to_tensor(variable) - old, tf.float32)
                 step_squared += tf.reduce_sum(moved * moved)
                 along += tf.reduce_sum(moved * tf.cast(gradient, tf.float32))
@@ -168,8 +168,3 @@ class PhasedOptimizer(keras.optimizers.Optimizer):
     def from_config(cls, config, custom_objects=None) -> "PhasedOptimizer":
         made = [keras.optimizers.deserialize(each, custom_objects) for each in config["optimizers"]]
         return super().from_config({**config, "optimizers": made}, custom_objects)
-
-
-def _is_overwritten(variable) -> bool:
-    """Whether its gradient is no gradient but its new value, as of scales of float8 layers."""
-    return getattr(variable, "overwrite_with_gradient", False)

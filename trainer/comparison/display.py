@@ -43,9 +43,6 @@ class ComparisonDisplay:
         if self._moves:
             self._live.stop()
 
-    def say(self, text: str) -> None:
-        self._console.print(text)
-
     def begin(self, member: str, seed: int) -> None:
         log = self._files.log(member, seed)
         self._begun[member, seed] = (time.monotonic(), log.stat().st_size if log.exists() else 0)

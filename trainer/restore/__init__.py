@@ -13,6 +13,7 @@ from trainer.restore.explain import explain_problems
 from trainer.restore.find import find_checkpoint, missing_files, unreadable_checkpoints, whole_checkpoints
 from trainer.restore.formats import open_checkpoint
 from trainer.restore.live import lasting_names, layer_paths, layers_of, weights_of
+from trainer.restore.names import is_lora_matrix
 from trainer.restore.plan import Plan, plan_restore
 from trainer.restore.report import Record, RestoreError, RestoreReport
 from trainer.restore.rules import Rules
@@ -29,6 +30,7 @@ __all__ = [
     "build_model",
     "describe_source",
     "find_checkpoint",
+    "is_lora_matrix",
     "lasting_names",
     "layer_paths",
     "layers_of",

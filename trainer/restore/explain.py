@@ -2,10 +2,10 @@
 
 import re
 
+from trainer.restore.names import is_lora_matrix
 from trainer.restore.report import Record, RestoreReport
 
 _SHOWN = 8
-_LORA_MATRIX = re.compile(r"(^|/)lora_(kernel|embeddings)_[ab]$")
 _MOST_PATTERNS = 30  # more than a person would read before pasting them
 
 
@@ -13,9 +13,9 @@ def explain_problems(report: RestoreReport) -> str:
     """The message of a restore that was refused: counts, the report, and lines of gin that would help."""
     total = len(report.records) - len(report.unused)
     left = [record for record in report.unused if not record.rule]
-    matrices = [record for record in left if _LORA_MATRIX.search(record.name)]
+    matrices = [record for record in left if is_lora_matrix(record.name)]
     if not report.restored and not report.mismatched and not report.reinitialized:
-        return _fits_nothing(report, left, total)
+        return _fits_nothing(report, left, matrices, total)
     head = (
         f"The restore was refused, and no variable was changed: {len(report.missing)} of {total} model variables "
         f"would be missing, {len(report.mismatched)} mismatched, {len(left)} checkpoint weights unused."
@@ -30,7 +30,7 @@ def explain_problems(report: RestoreReport) -> str:
     return "\n".join(lines + _renames(left, report.restored))
 
 
-def _fits_nothing(report: RestoreReport, left: list[Record], total: int) -> str:
+def _fits_nothing(report: RestoreReport, left: list[Record], matrices: list[Record], total: int) -> str:
     """No proposal to excuse everything: what is wrong here is the path, the model, or all the names."""
     lines = [
         f"The checkpoint fits no variable of the model: 0 of {total} would be restored, and none was changed.",
@@ -42,7 +42,6 @@ def _fits_nothing(report: RestoreReport, left: list[Record], total: int) -> str:
     if not left:
         return "\n".join([*lines, "Name a checkpoint that was written with the model in it."])
     lines += _bare_list(left)
-    matrices = [record for record in left if _LORA_MATRIX.search(record.name)]
     if matrices:
         return "\n".join(lines + _lora(matrices))
     return "\n".join(

@@ -36,3 +36,8 @@ def matching_rule(names: str | Sequence[str], patterns: Iterable[str]) -> str | 
     """The first regex of `patterns` that is found in the name, or in one of the names, or None."""
     names = (names,) if isinstance(names, str) else names
     return next((pattern for pattern in patterns if any(re.search(pattern, name) for name in names)), None)
+
+
+def is_lora_matrix(name: str) -> bool:
+    """Whether a weight of this name is one of those that Keras' `enable_lora` adds."""
+    return bool(re.search(r"(^|/)lora_(kernel|embeddings)_[ab]$", name))
