@@ -19,6 +19,7 @@ FLOORS = [
     {
         "model_dir", "strategy", "schedules", "models", "records", "metric_writer", "progress",
         "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest", "deadline",
+        "loss_terms", "example_weights",
     },
     {"datasets", "agreement", "parameter_groups", "grouped_optimizer", "phased_optimizer", "phases"},
     {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches", "handover", "lora"},

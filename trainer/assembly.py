@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from trainer.data import Data
 from trainer.errors import UserError
+from trainer.loss_terms import added_terms
 from trainer.restore import build_model, layers_of
 from trainer.tasks import Task
 
@@ -84,11 +85,16 @@ def _batch_norms(model: keras.Model) -> list[keras.Layer]:
     return [layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
 
 
-def try_task(model: keras.Model, task: Task, train_data: Data, eval_data: Data | None, batch_size: int) -> None:
+def try_task(
+    model: keras.Model, task: Task, train_data: Data, eval_data: Data | None, batch_size: int, parts: int = 1
+) -> None:
     """Traces the loss, and the metrics if they will be asked for, on the batches' specification; computes nothing.
 
-    Raises `UserError` for a loss or metric that can't be computed on such a batch, for a metric that
-    is not one number, and for values that don't fit the model's outputs. Call outside the strategy's scope.
+    batch_size: examples of one of the `parts` that a global batch is cut into, by replicas and micro-batches.
+
+    Raises `UserError` for a loss or metric that can't be computed on such a batch, for a metric that is not one
+    number, for values that don't fit the model's outputs, and for a loss whose parts would not add up. Call
+    outside the strategy's scope.
     """
     outputs = None
     if eval_data is None and len(task.new_metrics()) > 1:
@@ -97,6 +103,8 @@ def try_task(model: keras.Model, task: Task, train_data: Data, eval_data: Data |
         # Train and evaluation data mostly are alike, and a trace takes its time.
         if data is train_data or data.batch_spec != train_data.batch_spec:
             outputs = trace_loss(model, task, data, batch_size).structured_outputs[-1]
+        if data is train_data and parts > 1 and added_terms(model):
+            _check_parts_add_up(model, task, data, batch_size)
         if data is eval_data:
             _try_metrics(model, task, data, batch_size)
         if isinstance(outputs, tf.TensorSpec | tf.Tensor):
@@ -110,6 +118,23 @@ def trace_loss(model: keras.Model, task: Task, data: Data, batch_size: int):
         return task.loss_and_outputs(model, batch, weight, training=True)
 
     return _trace("loss", loss, data, batch_size)
+
+
+def _check_parts_add_up(model: keras.Model, task: Task, data: Data, batch_size: int) -> None:
+    """What a model adds of a batch is a mean over its examples, and such means add up where all weigh the same."""
+
+    def loss(batch, weight):
+        _, weight_sum, _ = task.loss_and_outputs(model, batch, None, training=True)
+        if not isinstance(weight_sum, float):
+            raise UserError(
+                "The model adds to the loss by add_loss or an activity regulariser, and not all examples weigh the "
+                "same (sample_weight, class_weight, a mask, ignore_class or lengths that differ): in parts, by "
+                "replicas or accumulation_steps, that is not the loss of the whole batch. Write both into a "
+                "custom_loss, leave one of them out, or train on one replica without accumulation."
+            )
+        return weight_sum
+
+    _trace("loss", loss, data, batch_size)
 
 
 def _try_metrics(model: keras.Model, task: Task, data: Data, batch_size: int) -> None:

@@ -255,7 +255,8 @@ def train(
                 handover, new_optimizer, built_model, report, row_rules, num_steps, handover_warmup_steps
             )
             state.steps_before.assign(handed_over.step)
-    try_task(built_model, task, train_data, eval_data, replica_batch)
+    parts_of_a_step = strategy.num_replicas_in_sync * accumulation_steps
+    try_task(built_model, task, train_data, eval_data, replica_batch, parts_of_a_step)
     if strategy.num_replicas_in_sync > 1 and not synchronize_batch_norm:
         notes |= describe_batch_norm(built_model, replica_batch)
     if jit_compile:

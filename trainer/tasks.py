@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.errors import UserError
+from trainer.example_weights import by_class, check_class_weight, spread, times, weights_by_class
+from trainer.loss_terms import MeanLoss, added_terms, losses_and_mask, real_rows, regularization, weighted_sums
 from trainer.user_functions import in_graph
 
 
@@ -85,10 +87,19 @@ class Task:
 class SupervisedTask(Task):
     """A Keras loss between the model's output and a target feature."""
 
-    def __init__(self, inputs, target: str, loss: keras.losses.Loss, metrics: Mapping, sample_weight: str | None):
+    def __init__(
+        self,
+        inputs,
+        target: str,
+        loss: keras.losses.Loss,
+        metrics: Mapping,
+        sample_weight: str | None,
+        class_weight: Mapping[int, float] | None = None,
+    ):
         super().__init__(inputs)
         self._target = target
         self._sample_weight = sample_weight
+        self._class_weight = class_weight
         self._metrics = metrics
         # Not by `copy`: Keras would make another from the config, which has no dtype and no state of a user's loss.
         self._loss = object.__new__(type(loss))
@@ -102,6 +113,8 @@ class SupervisedTask(Task):
             "inputs": self.inputs,
             "target": self._target,
             "sample_weight": self._sample_weight,
+            # Only where there is one: else a run that began before there could be would be another run.
+            **({"class_weight": by_class(self._class_weight)} if self._class_weight else {}),
             "loss": type(self._loss).__name__,
             **options,
         }
@@ -109,6 +122,9 @@ class SupervisedTask(Task):
     def check_values(self, outputs, examples):
         labels = np.asarray(examples.get(self._target, ()))
         classes = (outputs.shape[-1] if outputs.shape.rank else None) or 0
+        highest = max(self._class_weight or [0])
+        if highest >= max(classes, 2):
+            raise UserError(f"supervised.class_weight weighs class {highest}, but the model has {classes} outputs.")
         if not isinstance(self._loss, keras.losses.SparseCategoricalCrossentropy) or not classes:
             return
         ignored = self._loss.get_config().get("ignore_class")
@@ -125,7 +141,7 @@ class SupervisedTask(Task):
         return [*super().features(), self._target, *([self._sample_weight] if self._sample_weight else [])]
 
     def loss_and_outputs(self, model, batch, weight, training):
-        values, weights, outputs = self._values(model, batch, weight, training)
+        values, weights, _, outputs = self._values(model, batch, weight, training)
         loss_sum, total = weighted_sums(values, weights)
         # Regularisers are a term of the mean, so they are weighted by this part's share of it.
         return loss_sum + regularization(model) * total if model.losses else loss_sum, total, outputs
@@ -139,23 +155,34 @@ class SupervisedTask(Task):
                     f"supervised.metrics[{name!r}] must be a Keras metric, not {metric!r}."
                     + (f" @{kind} is the loss; the metric is @metrics.{kind}." if hasattr(keras.metrics, kind) else "")
                 )
-        return {"loss": keras.metrics.Mean(name="loss")} | built
+        return {"loss": MeanLoss(name="loss")} | built
 
     def update_metrics(self, metrics, model, batch, weight):
-        values, weights, outputs = self._values(model, batch, weight, training=False)
-        metrics["loss"].update_state(values + regularization(model), sample_weight=weights)
+        values, weights, seen, outputs = self._values(model, batch, weight, training=False)
+        if added_terms(model):  # filling takes part in them, and can't be taken out afterwards
+            batch, weight = real_rows(batch, weight)
+            values, weights, seen, outputs = self._values(model, batch, weight, training=False)
+        metrics["loss"].update_state(values, weights, regularization(model), weight)
         for name in self._metrics:
-            metrics[name].update_state(_feature(batch, self._target), outputs, sample_weight=weights)
+            metrics[name].update_state(_feature(batch, self._target), outputs, sample_weight=seen)
 
     def _values(self, model, batch, weight, training):
-        outputs = model(self.model_inputs(batch), training=training)
-        values = tf.cast(self._loss(_feature(batch, self._target), outputs), tf.float32)
-        weights = None if weight is None else _spread(weight, values)
+        """(losses, their weights, the weights of what metrics see, outputs), [batch, ...]; weights of None are ones."""
+        target, outputs = _feature(batch, self._target), model(self.model_inputs(batch), training=training)
+        values, loss_mask = losses_and_mask(self._loss, target, outputs)
+        weights = None if weight is None else spread(weight, values)
         if self._sample_weight is not None:
             sample_weight = tf.cast(_feature(batch, self._sample_weight), tf.float32)
-            weights = _times(weights, _spread(sample_weight, values))
+            weights = times(weights, spread(sample_weight, values))
         mask = getattr(outputs, "_keras_mask", None)
-        return values, weights if mask is None else _times(weights, tf.cast(mask, tf.float32)), outputs
+        if mask is not None:
+            weights = times(weights, tf.cast(mask, tf.float32))
+        seen = weights
+        if loss_mask is not None:
+            weights = times(weights, tf.cast(loss_mask, tf.float32))
+        if self._class_weight and training:
+            weights = times(weights, spread(weights_by_class(self._class_weight, target, outputs), values))
+        return values, weights, seen, outputs
 
 
 class CustomLossTask(Task):
@@ -173,7 +200,7 @@ class CustomLossTask(Task):
             return *self._scalar_loss(model, batch, weight), None
         if not values.shape.rank:  # the mean over the examples that it was given
             values = tf.fill([_rows(batch)] if weight is None else tf.shape(weight), values)
-        return *weighted_sums(values, None if weight is None else _spread(weight, values)), None
+        return *weighted_sums(values, None if weight is None else spread(weight, values)), None
 
     def describe(self):
         return {"inputs": self.inputs, "loss": getattr(self._loss, "__qualname__", repr(self._loss))}
@@ -188,7 +215,7 @@ class CustomLossTask(Task):
             values = tf.cast(in_graph(function)(model, batch), tf.float32)
             if not values.shape.rank:
                 raise UserError(f"The metric {name!r} must return a value for each example, [batch], not a scalar.")
-            metrics[name].update_state(values, sample_weight=_spread(weight, values))
+            metrics[name].update_state(values, sample_weight=spread(weight, values))
 
     def _call(self, function, model, batch, training):
         function = in_graph(function)
@@ -197,8 +224,8 @@ class CustomLossTask(Task):
 
     def _scalar_loss(self, model, batch, weight):
         """A mean over the real examples alone: filling can't be taken out of a scalar afterwards."""
-        real = {key: tf.boolean_mask(value, weight > 0) for key, value in batch.items()}
-        count = tf.reduce_sum(weight)
+        real, ones = real_rows(batch, weight)
+        count = tf.reduce_sum(ones)
         mean = self._call(self._loss, model, real, False)
         return tf.where(count > 0, mean * count, 0.0), count
 
@@ -210,6 +237,7 @@ def supervised(
     target: str = "label",
     metrics: Mapping | None = None,
     sample_weight: str | None = None,
+    class_weight: Mapping[int, float] | None = None,
 ) -> Task:
     """Trains a model to predict a feature.
 
@@ -218,6 +246,11 @@ def supervised(
     target: feature to predict.
     metrics: name -> Keras metric class or builder, `{'accuracy': @SparseCategoricalAccuracy}`.
     sample_weight: name of a feature that weighs the examples, or None.
+    class_weight: class -> what its examples weigh in training, `{0: 1.0, 1: 5.0}`; classes left out weigh 1. The
+      target is the class, or one number for each class. Evaluations weigh all classes alike, as those of Keras do.
+
+    The loss is sum(loss * weight) / sum(weight); examples that the loss itself leaves out, as by `ignore_class`,
+    weigh nothing.
     """
     if inspect.isclass(loss) or inspect.isfunction(loss):
         try:
@@ -238,7 +271,9 @@ def supervised(
             )
     if loss.reduction == "sum":
         raise UserError("supervised.loss has reduction='sum'; the loss is always the mean over the global batch.")
-    return SupervisedTask(inputs, target, loss, dict(metrics or {}), sample_weight)
+    if class_weight is not None:
+        check_class_weight(class_weight)
+    return SupervisedTask(inputs, target, loss, dict(metrics or {}), sample_weight, class_weight)
 
 
 @gin.register(module="tasks")
@@ -278,32 +313,9 @@ def _feature(batch, name: str):
     return batch[name]
 
 
-def regularization(model) -> tf.Tensor:
-    """The sum of the model's regularisers, a float32 scalar."""
-    return tf.add_n([tf.cast(term, tf.float32) for term in model.losses]) if model.losses else tf.constant(0.0)
-
-
 def _rows(batch):
     some = next(iter(batch.values()))
     return tf.shape(some)[0] if some.shape[0] is None else some.shape[0]
-
-
-def weighted_sums(values, weights) -> tuple:
-    """(sum of weighted values, sum of weights); weights of None are ones."""
-    if weights is not None:
-        return tf.reduce_sum(values * weights), tf.reduce_sum(weights)
-    count = values.shape.num_elements()
-    return tf.reduce_sum(values), tf.cast(tf.size(values), tf.float32) if count is None else float(count)
-
-
-def _times(weights, others):
-    return others if weights is None else weights * others
-
-
-def _spread(weight, values):
-    """[batch] weights, repeated over the other dimensions of [batch, ...] values."""
-    extra = values.shape.rank - weight.shape.rank
-    return tf.broadcast_to(tf.reshape(weight, [-1] + [1] * extra) if extra > 0 else weight, tf.shape(values))
 
 
 def _takes_name(build) -> bool:

@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from trainer.data import Data
 from trainer.errors import UserError
+from trainer.loss_terms import regularization, weighted_sums
 from trainer.neural_style.contact_sheet import draw_contact_sheet, write_picture
 from trainer.neural_style.extractor import LAYERS, Vgg19, check_layer, smallest_size
 from trainer.neural_style.losses import content_loss, gram_matrix, style_loss, total_variation
-from trainer.tasks import Task, regularization, weighted_sums
+from trainer.tasks import Task
 
 _MOST_PICTURES = 8  # are written down at a time, the first of the data
 _ROWS = 8  # examples that are looked at together, before the first step and for pictures

@@ -1,0 +1,65 @@
+"""The sums that a loss is a ratio of, and what a model adds to it by regularisers and `add_loss`."""
+
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+
+def weighted_sums(values, weights) -> tuple:
+    """(sum of weighted values, sum of weights); weights of None are ones."""
+    if weights is not None:
+        return tf.reduce_sum(values * weights), tf.reduce_sum(weights)
+    count = values.shape.num_elements()
+    return tf.reduce_sum(values), tf.cast(tf.size(values), tf.float32) if count is None else float(count)
+
+
+def losses_and_mask(loss: keras.losses.Loss, target, outputs) -> tuple:
+    """(the loss of each example, float32, which of them count or None).
+
+    Not by the loss's `__call__`: that takes out what `ignore_class` names, and does not tell of it.
+    """
+    target, outputs = keras.tree.map_structure(
+        lambda value: keras.ops.convert_to_tensor(value, dtype=loss.dtype), (target, outputs)
+    )
+    values = loss.call(target, outputs)
+    return tf.cast(values, tf.float32), getattr(values, "_keras_mask", None)
+
+
+class MeanLoss(keras.metrics.Mean):
+    """The weighted mean of losses, and the mean over the examples, each weighing the same, of what a model adds."""
+
+    def __init__(self, name: str = "loss"):
+        super().__init__(name=name)
+        self.added = self.add_variable(shape=(), initializer="zeros", dtype=self.dtype, name="added")
+        self.examples = self.add_variable(shape=(), initializer="zeros", dtype=self.dtype, name="examples")
+
+    def update_state(self, values, sample_weight=None, added=0.0, example_weight=None):
+        """values: [batch, ...], weighted by sample_weight.
+
+        added: scalar, for as many examples as example_weight, [batch], sums to; None for all.
+        """
+        super().update_state(values, sample_weight=sample_weight)
+        count = tf.cast(tf.shape(values)[0], self.dtype) if example_weight is None else tf.reduce_sum(example_weight)
+        self.added.assign_add(tf.where(count > 0, added * count, 0.0))
+        self.examples.assign_add(count)
+
+    def result(self):
+        return super().result() + tf.math.divide_no_nan(tf.convert_to_tensor(self.added), self.examples)
+
+
+def real_rows(batch: Mapping, weight) -> tuple[dict, tf.Tensor]:
+    """A batch and its weights, [batch], without the rows that only fill it up."""
+    real = weight > 0
+    return {key: tf.boolean_mask(value, real) for key, value in batch.items()}, tf.boolean_mask(weight, real)
+
+
+def added_terms(model) -> list:
+    """Those of the model's `losses` that depend on the batch: of activity regularisers and of `add_loss`."""
+    of_weights = sum(variable.regularizer is not None for variable in model.trainable_variables)
+    return model.losses[: len(model.losses) - of_weights]  # Keras puts those of weights last
+
+
+def regularization(model) -> tf.Tensor:
+    """The sum of the model's regularisers, a float32 scalar."""
+    return tf.add_n([tf.cast(term, tf.float32) for term in model.losses]) if model.losses else tf.constant(0.0)
