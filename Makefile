@@ -79,10 +79,10 @@ benchmark-restore: install  ## 1 GB restored beside TensorFlow's own ways: ratio
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ tf-models-official==2.20.0
 
 bench: .venv/orbit  ## speed beside the bare floor, Orbit and Keras fit; start-up and memory; the input pipeline; saving
-	PYTHONPATH=.venv/orbit $(BIN)/python tests/benchmarks/step_speed.py
-	$(BIN)/python tests/benchmarks/start_up.py
-	$(BIN)/python tests/benchmarks/input_speed.py
-	$(BIN)/python tests/benchmarks/saving_speed.py
+	@failed=; PYTHONPATH=.venv/orbit $(BIN)/python tests/benchmarks/step_speed.py || failed=" step_speed"; \
+	for script in start_up input_speed saving_speed; do \
+		$(BIN)/python tests/benchmarks/$$script.py || failed="$$failed $$script"; \
+	done; test -z "$$failed" || { echo "Bars that do not hold are named above, by:$$failed"; exit 1; }
 
 bench-scaling: install  ## one and two processes on a core each; accumulation over a slow wire (as root: in network namespaces)
 	$(BIN)/python tests/benchmarks/scaling.py

@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 from conftest import make_strategy
-from parity_rows import DATA, INIT, net, train
+from parity_rows import DATA, INIT, TOKEN_TASK, net, recurrent, train
 
 import trainer
 
@@ -71,3 +71,26 @@ def test_a_text_feature_is_named_even_if_nothing_uses_it(tmp_path):
     data = {"x": DATA.examples["x"], "label": DATA.examples["label"], "id": ["a"] * 48}
     message = refused(tmp_path, train_data=data, eval_data=None)
     assert "the feature 'id' is text, which XLA cannot take" in message
+
+
+def test_what_is_dynamic_within_a_loop_is_found(capsys):
+    def of_each_example(model, batch):
+        logits = model(batch["x"])
+        return tf.map_fn(lambda row: tf.reduce_sum(tf.boolean_mask(row, row > 0.0)), logits)
+
+    train(make_strategy(1), task=loss_of(of_each_example), jit_compile=True, dry_run=True)
+    page = " ".join(capsys.readouterr().out.split())
+    assert "xla compiles; a TPU would refuse shapes that depend on values: Where (" in page
+
+
+def test_a_recurrent_layer_is_static(capsys):
+    train(make_strategy(1), model=recurrent, task=TOKEN_TASK, jit_compile=True, dry_run=True)
+    assert "xla compiles; every shape is static" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_evaluation_that_a_tpu_would_refuse_is_told_as_one(capsys):
+    """A mean over a batch can't be freed of filling afterwards, so the real rows are picked: how many depends."""
+    scalar = loss_of(lambda model, batch: tf.reduce_mean(model(batch["x"])))
+    for eval_data, told in ((DATA, True), (None, False)):
+        train(make_strategy(1), task=scalar, jit_compile=True, dry_run=True, eval_data=eval_data)
+        assert ("in evaluations" in capsys.readouterr().out) == told

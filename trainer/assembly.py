@@ -3,7 +3,7 @@
 import os
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -139,11 +139,17 @@ def _check_parts_add_up(model: keras.Model, task: Task, data: Data, batch_size: 
 
 def _try_metrics(model: keras.Model, task: Task, data: Data, batch_size: int) -> None:
     metrics = task.new_metrics()
-    _trace("metrics", lambda batch, weight: task.update_metrics(metrics, model, batch, weight), data, batch_size)
+    trace_metrics(model, task, data, batch_size, metrics)
     for name, metric in metrics.items():
         shape = tf.convert_to_tensor(metric.result()).shape
         if shape.rank:
             raise UserError(f"The metric {name!r} gives {shape} values; one number is needed.")
+
+
+def trace_metrics(model: keras.Model, task: Task, data: Data, batch_size: int, metrics: Mapping | None = None):
+    """The concrete function (batch, weight) -> None that adds a batch to metrics, new ones by default."""
+    metrics = task.new_metrics() if metrics is None else metrics
+    return _trace("metrics", lambda batch, weight: task.update_metrics(metrics, model, batch, weight), data, batch_size)
 
 
 def _untouched(data: Data) -> dict:

@@ -260,7 +260,7 @@ def train(
     if strategy.num_replicas_in_sync > 1 and not synchronize_batch_norm:
         notes |= describe_batch_norm(built_model, replica_batch)
     if jit_compile:
-        obstacles = check_xla(built_model, task, train_data, replica_batch, variables, strategy)
+        obstacles = check_xla(built_model, task, train_data, replica_batch, variables, strategy, eval_data)
         notes["xla"] = describe_fitness(obstacles)
     parts = RunParts(
         strategy=strategy,

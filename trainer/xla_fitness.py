@@ -6,18 +6,20 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from trainer.assembly import batch_specs
+from trainer.assembly import batch_specs, trace_metrics
 from trainer.data import Data
 from trainer.errors import UserError
 from trainer.restore import layers_of
 from trainer.tasks import Task
+
+_WHO = "train.jit_compile, and every TPU"
 
 
 def describe_fitness(obstacles: Sequence[str]) -> str:
     """What `check_xla` found, in a line."""
     if not obstacles:
         return "compiles; every shape is static"
-    return f"compiles; a TPU would refuse shapes that depend on values: {'; '.join(obstacles[:4])}"
+    return f"compiles; a TPU would refuse shapes that depend on values: {_list(obstacles)}"
 
 
 def check_xla(
@@ -27,10 +29,12 @@ def check_xla(
     batch_size: int,
     variables: Sequence[keras.Variable],
     strategy: tf.distribute.Strategy,
+    eval_data: Data | None = None,
 ) -> list[str]:
     """What a TPU would refuse though XLA on this machine compiles it: operations of dynamic shape, with their place.
 
     batch_size: examples that one replica sees in one micro-batch.
+    eval_data: what evaluations are of, if there are any; only a TPU compiles them.
 
     Nothing is computed. Raises `UserError` for what XLA cannot compile. Call outside of the strategy's scope.
     """
@@ -41,12 +45,12 @@ def check_xla(
     for name, spec in batch_spec.items():
         if spec.dtype == tf.string:
             raise UserError(
-                f"train.jit_compile: the feature {name!r} is text, which XLA cannot take. Leave it out by "
+                f"{_WHO}: the feature {name!r} is text, which XLA cannot take. Leave it out by "
                 "tfds_data.features, or drop it in preprocess."
             )
         if not spec.shape.is_fully_defined():
             raise UserError(
-                f"train.jit_compile: the feature {name!r} is of shape {spec.shape}; XLA needs every size. "
+                f"{_WHO}: the feature {name!r} is of shape {spec.shape}; XLA needs every size. "
                 "Pad it to one length in preprocess."
             )
 
@@ -65,15 +69,19 @@ def check_xla(
     try:
         compiled.experimental_get_compiler_ir(*specs)(stage="hlo")
     except (tf.errors.OpError, ValueError, TypeError) as error:
-        raise UserError(f"train.jit_compile: {_reason(str(error), graph, model)}") from error
-    return _dynamic_shapes(graph, model)
+        raise UserError(f"{_WHO}: {_reason(str(error), graph, model)}") from error
+    dynamic = _dynamic_shapes(graph, model)
+    if eval_data is not None:
+        evaluation = trace_metrics(model, task, eval_data, batch_size).graph
+        dynamic += [f"{place}, in evaluations" for place in _dynamic_shapes(evaluation, model)]
+    return dynamic
 
 
 def _refuse_sums_over_replicas(model: keras.Model) -> None:
     layers = [layer.name for layer in layers_of(model) if getattr(layer, "synchronized", False)]
     if layers:
         raise UserError(
-            f"train.jit_compile: {', '.join(layers[:4])} takes its statistics over all replicas, for which a pass that "
+            f"train.jit_compile: {_list(layers)} takes its statistics over all replicas, for which a pass that "
             "XLA compiles cannot wait. Leave jit_compile off, train on one replica, or normalise otherwise, as "
             "GroupNormalization does."
         )
@@ -83,25 +91,46 @@ def _reason(text: str, graph: tf.Graph, model: keras.Model) -> str:
     kinds = re.findall(r"(\w+) \(No registered '\w+' OpKernel", text)
     if not kinds:
         return f"XLA cannot compile the step: {text.strip().splitlines()[0][:300]}"
-    places = [_place(op, model) for op in graph.get_operations() if op.type in kinds]
+    places = [_place(node, model) for nodes in _all_nodes(graph) for node in nodes if node.op in kinds]
     return (
         f"XLA cannot compile {', '.join(dict.fromkeys(kinds))}, which only the host can run"
-        + (f": {'; '.join(places[:4])}" if places else "")
-        + ". Take it out of the model and the loss, or leave jit_compile off."
+        + (f": {_list(places)}" if places else "")
+        + ". Take it out of the model and the loss, or train without XLA."
     )
 
 
+def _all_nodes(graph: tf.Graph) -> list[Sequence]:
+    """The nodes of the graph, and those of each function in it: bodies of loops, branches, functions that it calls."""
+    definition = graph.as_graph_def(add_shapes=True)
+    return [definition.node, *(function.node_def for function in definition.library.function)]
+
+
 def _dynamic_shapes(graph: tf.Graph, model: keras.Model) -> list[str]:
-    def is_dynamic(op: tf.Operation) -> bool:
-        known = all(tensor.shape.is_fully_defined() for tensor in op.inputs)
-        return known and not all(tensor.shape.is_fully_defined() for tensor in op.outputs)
+    found = []
+    for nodes in _all_nodes(graph):
+        # The sizes in lists of tensors, such as a recurrent layer keeps, XLA finds by itself.
+        unknown = {node.name for node in nodes if not _is_static(node) and not node.op.startswith("TensorList")}
+        for node in nodes:
+            inputs = {name.lstrip("^").split(":")[0] for name in node.input}
+            if node.name in unknown and not inputs & unknown:
+                found.append(_place(node, model))
+    return found
 
-    return [_place(op, model) for op in graph.get_operations() if is_dynamic(op)]
+
+def _is_static(node) -> bool:
+    shapes = node.attr["_output_shapes"].list.shape if "_output_shapes" in node.attr else []
+    return not any(shape.unknown_rank or any(dim.size < 0 for dim in shape.dim) for shape in shapes)
 
 
-def _place(op: tf.Operation, model: keras.Model) -> str:
+def _list(places: Sequence[str]) -> str:
+    different = list(dict.fromkeys(places))
+    more = f"; and {len(different) - 4} more" if len(different) > 4 else ""
+    return "; ".join(different[:4]) + more
+
+
+def _place(node, model: keras.Model) -> str:
     names = {layer.name for layer in layers_of(model)}
     # A layer that is traced again has a number after its name.
-    spellings = [(part, re.sub(r"_\d+$", "", part)) for part in reversed(op.name.split("/"))]
+    spellings = [(part, re.sub(r"_\d+$", "", part)) for part in reversed(node.name.split("/"))]
     layer = next((name for pair in spellings for name in pair if name in names), "")
-    return f"{op.type} in the layer {layer}" if layer else f"{op.type} ({op.name}) outside of any layer"
+    return f"{node.op} in the layer {layer}" if layer else f"{node.op} ({node.name}) outside of any layer"
