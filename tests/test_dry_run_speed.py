@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import make_strategy, run_command
-from parity_rows import DATA, net, train
+from parity_rows import DATA, mixed, net, sgd, train
 
 import trainer
 from trainer.replicas import replica_values
@@ -78,6 +78,17 @@ def test_statistics_that_are_not_synchronised_are_told_and_make_other_weights(ca
     assert not np.array_equal(*replica_values(mean)), "the copies drift apart, as the note says"
     train(make_strategy(1), model=batch_norm, synchronize_batch_norm=False, num_steps=1)
     assert "NOT synchronised" not in page_of(capsys), "one replica has nothing to synchronise"
+
+
+def test_float16_without_a_loss_scale_is_told(capsys):
+    def told(policy, optimizer=None) -> bool:
+        train(make_strategy(1), model=lambda: mixed(policy), optimizer=optimizer or sgd(), dry_run=True)
+        return "float16 conv2d without a loss scale" in re.sub(r"conv2d_\d+", "conv2d", page_of(capsys))
+
+    assert told("mixed_float16")
+    assert not told("mixed_bfloat16")
+    assert not told("mixed_float16", lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
+    assert not told("mixed_float16", sgd(loss_scale_factor=128.0))
 
 
 def test_a_dry_run_for_a_tpu_compiles_the_step_here(tmp_path):

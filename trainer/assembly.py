@@ -49,6 +49,18 @@ def describe_batch_norm(model: keras.Model, batch_size: int) -> dict[str, str]:
     }
 
 
+def describe_half_precision(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, str]:
+    """What float16 costs without a loss scale, under a heading; nothing for other models, and with one."""
+    names = [layer.name for layer in layers_of(model) if layer.compute_dtype == "float16" and layer.trainable_variables]
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or optimizer.loss_scale_factor
+    if not names or scaled:
+        return {}
+    return {
+        "float16": f"{', '.join(names[:4])}{', ...' * (len(names) > 4)} without a loss scale: gradients below 6e-8 are "
+        "lost. OPTIMIZER = @LossScaleOptimizer and LossScaleOptimizer.inner_optimizer = @SGD(), say, mend it"
+    }
+
+
 def freeze_batch_norm(
     model: keras.Model, trained: Sequence[keras.Variable], update_frozen_batch_norm: bool = False
 ) -> dict[str, str]:

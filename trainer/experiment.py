@@ -13,7 +13,13 @@ import keras
 import tensorflow as tf
 
 from trainer.agreement import Agreement
-from trainer.assembly import assemble_model, describe_batch_norm, freeze_batch_norm, try_task
+from trainer.assembly import (
+    assemble_model,
+    describe_batch_norm,
+    describe_half_precision,
+    freeze_batch_norm,
+    try_task,
+)
 from trainer.checkpoints import Checkpoints, newest_checkpoint
 from trainer.data import as_data
 from trainer.deadline import Deadline
@@ -259,6 +265,7 @@ def train(
     try_task(built_model, task, train_data, eval_data, replica_batch, parts_of_a_step)
     if strategy.num_replicas_in_sync > 1 and not synchronize_batch_norm:
         notes |= describe_batch_norm(built_model, replica_batch)
+    notes |= describe_half_precision(built_model, new_optimizer)
     if jit_compile:
         obstacles = check_xla(built_model, task, train_data, replica_batch, variables, strategy, eval_data)
         notes["xla"] = describe_fitness(obstacles)
