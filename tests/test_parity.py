@@ -21,7 +21,7 @@ from trainer.train_step import build_train_loop
 SHORT_LIST = [
     "momentum", "adam", "clip by global norm", "accumulation", "batch norm", "embedding", "sample weights", "averages",
     "masked tokens", "dropout, by example", "loss scale, infinite gradient", "groups, clip by global norm",
-    "gradual unfreezing", "phases by swats", "lora",
+    "gradual unfreezing", "phases by swats", "lora", "tail of 1 and metrics", "class weights and accumulation", "jit",
 ]  # fmt: skip
 
 
