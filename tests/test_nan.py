@@ -192,6 +192,23 @@ def test_a_run_that_stopped_goes_on_when_it_is_allowed_to_go_round(tmp_path):
     assert run(tmp_path / "run", on_nan="rollback").finished
 
 
+@pytest.mark.parametrize("killed_first", [False, True])
+def test_a_rate_that_was_lowered_is_the_one_that_a_run_goes_back_to(tmp_path, monkeypatch, killed_first):
+    options = dict(train_data=data_with_bad_batches(7), checkpoint_every=5, log_every=1)
+    with pytest.raises(trainer.UserError, match="at step 8, the first after ckpt-5"):
+        run(tmp_path / "run", **options)
+    lowered = options | dict(
+        optimizer=lambda: keras.optimizers.Adam(0.001), allow_config_change=True, on_nan="rollback"
+    )
+    if killed_first:
+        stop_after(monkeypatch, 0)
+        run(tmp_path / "run", **lowered)
+        monkeypatch.undo()
+    assert run(tmp_path / "run", **lowered).finished
+    rates = {row["step"]: row["learning_rate"] for row in read_rows(ModelDir(tmp_path / "run").metrics)}
+    assert [rates[step] for step in (6, 9, 20)] == [pytest.approx(0.001)] * 3
+
+
 def test_after_so_many_rollbacks_it_stops(tmp_path):
     with pytest.raises(trainer.UserError, match="went back 1 times already; train.most_rollbacks = 1"):
         run(tmp_path / "run", on_nan="rollback", most_rollbacks=1)

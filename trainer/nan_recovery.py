@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainer.checkpoints import Checkpoints
 from trainer.errors import UserError
 from trainer.loop import LossNotFinite, finite_metrics
 from trainer.pipeline import batch_numbers, train_batches
 from trainer.replicas import first_value
+from trainer.resuming import Resume
 from trainer.run_parts import RunParts
 from trainer.stacked_batches import StackedBatches
 from trainer.strategy import num_workers, worker_index
@@ -44,7 +44,7 @@ def batches_from_here(parts: RunParts) -> StackedBatches:
 
 def recover(
     parts: RunParts,
-    checkpoints: Checkpoints | None,
+    resume: Resume | None,
     train_loop: Callable,
     error: LossNotFinite,
     most_rollbacks: int,
@@ -63,11 +63,11 @@ def recover(
     and where the same steps from the same checkpoint are finite.
     """
     state = parts.state
-    if checkpoints is not None:
-        checkpoints.resume()
+    if resume is not None:
+        resume()
     # Where there is no checkpoint, the state stays where it is; one of step 0 is a checkpoint as well.
     start = state.current_step()
-    if checkpoints is None or start >= error.step:
+    if resume is None or start >= error.step:
         raise UserError(
             f"{error} There is no checkpoint before it to go back to, or to find the batch from; a model_dir and a "
             f"smaller checkpoint_every make one. {_ADVICE}."
@@ -93,7 +93,7 @@ def recover(
     if went_back >= most_rollbacks:
         raise UserError(f"{told} The run went back {went_back} times already; train.most_rollbacks = {most_rollbacks}.")
     state.bad_batches.add(bad_batch)
-    checkpoints.resume()
+    resume()
     batches = _make_again(parts, train_loop, bad_step - 1, after_step)
     return batches, f"{told} Back at step {bad_step - 1}, to go on without that batch."
 
