@@ -186,6 +186,18 @@ def test_a_gradient_that_loss_scaling_skips_does_not_end_the_run(tmp_path):
     assert result.finished and all(np.isfinite(weight).all() for weight in result.model.get_weights())
 
 
+@pytest.mark.parametrize("length", [1, 3, 10])
+def test_a_loss_that_is_not_finite_ends_a_run_wherever_its_loops_end(tmp_path, length):
+    """Loss scaling makes no update of such a step: the loss is finite again from the next one on."""
+
+    def optimizer():
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+
+    options = dict(train_data=data_with_bad_batches(6), optimizer=optimizer, checkpoint_every=0, steps_per_loop=length)
+    with pytest.raises(trainer.UserError, match="The loss is nan, seen at step 20"):
+        run(tmp_path / "run", **options)
+
+
 def test_a_run_that_stopped_goes_on_when_it_is_allowed_to_go_round(tmp_path):
     with pytest.raises(trainer.UserError):
         run(tmp_path / "run")
