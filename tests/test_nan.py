@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import keras
 import numpy as np
@@ -11,11 +12,13 @@ from conftest import make_strategy
 from test_resume import bits
 
 import trainer
+from trainer.data import Data
 from trainer.data_order import epoch_order
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir
 from trainer.nan_recovery import check_on_nan
 from trainer.preemption import Preemption
+from trainer.records import Records
 from trainer.restore import whole_checkpoints
 
 BAD = 13
@@ -255,7 +258,33 @@ def test_a_word_that_is_no_choice_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_streamed_data_set_names_the_step_alone(tmp_path):
-    dataset = tf.data.Dataset.from_tensor_slices({name: np.asarray(value) for name, value in DATA.items()})
-    with pytest.raises(trainer.UserError, match=r"the first after ckpt-\d+ where it is not finite\. The run goes on"):
-        run(tmp_path / "run", train_data=dataset, seed=3)
+def test_examples_of_a_streamed_data_set_are_named(tmp_path):
+    data = data_with_bad_batches(4)
+    dataset = tf.data.Dataset.from_tensor_slices({name: np.asarray(value) for name, value in data.items()})
+    (bad,) = np.flatnonzero(np.isnan(data["x"]).any(axis=1))
+    with pytest.raises(trainer.UserError, match=r"Its batch is examples [\d, ]+ of train_data, counted") as caught:
+        run(tmp_path / "run", train_data=dataset, num_steps=50, checkpoint_every=1)
+    named = re.search(r"examples ([\d, ]+) of", str(caught.value))
+    assert named and str(bad) in named[1].split(", ") and named[1].count(",") == 3
+
+
+def test_records_of_the_examples_in_files_are_named(tmp_path):
+    paths = [str(tmp_path / name) for name in ("one.tfrecord", "two.tfrecord")]
+    x = np.random.default_rng(0).normal(size=[60, 4]).astype(np.float32)
+    x[BAD + 20] = np.nan
+    for path, part in zip(paths, (x[:40], x[40:]), strict=True):
+        with tf.io.TFRecordWriter(path) as writer:
+            for row in part:
+                writer.write(tf.io.serialize_tensor(row).numpy())
+
+    def decode(record):
+        return {"x": tf.ensure_shape(tf.io.parse_tensor(record, tf.float32), [4]), "label": tf.zeros([], tf.int64)}
+
+    # Without the first twenty of the first file.
+    records = Records([(paths[0], 20, 20), (paths[1], 0, 20)], decode)
+    stream = lambda: records.batches_in_order(1).unbatch().map(decode)  # noqa: E731
+    data = Data("files", 40, stream=stream, records=records, shuffle_buffer=8)
+    with pytest.raises(trainer.UserError, match=r"Its batch is records .*, counted from 0") as caught:
+        run(tmp_path / "run", train_data=data, checkpoint_every=1)
+    named = re.search(r"(?:records|,) ([\d, ]+) of (\S+one.tfrecord)", str(caught.value))
+    assert named and named[2] == paths[0] and str(BAD + 20) in named[1].split(", ")

@@ -120,8 +120,10 @@ def _make_again(parts: RunParts, train_loop: Callable, end: int, after_step: Cal
 
 
 def _examples(parts: RunParts, batch: int) -> str:
-    if parts.train_data.examples is None:
-        return ""
-    numbers = np.sort(batch_numbers(parts.train_data, parts.global_batch_size, parts.seed, batch))
-    shown = ", ".join(map(str, numbers[:32])) + ", ..." * (len(numbers) > 32)
-    return f". Its batch is examples {shown} of {parts.train_data.label}, counted from 0"
+    data = parts.train_data
+    numbers = np.sort(batch_numbers(data, parts.global_batch_size, parts.seed, batch))
+    shown, more = numbers[:32], ", ..." * (len(numbers) > 32)
+    if data.records is None:
+        return f". Its batch is examples {', '.join(map(str, shown))}{more} of {data.label}, counted from 0"
+    places = [f"{', '.join(map(str, records))} of {path}" for path, records in data.records.places(shown).items()]
+    return f". Its batch is records {', '.join(places)}{more}, counted from 0"
