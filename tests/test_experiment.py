@@ -15,6 +15,7 @@ import trainer
 from trainer.config.checks import problems
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir
+from trainer.preemption import Preemption
 
 RANDOM = np.random.default_rng(0)
 DATA = {"x": RANDOM.normal(size=[20, 4]), "label": RANDOM.integers(0, 3, 20)}
@@ -316,6 +317,65 @@ def test_an_allowed_change_goes_on_from_the_last_step_with_the_new_rate_and_is_t
     rates = {row["step"]: row["learning_rate"] for row in rows}
     assert rates[max(rates)] == 0.25 and rates[min(rates)] == pytest.approx(0.1)
     assert train(**changed | {"num_steps": 9}).step == 9, "the new config is the run's from now on"
+
+
+def in_loss_scaling(rate):
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "more"),
+    [
+        (keras.optimizers.SGD, {}),
+        (in_loss_scaling, {}),
+        (keras.optimizers.SGD, {"groups": [trainer.group("bias", learning_rate_multiplier=0.5)]}),
+        (keras.optimizers.Adam, {"phases": [trainer.phase(lambda: keras.optimizers.SGD(0.1), start=50)]}),
+    ],
+    ids=["plain", "loss scaling", "groups", "phases"],
+)
+def test_an_allowed_change_of_the_rate_outlives_a_kill_before_the_next_checkpoint(
+    tmp_path, monkeypatch, optimizer, more
+):
+    train(model_dir=tmp_path / "run", optimizer=lambda: optimizer(0.1), **more)
+    changed = dict(
+        model_dir=tmp_path / "run", optimizer=lambda: optimizer(0.25), num_steps=8, allow_config_change=True,
+        log_every=1, **more,
+    )  # fmt: skip
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(Preemption, "next_steps", killed)
+        train(**changed)
+    train(**changed | {"num_steps": 6})
+    train(**changed)
+    rows = read_rows(ModelDir(tmp_path / "run").metrics)
+    rates = {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
+    assert [rates[step] for step in (5, 6, 7, 8)] == [0.25] * 4
+
+
+def killed(self, count, steps_left):
+    raise RuntimeError("killed")
+
+
+class Halving(keras.optimizers.SGD):
+    """Its rate is a variable that it changes itself."""
+
+    def apply(self, grads, trainable_variables=None):
+        super().apply(grads, trainable_variables)
+        self._learning_rate.assign(self._learning_rate * 0.5)
+
+
+def test_a_rate_that_an_optimizer_changed_itself_is_resumed(tmp_path):
+    options = dict(optimizer=lambda: Halving(0.1), checkpoint_every=2)
+    whole = train(model_dir=tmp_path / "whole", **options)
+    train(model_dir=tmp_path / "parts", **options, num_steps=3)
+    parts = train(model_dir=tmp_path / "parts", **options)
+    assert saved_rate(tmp_path / "parts") == saved_rate(tmp_path / "whole") == pytest.approx(0.1 / 2**4)
+    for one, two in zip(whole.model.get_weights(), parts.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def saved_rate(model_dir):
+    reader = tf.train.load_checkpoint(str(model_dir / "checkpoints"))
+    return reader.get_tensor("optimizer/_learning_rate/.ATTRIBUTES/VARIABLE_VALUE")
 
 
 def test_a_head_for_other_classes_starts_fresh_by_rule_and_the_rest_is_restored(tmp_path):

@@ -1,6 +1,6 @@
 """Whatever hits a run, the same command again ends with the bits of a run that nothing hit.
 
-`make test-resume` (--fault-table) prints what was done and the largest difference; it kills at 20 moments, not 1,
+`make test-resume` (--fault-table) prints what was done and the largest difference; it kills at 20 moments, not 3,
 and runs more cases.
 """
 
@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -32,8 +33,8 @@ SETUPS = {
 
 @pytest.fixture(scope="module")
 def moments(request) -> int:
-    """How often each kind of run is killed."""
-    return 20 if request.config.getoption("--fault-table") else 1
+    """How often each kind of run is killed before its end."""
+    return 20 if request.config.getoption("--fault-table") else 3
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +96,15 @@ def wait_for_a_save(model_dir, processes, before) -> None:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, num_steps):
-    """model_dir of a run that nothing hit, by setup and number of steps."""
-    made: dict[tuple[str, int], Path] = {}
+    """model_dir of a run that nothing hit, by setup, number of steps and flags."""
+    made: dict[tuple, Path] = {}
 
-    def of(setup, num_steps=num_steps) -> Path:
-        if (setup, num_steps) not in made:
-            made[setup, num_steps] = tmp_path_factory.mktemp("unbroken") / "run"
-            run(made[setup, num_steps], num_steps, setup)
-        return made[setup, num_steps]
+    def of(setup, num_steps=num_steps, *flags) -> Path:
+        key = (setup, num_steps, *flags)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("unbroken") / "run"
+            run(made[key], num_steps, setup, *flags)
+        return made[key]
 
     return of
 
@@ -113,16 +115,30 @@ def tensors_of(prefix: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(reader.get_tensor(name)) for name in names if not name.startswith("_CHECKPOINTABLE")}
 
 
+def final_weights(model_dir) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(Path(model_dir, "final.weights.h5")) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    assert found
+    return found
+
+
 def rows_of(model_dir) -> list[dict]:
     rows = read_rows(Path(model_dir, "metrics.jsonl"))
     return [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows]
 
 
 def difference(model_dir, other) -> float:
-    """The largest of all tensors of the last and the best checkpoint; everything else must be the same too."""
+    """The largest of all tensors of the last and the best checkpoint and of the weights that the run leaves behind.
+
+    Everything else must be the same too.
+    """
     largest = 0.0
-    for folder in ("checkpoints", "checkpoints/best"):
-        one, two = (tensors_of(tf.train.latest_checkpoint(str(Path(path, folder)))) for path in (model_dir, other))
+    last, best = (
+        [tensors_of(tf.train.latest_checkpoint(str(Path(path, folder)))) for path in (model_dir, other)]
+        for folder in ("checkpoints", "checkpoints/best")
+    )
+    for one, two in (last, best, [final_weights(path) for path in (model_dir, other)]):
         assert one.keys() == two.keys()
         for name in one:
             if one[name].tobytes() != two[name].tobytes():
@@ -131,6 +147,9 @@ def difference(model_dir, other) -> float:
     assert rows_of(model_dir) == rows_of(other), "another history is on record"
     infos = [Path(path, "checkpoints/best/info.json").read_text() for path in (model_dir, other)]
     assert infos[0] == infos[1]
+    one, two = (json.loads(Path(path, "summary.json").read_text()) for path in (model_dir, other))
+    for name in ("step", "finished", "initial_metrics", "final_metrics"):
+        assert one[name] == two[name], name
     assert not list(Path(model_dir).rglob("*_temp")) and not list(Path(model_dir).glob(".tmp*"))
     return largest
 
@@ -151,29 +170,54 @@ def same_bits(unbroken, fault_cell):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("setup", [pytest.param("one replica", marks=pytest.mark.table_only), *list(SETUPS)[1:]])
 def test_killed_at_any_moment(tmp_path, setup, moments, same_bits):
+    """In turn: at any time of a start, after a save, in the middle of one; and then at its very end."""
     num_steps = 300 + 100 * moments  # not to be through before the last kill
-    chance, kills, in_saving = random.Random(setup), 0, 0
+    chance, kills, in_starting, in_saving, start_seconds = random.Random(setup), 0, 0, 0, 4.0
+    model_dir = tmp_path / "run"
     for moment in range(moments):
-        before = saved(tmp_path / "run")
-        processes = start(tmp_path / "run", num_steps, setup)
-        wait_for_a_save(tmp_path / "run", processes, before)
-        time.sleep(chance.uniform(0, 0.5))
-        while (
-            moment % 2 == 0 and not list(tmp_path.glob("run/checkpoints/ckpt-*_temp")) and processes[0].poll() is None
-        ):
-            pass  # every other time in the middle of a save
-        ended = [process.poll() is not None for process in processes]
-        chance.choice(processes).send_signal(signal.SIGKILL)
-        in_saving += bool(list(tmp_path.glob("run/checkpoints/ckpt-*_temp")))
-        kills += not any(ended)
-        time.sleep(0.1)
-        for process in processes:
-            process.kill()
-            process.communicate()
+        before, began = saved(model_dir), time.monotonic()
+        processes = start(model_dir, num_steps, setup)
+        if moment % 3 == 0:  # before it has got anywhere, most often: in an import, the resume, the first evaluation
+            time.sleep(chance.uniform(0, start_seconds))
+        else:  # so that the run gets on
+            wait_for_a_save(model_dir, processes, before)
+            start_seconds = time.monotonic() - began
+            time.sleep(chance.uniform(0, 0.5))
+        while moment % 3 == 2 and not in_a_save(model_dir) and processes[0].poll() is None:
+            pass
+        kills += kill(processes, chance)
+        in_starting += saved(model_dir) == before
+        in_saving += in_a_save(model_dir)
     assert kills == moments, "it was through before"
-    run(tmp_path / "run", num_steps, setup)
-    done = f"the same command; {in_saving} times it had been killed in saving"
-    same_bits(f"kill -9 at {kills} moments, {setup}", done, tmp_path / "run", setup, num_steps)
+    assert in_starting and in_saving or moments < 20
+
+    processes = start(model_dir, num_steps, setup)
+    weights = model_dir / ".tmp.final.weights.h5"
+    while not weights.exists() and processes[0].poll() is None:
+        pass
+    assert kill(processes, chance), "it was through before"
+    processes = start(model_dir, num_steps, setup)  # which has nothing to do but to leave the weights behind
+    time.sleep(chance.uniform(0, start_seconds))
+    kills += 1 + kill(processes, chance)
+
+    run(model_dir, num_steps, setup)
+    done = f"the same command; {in_starting} times it had been killed in starting, {in_saving} in saving, 1 at its end"
+    same_bits(f"kill -9 at {kills} moments, {setup}", done, model_dir, setup, num_steps)
+
+
+def in_a_save(model_dir) -> bool:
+    return bool(list(model_dir.glob("checkpoints/ckpt-*_temp")))
+
+
+def kill(processes, chance) -> bool:
+    """Kills one of them, then what is left; returns whether all were there to be killed."""
+    ended = [process.poll() is not None for process in processes]
+    chance.choice(processes).send_signal(signal.SIGKILL)
+    time.sleep(0.1)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    return not any(ended)
 
 
 @pytest.mark.table_only
@@ -212,10 +256,20 @@ def test_two_signals(tmp_path, num_steps, same_bits):
     same_bits("SIGTERM and SIGINT at once", f"left with {status}; the same command", tmp_path / "run")
 
 
-def test_the_end_of_its_time(tmp_path, num_steps, same_bits):
-    run(tmp_path / "run", num_steps, "one replica", "--gin_param=train.max_seconds = 4", status=75)
-    run(tmp_path / "run", num_steps)
-    same_bits("max_seconds", "saved, exit 75; the same command", tmp_path / "run")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_end_of_its_time(tmp_path, same_bits):
+    loops = [f"--gin_param=train.{name} = 10" for name in ("checkpoint_every", "steps_per_loop")]
+    step = 0
+    for seconds in range(4, 40, 2):  # until it has got under way, and ends within a loop
+        run(tmp_path / "run", 2000, "one replica", *loops, f"--gin_param=train.max_seconds = {seconds}", status=75)
+        step = json.loads((tmp_path / "run/summary.json").read_text())["step"]
+        if step % 10:
+            break
+    assert step % 10, "no loop was shortened"
+    run(tmp_path / "run", 2000, "one replica", *loops)
+    done = f"saved at step {step}, within a loop of 10, exit 75; the same command"
+    same_bits("max_seconds", done, tmp_path / "run", "one replica", 2000, *loops)
 
 
 ALL_ARE_KEPT = "--gin_param=train.keep_every = 1"

@@ -28,7 +28,7 @@ FLOORS = [
         "neural_style",
     },
     {"checkpoints", "train_step", "evaluation", "group_description", "phase_watch"},
-    {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness"},
+    {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness", "resuming"},
     {"nan_recovery"},
     {"experiment"},
     {"comparison"},

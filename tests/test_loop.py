@@ -45,7 +45,7 @@ class Diary:
         step = self.state.current_step()
         self.entries.append(f"steps to {step}")
         grad_norm = self.grad_norms.get(step, 2.0)
-        return {"loss": tf.constant(self.losses.get(step, 1.0)), "grad_norm": tf.constant(grad_norm)}
+        return [{"loss": tf.constant(self.losses.get(step, 1.0)), "grad_norm": tf.constant(grad_norm)}]
 
     def evaluate(self):
         self.entries.append("evaluate")
@@ -114,21 +114,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(bad):
 
 def test_a_loss_that_is_not_finite_is_not_saved_by_a_run_that_leaves_either():
     diary = Diary(stop_at=4, losses={4: np.nan})
-    with pytest.raises(LossNotFinite, match="The loss is nan at step 4"):
+    with pytest.raises(LossNotFinite, match="The loss is nan, seen at step 4"):
         diary.run(10, log_every=0, eval_every=0, checkpoint_every=0, steps_per_loop=2)
     assert diary.entries == ["steps to 2", "steps to 4"]
 
 
 def test_a_loss_that_is_not_finite_is_not_evaluated():
     diary = Diary(losses={4: np.nan})
-    with pytest.raises(LossNotFinite, match="The loss is nan at step 4"):
+    with pytest.raises(LossNotFinite, match="The loss is nan, seen at step 4"):
         diary.run(10, log_every=0, eval_every=4, checkpoint_every=0, steps_per_loop=10)
     assert diary.entries == ["steps to 4"]
 
 
 def test_a_gradient_that_is_not_finite_has_spoilt_the_weights_and_is_not_saved():
     diary = Diary(grad_norms={4: np.inf})
-    with pytest.raises(LossNotFinite, match="The gradient's norm is inf at step 4"):
+    with pytest.raises(LossNotFinite, match="The gradient's norm is inf, seen at step 4"):
         diary.run(10, log_every=0, eval_every=0, checkpoint_every=4, steps_per_loop=10)
     assert diary.entries == ["steps to 4"]
 
@@ -138,9 +138,22 @@ def test_under_loss_scaling_a_gradient_may_overflow_but_a_loss_may_not():
         return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5))
 
     diary = Diary(grad_norms={2: np.inf}, losses={4: np.nan}, optimizer=optimizer)
-    with pytest.raises(LossNotFinite, match="The loss is nan at step 4"):
+    with pytest.raises(LossNotFinite, match="The loss is nan, seen at step 4"):
         diary.run(4, log_every=0, eval_every=0, checkpoint_every=2, steps_per_loop=10)
     assert diary.entries == ["steps to 2", "save", "steps to 4"]
+
+
+def test_between_two_looks_no_loop_that_was_not_finite_is_passed_over():
+    diary = Diary(losses={4: np.nan})
+    with pytest.raises(LossNotFinite, match="The loss is nan, seen at step 10"):
+        diary.run(10, log_every=0, eval_every=0, checkpoint_every=10, steps_per_loop=2)
+    assert diary.entries == [f"steps to {step}" for step in (2, 4, 6, 8, 10)]
+
+
+def test_a_run_that_looks_only_at_its_end_does_not_train_on_for_ever():
+    diary = Diary(losses={4: np.nan})
+    with pytest.raises(LossNotFinite, match="The loss is nan, seen at step 100"):
+        diary.run(1000, log_every=0, eval_every=0, checkpoint_every=0, steps_per_loop=1)
 
 
 class Clock:

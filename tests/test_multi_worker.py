@@ -61,6 +61,24 @@ def test_two_workers_train_to_the_weights_of_one_process_and_only_the_chief_writ
     assert summaries[0]["final_metrics"] == pytest.approx(summaries[1]["final_metrics"], abs=1e-5)
 
 
+def test_what_two_workers_began_one_process_ends(digits_source, tmp_path):
+    def command(num_steps):
+        return (
+            "launch.train",
+            "--gin_file=configs/runs/digits_adam_to_sgd.gin",
+            f"--gin_param=INIT_CHECKPOINT = '{digits_source}'",
+            f"--gin_param=NUM_STEPS = {num_steps}",
+            "--gin_param=SGD.learning_rate = 0.01",  # no schedule, which would end with the first part
+        )
+
+    statuses, texts = run_workers(2, *command(10), "--strategy=multi_worker", f"--model_dir={tmp_path / 'parts'}")
+    assert statuses == [0, 0], texts
+    for name in ("parts", "alone"):
+        done = run_command(*command(20), "--strategy=one_device", f"--model_dir={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path / "parts", tmp_path / "alone", num_variables=10, tolerance=1e-6)
+
+
 def test_sigterm_to_one_worker_stops_both_with_one_checkpoint_and_75(digits_source, tmp_path):
     def terminate_the_second(processes):
         index = tmp_path / "run/checkpoints/ckpt-10.index"

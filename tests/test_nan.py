@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import keras
 import numpy as np
@@ -11,11 +12,13 @@ from conftest import make_strategy
 from test_resume import bits
 
 import trainer
+from trainer.data import Data
 from trainer.data_order import epoch_order
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir
 from trainer.nan_recovery import check_on_nan
 from trainer.preemption import Preemption
+from trainer.records import Records
 from trainer.restore import whole_checkpoints
 
 BAD = 13
@@ -186,10 +189,39 @@ def test_a_gradient_that_loss_scaling_skips_does_not_end_the_run(tmp_path):
     assert result.finished and all(np.isfinite(weight).all() for weight in result.model.get_weights())
 
 
+@pytest.mark.parametrize("length", [1, 3, 10])
+def test_a_loss_that_is_not_finite_ends_a_run_wherever_its_loops_end(tmp_path, length):
+    """Loss scaling makes no update of such a step: the loss is finite again from the next one on."""
+
+    def optimizer():
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+
+    options = dict(train_data=data_with_bad_batches(6), optimizer=optimizer, checkpoint_every=0, steps_per_loop=length)
+    with pytest.raises(trainer.UserError, match="The loss is nan, seen at step 20"):
+        run(tmp_path / "run", **options)
+
+
 def test_a_run_that_stopped_goes_on_when_it_is_allowed_to_go_round(tmp_path):
     with pytest.raises(trainer.UserError):
         run(tmp_path / "run")
     assert run(tmp_path / "run", on_nan="rollback").finished
+
+
+@pytest.mark.parametrize("killed_first", [False, True])
+def test_a_rate_that_was_lowered_is_the_one_that_a_run_goes_back_to(tmp_path, monkeypatch, killed_first):
+    options = dict(train_data=data_with_bad_batches(7), checkpoint_every=5, log_every=1)
+    with pytest.raises(trainer.UserError, match="at step 8, the first after ckpt-5"):
+        run(tmp_path / "run", **options)
+    lowered = options | dict(
+        optimizer=lambda: keras.optimizers.Adam(0.001), allow_config_change=True, on_nan="rollback"
+    )
+    if killed_first:
+        stop_after(monkeypatch, 0)
+        run(tmp_path / "run", **lowered)
+        monkeypatch.undo()
+    assert run(tmp_path / "run", **lowered).finished
+    rates = {row["step"]: row["learning_rate"] for row in read_rows(ModelDir(tmp_path / "run").metrics)}
+    assert [rates[step] for step in (6, 9, 20)] == [pytest.approx(0.001)] * 3
 
 
 def test_after_so_many_rollbacks_it_stops(tmp_path):
@@ -226,7 +258,33 @@ def test_a_word_that_is_no_choice_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_streamed_data_set_names_the_step_alone(tmp_path):
-    dataset = tf.data.Dataset.from_tensor_slices({name: np.asarray(value) for name, value in DATA.items()})
-    with pytest.raises(trainer.UserError, match=r"the first after ckpt-\d+ where it is not finite\. The run goes on"):
-        run(tmp_path / "run", train_data=dataset, seed=3)
+def test_examples_of_a_streamed_data_set_are_named(tmp_path):
+    data = data_with_bad_batches(4)
+    dataset = tf.data.Dataset.from_tensor_slices({name: np.asarray(value) for name, value in data.items()})
+    (bad,) = np.flatnonzero(np.isnan(data["x"]).any(axis=1))
+    with pytest.raises(trainer.UserError, match=r"Its batch is examples [\d, ]+ of train_data, counted") as caught:
+        run(tmp_path / "run", train_data=dataset, num_steps=50, checkpoint_every=1)
+    named = re.search(r"examples ([\d, ]+) of", str(caught.value))
+    assert named and str(bad) in named[1].split(", ") and named[1].count(",") == 3
+
+
+def test_records_of_the_examples_in_files_are_named(tmp_path):
+    paths = [str(tmp_path / name) for name in ("one.tfrecord", "two.tfrecord")]
+    x = np.random.default_rng(0).normal(size=[60, 4]).astype(np.float32)
+    x[BAD + 20] = np.nan
+    for path, part in zip(paths, (x[:40], x[40:]), strict=True):
+        with tf.io.TFRecordWriter(path) as writer:
+            for row in part:
+                writer.write(tf.io.serialize_tensor(row).numpy())
+
+    def decode(record):
+        return {"x": tf.ensure_shape(tf.io.parse_tensor(record, tf.float32), [4]), "label": tf.zeros([], tf.int64)}
+
+    # Without the first twenty of the first file.
+    records = Records([(paths[0], 20, 20), (paths[1], 0, 20)], decode)
+    stream = lambda: records.batches_in_order(1).unbatch().map(decode)  # noqa: E731
+    data = Data("files", 40, stream=stream, records=records, shuffle_buffer=8)
+    with pytest.raises(trainer.UserError, match=r"Its batch is records .*, counted from 0") as caught:
+        run(tmp_path / "run", train_data=data, checkpoint_every=1)
+    named = re.search(r"(?:records|,) ([\d, ]+) of (\S+one.tfrecord)", str(caught.value))
+    assert named and named[2] == paths[0] and str(BAD + 20) in named[1].split(", ")

@@ -69,6 +69,33 @@ def test_a_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, stra
     assert rows["parts"] == rows["whole"]
 
 
+def test_a_run_under_loss_scaling_resumes_to_the_bits_of_an_unbroken_one(tmp_path, strategy):
+    """The scale falls at steps that are skipped, and grows again after every other one."""
+
+    def optimizer():
+        return keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.Adam(0.01), initial_scale=2.0**127, dynamic_growth_steps=2
+        )
+
+    whole = run(tmp_path / "whole", 11, strategy, optimizer=optimizer)
+    updates = tf.train.load_checkpoint(str(tmp_path / "whole/checkpoints")).get_tensor(
+        "optimizer/inner_optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"
+    )
+    assert 0 < updates < 10, "else nothing is tested"
+    for step in (1, 4):
+        run(tmp_path / str(step), step, strategy, optimizer=optimizer)
+        rest = run(tmp_path / str(step), 11, strategy, optimizer=optimizer)
+        assert bits(rest) == bits(whole)
+        assert state_of(tmp_path / str(step)) == state_of(tmp_path / "whole")
+
+
+def state_of(model_dir):
+    """Every tensor of the last checkpoint."""
+    reader = tf.train.load_checkpoint(str(model_dir / "checkpoints"))
+    names = [name for name in reader.get_variable_to_shape_map() if not name.startswith("_CHECKPOINTABLE")]
+    return {name: np.asarray(reader.get_tensor(name)).tobytes() for name in names}
+
+
 def test_a_run_goes_on_with_another_number_of_replicas(tmp_path):
     # Without dropout, whose masks are those of each replica unless they are drawn by example.
     def plain():

@@ -44,7 +44,7 @@ def w_after(strategy, optimizer, batches, task, accumulation_steps=1, model=Scal
     )
     stacks = StackedBatches(dataset.batch(len(batches), drop_remainder=True), look_up=lambda pair: pair)
     train_loop = build_train_loop(strategy, state, task, built.trainable_variables, size, stacks, accumulation_steps)
-    metrics = stacks.run(train_loop, len(batches))
+    (metrics,) = stacks.run(train_loop, len(batches))
     return built, {name: float(value.numpy()) for name, value in metrics.items()}, state
 
 
@@ -153,6 +153,24 @@ def test_grad_norm_is_that_of_the_loss_and_not_of_the_scaled_loss(strategy):
     model, metrics, _ = w_after(strategy, optimizer, [pulls(2, 4)], pull_task())
     assert metrics["grad_norm"] == pytest.approx(3.0)
     assert value_of(model.w) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_loop_tells_of_its_first_step_that_is_not_finite(strategy, bad):
+    batches = [pulls(c, c) for c in (1, bad, 2)]
+    optimizer = lambda: keras.optimizers.SGD(0.1, clipvalue=1.0)  # noqa: E731
+    metrics = w_after(strategy, optimizer, batches, pull_task())[1]
+    assert not np.isfinite(metrics["grad_norm"])
+
+
+def test_a_loop_under_loss_scaling_tells_of_a_loss_that_is_not_finite_and_skips_a_gradient(strategy):
+    """The loss of c = 1e30 is finite, its gradient is not once it is scaled; that of c = inf is not either."""
+    optimizer = lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-30), initial_scale=2.0**40)  # noqa: E731
+    skipped, last, _ = w_after(strategy, optimizer, [pulls(1, 1), pulls(1e30, 1e30), pulls(3, 3)], pull_task())
+    assert value_of(skipped.w) == pytest.approx(4e-30)
+    assert last == {"loss": pytest.approx(0.0, abs=1e-20), "grad_norm": pytest.approx(3.0)}
+    _, bad, _ = w_after(strategy, optimizer, [pulls(1, 1), pulls(np.inf, np.inf), pulls(3, 3)], pull_task())
+    assert not np.isfinite(bad["loss"])
 
 
 def test_a_loss_that_depends_on_nothing_trained_is_named():

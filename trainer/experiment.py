@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from trainer.lora import Lora, add_lora, check_lora, describe_lora, finds_traina
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
 from trainer.nan_recovery import batches_from_here, check_on_nan, recover
-from trainer.optimizers import OptimizerProof, build_optimizer, configured_learning_rate, prove_new, trained_variables
+from trainer.optimizers import OptimizerProof, build_optimizer, prove_new, trained_variables
 from trainer.parameter_groups import ParameterGroup, divide
 from trainer.phase_watch import PhaseWatch
 from trainer.phases import Phase, check_phases, describe_starts, waits_for_plateau
@@ -43,8 +44,9 @@ from trainer.progress import StepProgress
 from trainer.random_numbers import check_kind
 from trainer.replica_update import check_update
 from trainer.restore import RestoreReport, restore_weights
+from trainer.resuming import Resume
 from trainer.run_files import finish_files, recorded_metrics, start_files
-from trainer.run_identity import check_same_run, may_resume, run_identity
+from trainer.run_identity import changed_at, check_same_run, may_resume, noting_change, run_identity
 from trainer.run_parts import RunParts
 from trainer.saving import Saving
 from trainer.start_checks import check_given, check_start
@@ -305,17 +307,18 @@ def train(
     identity = run_identity(parts)
     changed = "" if files is None else check_same_run(files, identity, allow_config_change, waits_for_plateau(phases))
     # The chief's word: what a late worker would compare with may be of this process already.
-    if not agreement.of_chief([bool(changed)])[0]:
+    changes, last_change = agreement.of_chief([bool(changed), changed_at(files) if files else -1])
+    if not changes:
         changed = ""
     elif not changed:
         changed = "as the chief tells"
+    change = -1 if not resuming else math.inf if changed else int(last_change)
     if changed:
         notes["config changed"] = f"and allowed to:\n{changed}"
     if dry_run:
         if files is not None and resuming:
-            with configured_learning_rate(new_optimizer) if changed else contextlib.nullcontext():
-                resumed_step = _resumed_step(Checkpoints(state, files.checkpoints), num_steps)
-            parts = dataclasses.replace(parts, resumed_step=resumed_step)
+            resume = Resume(Checkpoints(state, files.checkpoints), new_optimizer, change)
+            parts = dataclasses.replace(parts, resumed_step=_resumed_step(resume, num_steps))
         warm_up_again(new_optimizer, state.optimizer_step(0), handover_warmup_steps)
         if timed_steps:
             notes["speed"] = str(measure_throughput(parts, timed_steps))
@@ -323,28 +326,30 @@ def train(
         return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None, handed_over)
     if files is None:
         with Preemption(strategy) as preemption:
-            return _run(parts, None, None, intervals, deadline, preemption, saving, identity)
+            return _run(parts, None, None, None, intervals, deadline, preemption, saving, identity)
     with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(
             state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every, async_checkpoint,
             agreement if agreement.workers > 1 else None,
         )  # fmt: skip
         deadline.reserved = lambda: checkpoints.longest_seconds
+        resume = Resume(checkpoints, new_optimizer, change)
         if resuming:
-            with configured_learning_rate(new_optimizer) if changed else contextlib.nullcontext():
-                parts = dataclasses.replace(parts, resumed_step=_resumed_step(checkpoints, num_steps))
+            parts = dataclasses.replace(parts, resumed_step=_resumed_step(resume, num_steps))
             if checkpoints.skipped:
                 notes["checkpoints"] = "; ".join(checkpoints.skipped)
         checkpoints.tidy()
         # Closed before the folder is another's; a signal waits from here on until the run is on the disk.
         with contextlib.closing(checkpoints), Preemption(strategy) as preemption:
-            return _run(parts, files, checkpoints, intervals, deadline, preemption, saving, identity)
+            identity = noting_change(identity, resume.changed_at)
+            return _run(parts, files, checkpoints, resume, intervals, deadline, preemption, saving, identity)
 
 
 def _run(
     parts: RunParts,
     files: ModelDir | None,
     checkpoints,
+    resume: Resume | None,
     intervals: Intervals,
     deadline: Deadline,
     preemption: Preemption,
@@ -425,7 +430,7 @@ def _run(
                 finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
                 break
             except LossNotFinite as error:
-                batches, told = recover(parts, checkpoints, train_loop, error, parts.most_rollbacks, evaluate_again)
+                batches, told = recover(parts, resume, train_loop, error, parts.most_rollbacks, evaluate_again)
                 writer.drop_after(state.current_step())
                 progress.say(told)
                 loop_parts = dataclasses.replace(loop_parts, train=functools.partial(batches.run, train_loop))
@@ -472,8 +477,8 @@ def _all_resume(files: ModelDir, agreement: Agreement) -> bool:
     return resuming
 
 
-def _resumed_step(checkpoints: Checkpoints, num_steps: int) -> int:
-    step = checkpoints.resume()
+def _resumed_step(resume: Resume, num_steps: int) -> int:
+    step = resume()
     if step > num_steps:
         raise UserError(f"The run is at step {step} already, past num_steps = {num_steps}; it cannot go back.")
     return step

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 
@@ -15,6 +15,8 @@ from trainer.preemption import Preemption
 from trainer.progress import StepProgress
 from trainer.schedules import learning_rate_at
 from trainer.train_state import TrainState
+
+_MOST_UNSEEN = 100  # loops whose metrics are held before they are looked at, where nothing else is due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,26 +48,28 @@ class Intervals:
 class LossNotFinite(UserError):
     """Raised at the first look of the host that finds a loss, or a gradient, that is not finite.
 
-    Nothing was logged, evaluated or saved of it.  what: which of the two, and what it is.
+    Nothing was logged, evaluated or saved of it.  what: which of the two, and what it is.  step: of the look; it may
+    be of a step before.
     """
 
     def __init__(self, what: str, step: int):
-        super().__init__(f"{what} at step {step}; training further would only spread it.")
+        super().__init__(f"{what}, seen at step {step}; training further would only spread it.")
         self.what, self.step = what, step
 
 
-def finite_metrics(metrics: Mapping, step: int, optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
-    """What a step gave, as numbers of the host; raises `LossNotFinite`.
+def finite_metrics(loops: Sequence[Mapping], step: int, optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
+    """What the last of some loops on the device gave, as numbers of the host; raises `LossNotFinite`.
 
-    metrics: 'loss' and 'grad_norm' as scalar tensors, waited for here.
+    loops: 'loss' and 'grad_norm' of each as scalar tensors, waited for here.
     """
-    values = {name: float(value.numpy()) for name, value in metrics.items()}
-    if not math.isfinite(values["loss"]):
-        raise LossNotFinite(f"The loss is {values['loss']}", step)
-    # The loss is of the weights before the update, which such a gradient has spoilt by now. A LossScaleOptimizer
-    # makes no update of it and halves its scale. The loss itself is not scaled: no scale makes it finite.
-    if not math.isfinite(values["grad_norm"]) and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        raise LossNotFinite(f"The gradient's norm is {values['grad_norm']}", step)
+    for metrics in loops:
+        values = {name: float(value.numpy()) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"]):
+            raise LossNotFinite(f"The loss is {values['loss']}", step)
+        # The loss is of the weights before the update, which such a gradient has spoilt by now. A LossScaleOptimizer
+        # makes no update of it and halves its scale. The loss itself is not scaled: no scale makes it finite.
+        if not math.isfinite(values["grad_norm"]) and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise LossNotFinite(f"The gradient's norm is {values['grad_norm']}", step)
     return values
 
 
@@ -73,7 +77,7 @@ def finite_metrics(metrics: Mapping, step: int, optimizer: keras.optimizers.Opti
 class LoopParts:
     """What the loop calls.
 
-    train(num_steps) -> metrics of the last step;  evaluate() -> metrics or None;  save() -> None, what was
+    train(num_steps) -> metrics of each loop on the device;  evaluate() -> metrics or None;  save() -> None, what was
     written and the checkpoint.  log_more() -> what else a logged row holds.
     """
 
@@ -98,22 +102,24 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
     Raises `LossNotFinite` before any of what follows a step would be done with it.
     """
     state, step = parts.state, parts.state.current_step()
-    metrics = None
+    unseen: list[Mapping] = []  # of the loops since the last look
     clock = _Clock(step)
     while step < num_steps:
         due_in = intervals.steps_to_next_look(step, num_steps)
         count = parts.preemption.next_steps(due_in, parts.deadline.steps_left())
         if not count:
             break
-        metrics = parts.train(count)
+        unseen += parts.train(count)
         step += count
         parts.progress.advance(step)
 
         def due(every: int, step=step) -> bool:
             return step == num_steps or (every > 0 and step % every == 0)
 
-        if any(map(due, (intervals.log_every, intervals.eval_every, intervals.checkpoint_every))):
-            values = finite_metrics(metrics, step, state.optimizer)
+        looks = (intervals.log_every, intervals.eval_every, intervals.checkpoint_every)
+        if any(map(due, looks)) or len(unseen) >= _MOST_UNSEEN:
+            values = finite_metrics(unseen, step, state.optimizer)
+            unseen = []
         if due(intervals.log_every):
             steps_per_second = clock.lap(step)
             # The schedule at `step`: what the next update uses, and what one plots a schedule against.
@@ -132,8 +138,8 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
             with clock.stopped(), parts.deadline.pause():
                 parts.save()
     if step < num_steps:
-        if metrics is not None:  # steps between two looks
-            finite_metrics(metrics, step, state.optimizer)
+        if unseen:  # steps between two looks
+            finite_metrics(unseen, step, state.optimizer)
         parts.save()
     return step >= num_steps
 

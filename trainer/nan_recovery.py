@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainer.checkpoints import Checkpoints
 from trainer.errors import UserError
 from trainer.loop import LossNotFinite, finite_metrics
 from trainer.pipeline import batch_numbers, train_batches
 from trainer.replicas import first_value
+from trainer.resuming import Resume
 from trainer.run_parts import RunParts
 from trainer.stacked_batches import StackedBatches
 from trainer.strategy import num_workers, worker_index
@@ -44,7 +44,7 @@ def batches_from_here(parts: RunParts) -> StackedBatches:
 
 def recover(
     parts: RunParts,
-    checkpoints: Checkpoints | None,
+    resume: Resume | None,
     train_loop: Callable,
     error: LossNotFinite,
     most_rollbacks: int,
@@ -63,11 +63,11 @@ def recover(
     and where the same steps from the same checkpoint are finite.
     """
     state = parts.state
-    if checkpoints is not None:
-        checkpoints.resume()
+    if resume is not None:
+        resume()
     # Where there is no checkpoint, the state stays where it is; one of step 0 is a checkpoint as well.
     start = state.current_step()
-    if checkpoints is None or start >= error.step:
+    if resume is None or start >= error.step:
         raise UserError(
             f"{error} There is no checkpoint before it to go back to, or to find the batch from; a model_dir and a "
             f"smaller checkpoint_every make one. {_ADVICE}."
@@ -93,7 +93,7 @@ def recover(
     if went_back >= most_rollbacks:
         raise UserError(f"{told} The run went back {went_back} times already; train.most_rollbacks = {most_rollbacks}.")
     state.bad_batches.add(bad_batch)
-    checkpoints.resume()
+    resume()
     batches = _make_again(parts, train_loop, bad_step - 1, after_step)
     return batches, f"{told} Back at step {bad_step - 1}, to go on without that batch."
 
@@ -120,8 +120,10 @@ def _make_again(parts: RunParts, train_loop: Callable, end: int, after_step: Cal
 
 
 def _examples(parts: RunParts, batch: int) -> str:
-    if parts.train_data.examples is None:
-        return ""
-    numbers = np.sort(batch_numbers(parts.train_data, parts.global_batch_size, parts.seed, batch))
-    shown = ", ".join(map(str, numbers[:32])) + ", ..." * (len(numbers) > 32)
-    return f". Its batch is examples {shown} of {parts.train_data.label}, counted from 0"
+    data = parts.train_data
+    numbers = np.sort(batch_numbers(data, parts.global_batch_size, parts.seed, batch))
+    shown, more = numbers[:32], ", ..." * (len(numbers) > 32)
+    if data.records is None:
+        return f". Its batch is examples {', '.join(map(str, shown))}{more} of {data.label}, counted from 0"
+    places = [f"{', '.join(map(str, records))} of {path}" for path, records in data.records.places(shown).items()]
+    return f". Its batch is records {', '.join(places)}{more}, counted from 0"

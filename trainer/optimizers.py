@@ -1,8 +1,7 @@
 """Name, schedule and trained variables -> a new Keras optimizer, and the proof that it is new."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -178,20 +177,15 @@ def _given_rate(optimizer: keras.optimizers.Optimizer):
     return float(first_value(rate)) if isinstance(rate, keras.Variable) else rate
 
 
-@contextlib.contextmanager
-def configured_learning_rate(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Afterwards a constant rate is what it was before: a checkpoint that is loaded inside has one of its own."""
+def constant_rates(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Each variable that holds a constant rate, and the rate as of now; without those that are found on the way."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    # One that was found on the way is no configured one.
     found = {id(rate) for rate in inner.found_rates} if isinstance(inner, PhasedOptimizer) else set()
-    rates = [
+    return [
         (variable, first_value(variable))
         for variable in optimizer.variables
         if variable.name == "learning_rate" and id(variable) not in found
     ]
-    yield
-    for variable, value in rates:
-        variable.assign(value)
 
 
 def trained_variables(model: keras.Model, frozen: Sequence[str] = (), trained: str = "all") -> list[keras.Variable]:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data import Data
-from trainer.data_order import index_stack
+from trainer.data_order import index_stack, numbers_in_blocks
 from trainer.errors import UserError
 from trainer.stacked_batches import DrawnAhead, StackedBatches
 from trainer.user_functions import as_it_is
@@ -107,9 +107,13 @@ def _streamed_batches(data: Data, batch_size: int, seed: int, start_step: int) -
     if data.records is not None:
         return data.records.shuffled_batches(batch_size, data.shuffle_buffer, seed, start_step * batch_size)
     assert data.stream is not None
-    dataset = data.stream().shuffle(data.shuffle_buffer, seed=seed, reshuffle_each_iteration=True).repeat()
+    dataset = _shuffled(data.stream(), data, seed)
     # Before any map: what is skipped need not be computed.
     return dataset.skip(start_step * batch_size).batch(batch_size, drop_remainder=True)
+
+
+def _shuffled(dataset: tf.data.Dataset, data: Data, seed: int) -> tf.data.Dataset:
+    return dataset.shuffle(data.shuffle_buffer, seed=seed, reshuffle_each_iteration=True).repeat()
 
 
 def _stored_batches(data: Data, batch_size: int) -> tf.data.Dataset:
@@ -150,8 +154,15 @@ def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index
 
 
 def batch_numbers(data: Data, global_batch_size: int, seed: int, batch: int) -> np.ndarray:
-    """[global_batch_size] int64: which examples, in stored order, make up a global batch of data in memory."""
-    return index_stack(data.num_examples, global_batch_size, seed, 1, batch)[0]
+    """[global_batch_size] int64: which examples, in stored order, make up a global batch; none of them is read."""
+    start = batch * global_batch_size
+    if data.examples is not None:
+        return index_stack(data.num_examples, global_batch_size, seed, 1, batch)[0]
+    if data.records is not None:
+        return numbers_in_blocks(data.num_examples, data.shuffle_buffer, seed, start, global_batch_size)
+    # Shuffling looks at no element: numbers in their place come in the same order.
+    numbers = _shuffled(tf.data.Dataset.range(data.num_examples), data, seed).skip(start).take(global_batch_size)
+    return np.array(list(numbers.as_numpy_iterator()))
 
 
 def _steps_per_stack(batch_spec: Mapping, batch_size: int, most: int) -> int:

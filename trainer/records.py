@@ -1,12 +1,12 @@
 """Examples in record files, read block by block from anywhere in an epoch."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.data_order import block_order, epoch_order
+from trainer.data_order import find_block, visit_block
 from trainer.user_functions import as_it_is
 
 
@@ -34,22 +34,13 @@ class Records:
         found by arithmetic. To go on from there costs the reading of one block, not of what came before.
         Two blocks are held at a time, as they are in the files: decoded, they would be many times as large.
         """
-        lengths = [take for _, _, take in self.segments]
-        ends = np.cumsum(lengths)
+        ends = self._ends()
         num_examples = int(ends[-1])
-        starts = np.arange(0, num_examples, block_size)
-        sizes = np.minimum(block_size, num_examples - starts)
-        start_epoch, offset = divmod(start, num_examples)
-        passed = np.cumsum(sizes[epoch_order(len(starts), seed, start_epoch)])
-        first = int(np.searchsorted(passed, offset, side="right"))
-        first_visit = start_epoch * len(starts) + first
-        offset -= int(passed[first - 1]) if first else 0
+        first_visit, offset = find_block(num_examples, block_size, seed, start)
 
         def plan(visit):
             """What the visit-th block of the run is made of, and in which order."""
-            epoch, place = divmod(int(visit), len(starts))
-            block = int(epoch_order(len(starts), seed, epoch)[place])
-            begin, end = int(starts[block]), int(starts[block] + sizes[block])
+            begin, end, order = visit_block(num_examples, block_size, seed, int(visit))
             touched = range(int(np.searchsorted(ends, begin, side="right")), int(np.searchsorted(ends, end)) + 1)
             parts = []
             for i in touched:
@@ -57,7 +48,7 @@ class Records:
                 own_start = int(ends[i]) - take
                 low, high = max(begin, own_start), min(end, int(ends[i]))
                 parts.append((path.encode(), skip + low - own_start, high - low))
-            order = block_order(end - begin, seed, epoch, block)[offset if int(visit) == first_visit else 0 :]
+            order = order[offset if int(visit) == first_visit else 0 :]
             paths, skips, takes = zip(*parts, strict=True)
             return np.array(paths, object), np.array(skips, np.int64), np.array(takes, np.int64), order
 
@@ -74,6 +65,19 @@ class Records:
         # The next block is read while this one is used.
         blocks = tf.data.Dataset.counter(first_visit, dtype=tf.int64).flat_map(as_it_is(read)).prefetch(1)
         return blocks.flat_map(as_it_is(in_order)).rebatch(batch_size, drop_remainder=True)
+
+    def places(self, numbers: Iterable[int]) -> dict[str, list[int]]:
+        """path -> numbers of its records, from 0, of the examples with these numbers in stored order."""
+        ends, found = self._ends(), dict[str, list[int]]()
+        for number in numbers:
+            i = int(np.searchsorted(ends, number, side="right"))
+            path, skip, take = self.segments[i]
+            found.setdefault(path, []).append(skip + int(number) - (int(ends[i]) - take))
+        return found
+
+    def _ends(self) -> np.ndarray:
+        """How many records there are up to the end of each segment."""
+        return np.cumsum([take for _, _, take in self.segments])
 
     def decoder(self) -> Callable:
         """What makes of [rows] serialized records feature -> [rows, ...]."""

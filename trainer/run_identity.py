@@ -14,6 +14,7 @@ from trainer.model_dir import ModelDir
 from trainer.run_parts import RunParts
 
 _MOST_LINES = 8  # of two configs that have nothing in common, nobody reads more
+_CHANGED_AT = "# changed at step "  # a comment, which is no difference between two configs
 
 
 def run_identity(parts: RunParts) -> str:
@@ -67,6 +68,18 @@ def check_same_run(files: ModelDir, identity: str, allow_change: bool = False, e
             "one from the run's last step by --allow_config_change."
         )
     return lines
+
+
+def changed_at(files: ModelDir) -> int:
+    """The step at which the folder's config was changed last, -1 if it never was."""
+    text = files.run_identity.read_text() if files.run_identity.exists() else ""
+    found = re.search(rf"^{_CHANGED_AT}(\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else -1
+
+
+def noting_change(identity: str, step: float) -> str:
+    """The identity as it is written down, with the step at which the config was changed last, -1 for never."""
+    return identity if step < 0 else f"{identity}{_CHANGED_AT}{step:.0f}\n"
 
 
 def _arguments(parts: RunParts) -> str:

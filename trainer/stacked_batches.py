@@ -55,16 +55,16 @@ class StackedBatches:
         self._stack = None
         self._used = self._steps_per_stack
 
-    def run(self, train_loop: Callable, num_steps: int):
-        """Calls train_loop(stack, first, end) until `num_steps` steps were made; returns what the last call did."""
-        metrics = None
+    def run(self, train_loop: Callable, num_steps: int) -> list:
+        """Calls train_loop(stack, first, end) until `num_steps` steps were made; returns what each call did."""
+        results = []
         while num_steps:
             if self._used == self._steps_per_stack:
                 with self._reading():
                     self._stack = next(self._iterator)
                 self._used = 0
             count = min(num_steps, self._steps_per_stack - self._used)
-            metrics = train_loop(self._stack, tf.constant(self._used), tf.constant(self._used + count))
+            results.append(train_loop(self._stack, tf.constant(self._used), tf.constant(self._used + count)))
             self._used += count
             num_steps -= count
-        return metrics
+        return results

@@ -28,7 +28,10 @@ def build_train_loop(
     jit_compile: bool = False,
     optimizer_update: str = "per_replica",
 ) -> Callable:
-    """Returns train_loop(stack, first, end) -> {'loss', 'grad_norm'} of the last step, float32 scalars.
+    """Returns train_loop(stack, first, end) -> {'loss', 'grad_norm'}, float32 scalars.
+
+    They are of the last step, or of the first that is not finite, so that no place in a loop hides it. A gradient
+    that a LossScaleOptimizer skips counts as finite; a loss does not, which no scale mends.
 
     stack: of `batches`, several steps' inputs.  first, end: int32 scalar tensors: which of them to make;
       loops of any length are one trace.
@@ -48,6 +51,8 @@ def build_train_loop(
     replica_batch = global_batch_size // (accumulation_steps * replicas)
     in_loop = replicas == 1 or not needs_other_replicas(state.model)
     update = Update(strategy, state, variables, optimizer_update)
+    # Of the loss and the gradient's norm, those that must be finite.
+    watched = 1 if isinstance(state.optimizer, keras.optimizers.LossScaleOptimizer) else 2
 
     def micro_batch_sums(batch, weight):
         with tf.GradientTape() as tape:
@@ -98,9 +103,13 @@ def build_train_loop(
     @tf.function(input_signature=[batches.spec, number, number], autograph=False)
     def train_loop(stack, first, end):
         # The metrics are one tensor: each that a loop carries costs a small step percents.
-        start = (first, tf.zeros([2]))
         _, metrics = tf.while_loop(
-            lambda index, _: index < end, lambda index, _: (index + 1, train_step(stack, index)), start
+            lambda index, _: index < end,
+            lambda index, before: (
+                index + 1,
+                tf.where(tf.math.is_finite(before[:watched]), train_step(stack, index), before),
+            ),
+            (first, tf.zeros([2])),
         )
         state.step.assign_add(tf.cast(end - first, tf.int64))
         return {"loss": metrics[0], "grad_norm": metrics[1]}

@@ -245,7 +245,7 @@ def _drained_stacks(data: Data) -> TakeSteps:
 
 def _first_batch(data: Data, start_step: int):
     batches = train_batches(data, BATCH_SIZE, seed=0, start_step=start_step)
-    return batches.run(lambda stack, first, end: batches.look_up(_at(first, stack)), 1)
+    return batches.run(lambda stack, first, end: batches.look_up(_at(first, stack)), 1)[-1]
 
 
 def _at(step: tf.Tensor, stack):
