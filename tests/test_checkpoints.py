@@ -404,6 +404,40 @@ def test_a_full_disk_is_named_and_the_older_checkpoint_stays_whole(small_disk, s
     assert steps_in(folder) == [10, 20] and resumed(folder, units=4_000) == (20, [])
 
 
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_best_one_that_could_not_be_written_does_not_stand_in_the_way_of_the_next(small_disk, in_background):
+    state = new_state(units=4_000)
+    checkpoints = Checkpoints(state, small_disk / "checkpoints", keep=1, in_background=in_background)
+    at(state, 10)
+    assert checkpoints.save_best(0.5, "accuracy")
+    checkpoints.wait()
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 40_000))
+    at(state, 20)
+    with pytest.raises(trainer.UserError, match="The checkpoint of step 20 cannot be written"):
+        checkpoints.save_best(0.9, "accuracy")
+        checkpoints.wait()
+    filler.unlink()
+    at(state, 30)
+    assert not checkpoints.save_best(0.4, "accuracy") and checkpoints.save_best(0.7, "accuracy")
+    checkpoints.wait()
+    assert best_in(small_disk / "checkpoints") == (30, 0.7)
+
+
+def test_what_is_the_best_is_the_word_of_the_chief_whose_disk_may_have_been_full(folder):
+    class Chief:
+        workers, says = 2, True
+
+        def of_chief(self, values):
+            return [self.says for _ in values]
+
+    state, chief = at(new_state(), 40), Chief()
+    checkpoints = Checkpoints(state, folder, is_chief=False, agreement=chief)
+    assert checkpoints.save_best(0.5, "accuracy") and checkpoints.save_best(0.4, "accuracy")
+    chief.says = False
+    assert not checkpoints.save_best(0.6, "accuracy")
+
+
 def test_a_read_only_folder_is_named_and_can_be_resumed(small_disk):
     state = new_state()
     checkpoints = saved(small_disk / "checkpoints", [10], state)

@@ -35,7 +35,8 @@ class Checkpoints:
     is_chief: other workers take part in the reads, which are collectives, and write to a folder
       that is thrown away.
     in_background: whether `save` returns as soon as the state is written, before it is on the disk, see `wait`.
-    agreement: of several workers, which resume the checkpoint that the chief finds; each reads it itself.
+    agreement: of several workers, which resume the checkpoint that the chief finds, each reading it itself, and
+      keep as the best what is the best to the chief.
 
     skipped: after `resume`, a sentence for each checkpoint that was not whole and that another one stood in for.
     """
@@ -109,12 +110,13 @@ class Checkpoints:
         Call it before `save`, which then links to its files: a run that is killed between the two comes
         by this step again, where one that was killed after `save` would never look at it again.
         """
+        if self._saved is not None and self._saved[1] == self._best_folder:
+            self.close()  # one that is still under way may become the best so far, or fail to
         measured = {"metric": name, "higher_is_better": higher_is_better}
-        before = self._best if self._best is not None and measured.items() <= self._best.items() else None
-        if before is None:
-            is_better = value == value
-        else:
-            is_better = value > before["value"] if higher_is_better else value < before["value"]
+        is_better = self._beats_best(value, measured)
+        if self._agreement is not None:
+            # All must go on to the same saves, and the chief alone knows whether the best so far could be written.
+            is_better = bool(self._agreement.of_chief([is_better])[0])
         if not is_better:
             return False
         step = self._state.current_step()
@@ -124,12 +126,19 @@ class Checkpoints:
             with self._explaining(f"best/ckpt-{step} is written, but best/info.json cannot be"):
                 # From here on it is the best one; before, the old one was, whose files are still there.
                 write_json(Path(self._best_folder, "info.json"), best)
+                self._best = best
                 self._keep_only_best(step)
 
-        # Before it is written, which may fail on the chief alone: all workers must go on to the same comparisons.
-        self._best = best
         self._write(step, self._best_folder, tell)
+        if self._scratch is not None:
+            self._best = best
         return True
+
+    def _beats_best(self, value: float, measured: dict[str, Any]) -> bool:
+        if self._best is None or not measured.items() <= self._best.items():
+            return value == value
+        before = self._best["value"]
+        return value > before if measured["higher_is_better"] else value < before
 
     def resume(self) -> int:
         """Loads the newest whole checkpoint of this run; returns its step, or 0 where there is none.
