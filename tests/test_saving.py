@@ -61,6 +61,34 @@ def test_a_broken_run_ends_with_the_same_best(tmp_path):
     assert one == two
 
 
+def test_a_run_that_goes_on_past_its_end_is_not_finished_meanwhile_and_keeps_the_old_weights(tmp_path):
+    folder = tmp_path / "run"
+    options = LONG | {"model_dir": folder}
+    train(**options | {"num_steps": 4})
+    weights = (folder / "final.weights.h5").read_bytes()
+    seen = []
+
+    class Looking(keras.metrics.SparseCategoricalAccuracy):
+        def result(self):
+            def look():
+                told = json.loads((folder / "summary.json").read_text())
+                seen.append((told["finished"], told["step"], told["num_steps"], (folder / "final.weights.h5").exists()))
+
+            tf.py_function(look, [], [])
+            return super().result()
+
+    task = trainer.supervised(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="x", target="label",
+        metrics={"accuracy": Looking},
+    )  # fmt: skip
+    train(**options | {"task": task})
+    assert seen[-1] == (False, 4, 12, False), "in an evaluation on the way"
+    assert (folder / "step_4.weights.h5").read_bytes() == weights != (folder / "final.weights.h5").read_bytes()
+    assert json.loads((folder / "summary.json").read_text())["finished"]
+    train(**options)
+    assert sorted(path.name for path in folder.glob("*.h5")) == ["final.weights.h5", "step_4.weights.h5"]
+
+
 def test_some_are_kept_for_good(tmp_path):
     train(model_dir=tmp_path / "run", keep_every=6, checkpoints_to_keep=1, **LONG | {"num_steps": 14})
     assert kept(tmp_path / "run/checkpoints") == [6, 12, 14]

@@ -63,7 +63,12 @@ class ModelDir:
 
     @property
     def final_weights(self) -> Path:
+        """Of the step that the run ends at; there only while it is there."""
         return self.path / "final.weights.h5"
+
+    def weights_of(self, step: int) -> Path:
+        """Where those of an earlier end are, once the run goes on past it."""
+        return self.path / f"step_{step}.weights.h5"
 
     @property
     def lock_file(self) -> Path:

@@ -22,6 +22,8 @@ def start_files(parts: RunParts, files: ModelDir | None, identity: str) -> Metri
     writer = MetricWriter(
         files.metrics, {name: files.events(name) for name in ("train", "eval")}, start_step=parts.resumed_step or 0
     )
+    if parts.state.current_step() < parts.num_steps:
+        _take_back_end(parts.state.current_step(), parts.num_steps, files)
     given = "".join(f"# {line}\n" for line in identity.splitlines())
     config = operative_config().strip() or "# Called from Python, without gin:\n" + given
     write_text(files.operative_config, config + "\n")
@@ -66,6 +68,22 @@ def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial
             "examples_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
         },
     )
+
+
+def _take_back_end(step: int, num_steps: int, files: ModelDir) -> None:
+    """Tells whoever waits for the end that a run which goes on past an old one, from `step`, has not come to it.
+
+    The weights of the old end may by now be all that is left of it: they get another name.
+    """
+    try:
+        summary = json.loads(files.summary.read_text())
+    except (FileNotFoundError, ValueError):
+        summary = {}
+    if summary.get("finished"):
+        write_json(files.summary, {**summary, "num_steps": num_steps, "finished": False})
+    if files.final_weights.exists():
+        # Without a summary a kill came just before it: the run has not been anywhere else yet.
+        files.final_weights.replace(files.weights_of(summary.get("step", step)))
 
 
 def _save_final_weights(model: keras.Model, files: ModelDir) -> None:
