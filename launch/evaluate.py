@@ -9,6 +9,7 @@ Prints one line of JSON. Exit status: 0 done; 2 a mistake in flags, config or da
 """
 
 import json
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -63,6 +64,7 @@ def _follow(bound: dict, strategy) -> None:
     found = inspection.follow(
         bound["model"], bound["task"], bound["eval_data"], files.path, bound["global_batch_size"], strategy,
         ema=bound["ema_decay"] is not None, timeout_seconds=flags.FLAGS.timeout_seconds, lora=bound["lora"],
+        say=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
     for step, metrics in found:
         writer.write(step, metrics, split=split)

@@ -184,7 +184,7 @@ class Checkpoints:
         """Its step; None where there are no checkpoints. Notes what is wrong with newer ones."""
         found: dict[int, str] = {}
         for step in reversed(manifest.checkpoint_steps(self._folder)):
-            faults = _faults(_prefix(self._folder, step))
+            faults = find_faults(_prefix(self._folder, step))
             if not faults:
                 said = [
                     f"ckpt-{bad} is not whole: {fault}; ckpt-{step} is used instead" for bad, fault in found.items()
@@ -215,7 +215,7 @@ class Checkpoints:
             raise told
         if failed:
             raise UserError(f"The chief finds no whole checkpoint in {self._folder}; its own message says more.")
-        faults = _faults(_prefix(self._folder, int(found))) if found >= 0 and self._scratch is not None else []
+        faults = find_faults(_prefix(self._folder, int(found))) if found >= 0 and self._scratch is not None else []
         (others,) = agreement.sums([bool(faults)])
         if others:
             own = f" This one finds: {', '.join(faults)}." if faults else ""
@@ -283,7 +283,7 @@ class Checkpoints:
 
     def _is_there(self, staged: str, folder: str, step: int) -> bool:
         there = _prefix(folder, step)
-        if step not in manifest.checkpoint_steps(folder) or _faults(there):
+        if step not in manifest.checkpoint_steps(folder) or find_faults(there):
             return False
         # In `best/` it may be of steps that a run went back behind, to make them otherwise.
         return folder == self._folder or (manifest.has_manifest(there) and manifest.is_the_same(staged, there))
@@ -364,7 +364,7 @@ def checkpoint_faults(folder) -> list[str]:
     return [f"ckpt-{step}: {', '.join(faults)}" for step, faults in found.items() if faults]
 
 
-def _faults(prefix: str) -> list[str]:
+def find_faults(prefix: str) -> list[str]:
     """What is wrong with a checkpoint, every byte of which is read: by its manifest, or by the index alone.
 
     Without a manifest it is of an earlier version, or a kill came just before. The index has a checksum
