@@ -316,7 +316,7 @@ def train(
     if files is None:
         with Preemption(strategy) as preemption:
             return _run(parts, None, None, intervals, deadline, preemption, saving, identity)
-    with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
+    with _writing(files, resuming, notes) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(
             state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every, async_checkpoint,
             agreement if agreement.workers > 1 else None,
@@ -443,12 +443,16 @@ def _run(
 
 
 @contextlib.contextmanager
-def _writing(files: ModelDir, resuming: bool) -> Iterator[None]:
+def _writing(files: ModelDir, resuming: bool, notes: dict[str, str]) -> Iterator[None]:
     """Makes and locks the folder: nothing of ours is on disk before every part of the run was built."""
     files.create()
-    with ModelDirLock(files):
+    with ModelDirLock(files) as lock:
         if (newest_checkpoint(files.checkpoints) is not None) != resuming:
             raise UserError(f"model_dir {files.path} was written by another process just now. Run the command again.")
+        if lock.left_by:
+            notes["lock"] = (
+                f"{lock.left_by} did not let go of it; killed, or still at work where locks do not reach other hosts"
+            )
         yield
 
 
