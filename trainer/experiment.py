@@ -19,7 +19,7 @@ from trainer.data import as_data
 from trainer.deadline import Deadline
 from trainer.description import describe_run, describe_start
 from trainer.ema import check_decay
-from trainer.errors import UserError
+from trainer.errors import RunAgain, UserError
 from trainer.evaluation import build_evaluate
 from trainer.handover import Handover, check_handover, hand_over, warm_up_again
 from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
@@ -172,6 +172,7 @@ def train(
 
     If `model_dir` holds this run's own checkpoint, the run is resumed and `init_checkpoint` is not read.
     Raises `UserError` (`RestoreError` among them) for whatever the caller can fix, before anything is written.
+    Raises `RunAgain` if another process wrote to `model_dir` meanwhile.
     """
     check_given(
         model=model,
@@ -444,11 +445,14 @@ def _run(
 
 @contextlib.contextmanager
 def _writing(files: ModelDir, resuming: bool, notes: dict[str, str]) -> Iterator[None]:
-    """Makes and locks the folder: nothing of ours is on disk before every part of the run was built."""
+    """Makes and locks the folder: nothing of ours is on disk before every part of the run was built.
+
+    Raises `RunAgain` where another process went on with the run meanwhile.
+    """
     files.create()
     with ModelDirLock(files) as lock:
         if (newest_checkpoint(files.checkpoints) is not None) != resuming:
-            raise UserError(f"model_dir {files.path} was written by another process just now. Run the command again.")
+            raise RunAgain(f"model_dir {files.path} was written by another process just now. Run the command again.")
         if lock.left_by:
             notes["lock"] = (
                 f"{lock.left_by} did not let go of it; killed, or still at work where locks do not reach other hosts"
