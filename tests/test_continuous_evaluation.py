@@ -11,6 +11,7 @@ from test_experiment import DATA, TASK, small, train
 
 import trainer
 from trainer import inspection
+from trainer.model_dir import ModelDir, ModelDirLock
 
 CONFIG = "--gin_file=configs/runs/digits_source.gin"
 
@@ -52,6 +53,16 @@ def test_wrong_flags_are_one_message(tmp_path):
         done = run_command("launch.evaluate", CONFIG, "--continuous", *flags)
         assert done.returncode == 2 and said in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_second_follower_is_refused_beside_the_first_but_not_beside_the_run(tmp_path):
+    files = ModelDir(tmp_path)
+    follow = ["launch.evaluate", CONFIG, f"--model_dir={tmp_path}", "--continuous", "--timeout_seconds=0.1"]
+    with ModelDirLock(files):
+        assert run_command(*follow).returncode == 0
+        with ModelDirLock(files, follower=True):
+            done = run_command(*follow)
+    assert done.returncode == 2 and "is being followed by process " in done.stderr, done.stderr
 
 
 def followed(model_dir, model=small):
