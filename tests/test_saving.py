@@ -1,12 +1,17 @@
 """What a run keeps: the newest, some for good, the best; and what becomes of it when it cannot save."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import REPOSITORY
 from test_experiment import DATA, train
 
 import trainer
@@ -112,6 +117,25 @@ def big():
     return keras.Sequential([keras.layers.Dense(10_000), keras.layers.Dense(3)])
 
 
+class KilledInSaving(keras.layers.Dense):
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if "KILLED_IN_SAVING" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_in_saving():
+    layers = [keras.layers.Dense(50) for _ in range(8)]
+    return keras.Sequential([*layers, KilledInSaving(50), keras.layers.Dense(3)])
+
+
+AGAIN = """
+import sys
+from test_saving import LONG, killed_in_saving, train
+train(**LONG | {"model": killed_in_saving, "model_dir": sys.argv[1], "checkpoints_to_keep": 1})
+"""
+
+
 def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on_to_the_same_bits(small_disk, tmp_path):
     options = LONG | {"model": big}
     train(model_dir=tmp_path / "whole", **options)
@@ -131,3 +155,42 @@ def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
     assert "cannot be written" in told and "The run goes on without (on_save_error = 'continue')" in told
     assert [row["step"] for row in read_rows(small_disk / "run/metrics.jsonl") if "split" in row][-1] == 12
     assert kept(small_disk / "run/checkpoints"), "the older ones are there"
+
+
+@pytest.mark.parametrize("leave_bytes", [50_000, 90_000])
+def test_a_disk_that_is_full_at_the_end_leaves_the_older_final_weights_whole(small_disk, leave_bytes):
+    options = LONG | {"model": killed_in_saving, "model_dir": small_disk / "run", "checkpoints_to_keep": 1}
+    train(**options)
+    before = (small_disk / "run/final.weights.h5").read_bytes()
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - leave_bytes))
+    # In a process of its own: HDF5 might end it.
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN, small_disk / "run"], cwd=REPOSITORY / "tests", capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "UserError" in done.stderr and "final.weights.h5 cannot be written: No space left on device" in done.stderr
+    assert (small_disk / "run/final.weights.h5").read_bytes() == before
+    (small_disk / "filler").unlink()
+    train(**options)
+    assert not list((small_disk / "run").glob(".tmp.*"))
+
+
+def test_a_kill_while_the_final_weights_are_written_leaves_the_older_ones_or_none(tmp_path):
+    for earlier in (False, True):
+        folder = tmp_path / f"run-{earlier}"
+        if earlier:
+            train(**LONG | {"model": killed_in_saving, "model_dir": folder})
+            before = (folder / "final.weights.h5").read_bytes()
+        done = subprocess.run(
+            [sys.executable, "-c", AGAIN, folder], cwd=REPOSITORY / "tests", capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "KILLED_IN_SAVING": "1"},
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert (folder / ".tmp.final.weights.h5").exists(), "it came in the midst of it"
+        if earlier:
+            assert (folder / "final.weights.h5").read_bytes() == before
+        else:
+            assert not (folder / "final.weights.h5").exists()
+        train(**LONG | {"model": killed_in_saving, "model_dir": folder})
+        assert (folder / "final.weights.h5").exists() and not list(folder.glob(".tmp.*"))

@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import math
+import os
+from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from trainer.config import operative_config
 from trainer.files import replacing, write_json, write_text
 from trainer.metric_writer import MetricWriter, read_rows
 from trainer.model_dir import ModelDir
 from trainer.optimizers import describe_kind
+from trainer.restore import layers_of
 from trainer.run_parts import RunParts
 from trainer.strategy import describe_strategy
 from trainer.summary_plot import draw_summary
@@ -97,10 +102,21 @@ def _save_final_weights(model: keras.Model, files: ModelDir) -> None:
         model.optimizer = None
     try:
         with replacing(files.final_weights) as temporary:
+            # HDF5 1.14 ends in a segmentation fault where the disk is full.
+            _make_sure_of_room(temporary, model)
             model.save_weights(temporary)
     finally:
         if compiled_with is not None:
             model.optimizer = compiled_with
+
+
+def _make_sure_of_room(path: Path, model: keras.Model) -> None:
+    """Raises `OSError` where the weights have none, before HDF5 meets it."""
+    values_bytes = sum(math.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in model.weights)
+    # Names and the like took 1.8 kB a variable.
+    about_bytes = values_bytes + 4_096 * (len(model.weights) + len(layers_of(model))) + 65_536
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, about_bytes)
 
 
 def recorded_metrics(rows: list[dict], initial: dict, final: dict) -> tuple[dict, dict]:
