@@ -223,6 +223,8 @@ def test_a_whole_checkpoint_of_the_step_is_kept_as_it_is(folder):
 def test_what_killed_processes_had_begun_is_removed_and_nothing_else(folder):
     (folder / "ckpt-40_temp").mkdir()
     (folder / "ckpt-40_temp/part-00000-of-00001.data-00000-of-00001").write_bytes(b"half")
+    (folder / ".tmp.checkpoint").write_text("half")
+    (folder / ".tmp.mine").write_text("mine")
     (folder / "mine_temp").mkdir()
     (folder / "ckpt-notes.txt").write_text("mine")
     (folder / "model-7.index").write_text("mine")
@@ -230,7 +232,8 @@ def test_what_killed_processes_had_begun_is_removed_and_nothing_else(folder):
     assert (folder / "ckpt-40_temp").exists(), "who only reads deletes nothing"
     saved(folder, [40])
     assert not (folder / "ckpt-40_temp").exists()
-    assert all((folder / name).exists() for name in ("mine_temp", "ckpt-notes.txt", "model-7.index"))
+    assert not (folder / ".tmp.checkpoint").exists()
+    assert all((folder / name).exists() for name in ("mine_temp", ".tmp.mine", "ckpt-notes.txt", "model-7.index"))
 
 
 def test_the_newest_and_every_so_many_steps_are_kept(tmp_path):
@@ -375,6 +378,42 @@ def test_a_run_that_went_back_and_came_to_a_better_state_of_the_same_step_keeps_
     assert best_in(tmp_path) == (20, 0.6)
     assert Checkpoints(state, tmp_path / "best").resume() == 20
     assert (state.model.trainable_variables[0].numpy() == 21).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "moment"),
+    [(call, moment) for call, most in (("replace", 6), ("unlink", 5), ("link", 2)) for moment in range(most)],
+)
+def test_a_kill_while_a_better_state_of_the_same_step_comes_in_leaves_a_whole_best_one(
+    tmp_path, monkeypatch, call, moment
+):
+    state = new_state()
+    checkpoints = Checkpoints(state, tmp_path)
+    at(state, 20)
+    checkpoints.save_best(0.5, "accuracy")
+    at(state, 21)
+    state.step.assign(20)
+    checkpoints = Checkpoints(state, tmp_path)
+    original, done = getattr(os, call), []
+
+    def dies_later(*paths, **options):
+        if len(done) == moment:
+            raise KeyboardInterrupt
+        done.append(original(*paths, **options))
+
+    monkeypatch.setattr(os, call, dies_later)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save_best(0.6, "accuracy")
+    monkeypatch.undo()
+    found = tf.train.load_checkpoint(trainer.restore.find_checkpoint(tmp_path / "best"))
+    kernel = found.get_tensor("optimizer/_trainable_variables/0/.ATTRIBUTES/VARIABLE_VALUE")
+    assert set(kernel.ravel()) in ({20.0}, {21.0}), "as anybody finds it"
+    again = Checkpoints(state, tmp_path)
+    again.tidy()
+    assert again.skipped == [] and names_in(tmp_path / "best") == sorted(
+        ["checkpoint", "info.json", *(kind.format(20) for kind in (DATA, INDEX, MANIFEST))]
+    ), names_in(tmp_path / "best")
+    assert not manifest.find_faults(str(tmp_path / "best/ckpt-20"))
 
 
 def test_a_damaged_best_is_said_and_replaced(tmp_path):

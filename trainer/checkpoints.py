@@ -173,6 +173,7 @@ class Checkpoints:
         if self._scratch is not None:
             return
         with self._explaining("What an earlier process left cannot be cleared away"):
+            manifest.bring_back(self._best_folder)
             for folder in (self._folder, self._best_folder):
                 manifest.remove_unfinished(folder)
             if self._best is not None:
@@ -263,7 +264,7 @@ class Checkpoints:
                     if not manifest.has_manifest(staged):
                         manifest.write_manifest(staged, step)
                     if not self._is_there(staged, folder, step):
-                        manifest.move_in(staged, folder)
+                        manifest.move_in(staged, folder, keep_old=folder == self._best_folder)
                     shutil.rmtree(unfinished, ignore_errors=True)
                 self._damaged.discard(step)
                 then()
@@ -319,7 +320,8 @@ class Checkpoints:
             return None
         try:
             best = json.loads(path.read_text())
-            faults = _missing_or_cut(_prefix(self._best_folder, int(best["step"])))
+            prefix = _prefix(self._best_folder, int(best["step"]))
+            faults = [] if manifest.is_kept_aside(prefix) else _missing_or_cut(prefix)
             float(best["value"]), best["metric"], best["higher_is_better"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             faults, best = [f"info.json cannot be read ({type(error).__name__}: {error})"], None
