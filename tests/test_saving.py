@@ -11,11 +11,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import test_nan
 from conftest import REPOSITORY
 from test_experiment import DATA, train
 
 import trainer
 from trainer.metric_writer import read_rows
+from trainer.preemption import Preemption
 
 LONG = dict(num_steps=12, eval_every=2, checkpoint_every=2, eval_data=DATA)
 
@@ -134,6 +136,22 @@ import sys
 from test_saving import LONG, killed_in_saving, train
 train(**LONG | {"model": killed_in_saving, "model_dir": sys.argv[1], "checkpoints_to_keep": 1})
 """
+
+
+def test_a_damaged_checkpoint_that_a_rollback_finds_is_said(tmp_path, monkeypatch, capsys):
+    newest = tmp_path / "run/checkpoints/ckpt-10.data-00000-of-00001"
+    next_steps = Preemption.next_steps
+
+    def damages(self, *counts):
+        manifest = newest.with_name("ckpt-10.manifest.json")
+        if manifest.exists() and newest.stat().st_size > 100:
+            newest.write_bytes(newest.read_bytes()[:100])
+        return next_steps(self, *counts)
+
+    monkeypatch.setattr(Preemption, "next_steps", damages)
+    assert test_nan.run(tmp_path / "run", **test_nan.THREE_BAD, async_checkpoint=False).finished
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("ckpt-10 is not whole: ") == 1 and "; ckpt-5 is used instead" in told
 
 
 def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on_to_the_same_bits(small_disk, tmp_path):

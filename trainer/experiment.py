@@ -418,7 +418,8 @@ def _run(
                 finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
                 break
             except LossNotFinite as error:
-                batches, told = recover(parts, checkpoints, train_loop, error, parts.most_rollbacks, evaluate_again)
+                with _saying_skipped(checkpoints, progress.say):
+                    batches, told = recover(parts, checkpoints, train_loop, error, parts.most_rollbacks, evaluate_again)
                 writer.drop_after(state.current_step())
                 progress.say(told)
                 loop_parts = dataclasses.replace(loop_parts, train=functools.partial(batches.run, train_loop))
@@ -458,6 +459,17 @@ def _writing(files: ModelDir, resuming: bool, notes: dict[str, str]) -> Iterator
                 f"{lock.left_by} did not let go of it; killed, or still at work where locks do not reach other hosts"
             )
         yield
+
+
+@contextlib.contextmanager
+def _saying_skipped(checkpoints: Checkpoints | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Says which checkpoints are found damaged meanwhile."""
+    before = 0 if checkpoints is None else len(checkpoints.skipped)
+    try:
+        yield
+    finally:
+        for text in checkpoints.skipped[before:] if checkpoints is not None else []:
+            say(text)
 
 
 def _all_resume(files: ModelDir, agreement: Agreement) -> bool:
