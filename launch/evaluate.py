@@ -3,12 +3,14 @@
 python -m launch.evaluate --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/digits_adam_to_sgd
 
 With --continuous it follows a run that another process writes, and ends with it: a line, and a row in
-continuous_metrics.jsonl and TensorBoard, for each checkpoint.
+continuous_metrics.jsonl and TensorBoard, for each checkpoint. Start it after the run, which otherwise may
+still be at an earlier end. A damaged checkpoint is passed over and said; a second follower is refused.
 
 Prints one line of JSON. Exit status: 0 done; 2 a mistake in flags, config or data; 1 a bug.
 """
 
 import json
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -17,7 +19,7 @@ import trainer  # noqa: F401  registers what the library makes bindable
 from trainer import command_line, inspection
 from trainer.errors import UserError
 from trainer.metric_writer import MetricWriter, read_rows
-from trainer.model_dir import ModelDir
+from trainer.model_dir import ModelDir, ModelDirLock
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
@@ -53,6 +55,11 @@ def _follow(bound: dict, strategy) -> None:
     files = ModelDir(Path(command_line.required_model_dir()))
     if not files.path.is_dir():
         raise UserError(f"model_dir {files.path} is not there; start the run first, or mend the path.")
+    with ModelDirLock(files, follower=True):
+        _write_what_comes(bound, strategy, files)
+
+
+def _write_what_comes(bound: dict, strategy, files: ModelDir) -> None:
     split = bound["eval_data"].split_label
     evaluated = read_rows(files.continuous_metrics)
     writer = MetricWriter(
@@ -63,6 +70,7 @@ def _follow(bound: dict, strategy) -> None:
     found = inspection.follow(
         bound["model"], bound["task"], bound["eval_data"], files.path, bound["global_batch_size"], strategy,
         ema=bound["ema_decay"] is not None, timeout_seconds=flags.FLAGS.timeout_seconds, lora=bound["lora"],
+        say=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
     for step, metrics in found:
         writer.write(step, metrics, split=split)

@@ -223,6 +223,8 @@ def test_a_whole_checkpoint_of_the_step_is_kept_as_it_is(folder):
 def test_what_killed_processes_had_begun_is_removed_and_nothing_else(folder):
     (folder / "ckpt-40_temp").mkdir()
     (folder / "ckpt-40_temp/part-00000-of-00001.data-00000-of-00001").write_bytes(b"half")
+    (folder / ".tmp.checkpoint").write_text("half")
+    (folder / ".tmp.mine").write_text("mine")
     (folder / "mine_temp").mkdir()
     (folder / "ckpt-notes.txt").write_text("mine")
     (folder / "model-7.index").write_text("mine")
@@ -230,7 +232,8 @@ def test_what_killed_processes_had_begun_is_removed_and_nothing_else(folder):
     assert (folder / "ckpt-40_temp").exists(), "who only reads deletes nothing"
     saved(folder, [40])
     assert not (folder / "ckpt-40_temp").exists()
-    assert all((folder / name).exists() for name in ("mine_temp", "ckpt-notes.txt", "model-7.index"))
+    assert not (folder / ".tmp.checkpoint").exists()
+    assert all((folder / name).exists() for name in ("mine_temp", ".tmp.mine", "ckpt-notes.txt", "model-7.index"))
 
 
 def test_the_newest_and_every_so_many_steps_are_kept(tmp_path):
@@ -377,6 +380,42 @@ def test_a_run_that_went_back_and_came_to_a_better_state_of_the_same_step_keeps_
     assert (state.model.trainable_variables[0].numpy() == 21).all()
 
 
+@pytest.mark.parametrize(
+    ("call", "moment"),
+    [(call, moment) for call, most in (("replace", 6), ("unlink", 5), ("link", 2)) for moment in range(most)],
+)
+def test_a_kill_while_a_better_state_of_the_same_step_comes_in_leaves_a_whole_best_one(
+    tmp_path, monkeypatch, call, moment
+):
+    state = new_state()
+    checkpoints = Checkpoints(state, tmp_path)
+    at(state, 20)
+    checkpoints.save_best(0.5, "accuracy")
+    at(state, 21)
+    state.step.assign(20)
+    checkpoints = Checkpoints(state, tmp_path)
+    original, done = getattr(os, call), []
+
+    def dies_later(*paths, **options):
+        if len(done) == moment:
+            raise KeyboardInterrupt
+        done.append(original(*paths, **options))
+
+    monkeypatch.setattr(os, call, dies_later)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save_best(0.6, "accuracy")
+    monkeypatch.undo()
+    found = tf.train.load_checkpoint(trainer.restore.find_checkpoint(tmp_path / "best"))
+    kernel = found.get_tensor("optimizer/_trainable_variables/0/.ATTRIBUTES/VARIABLE_VALUE")
+    assert set(kernel.ravel()) in ({20.0}, {21.0}), "as anybody finds it"
+    again = Checkpoints(state, tmp_path)
+    again.tidy()
+    assert again.skipped == [] and names_in(tmp_path / "best") == sorted(
+        ["checkpoint", "info.json", *(kind.format(20) for kind in (DATA, INDEX, MANIFEST))]
+    ), names_in(tmp_path / "best")
+    assert not manifest.find_faults(str(tmp_path / "best/ckpt-20"))
+
+
 def test_a_damaged_best_is_said_and_replaced(tmp_path):
     measured(tmp_path, [0.5, 0.4])
     cut(tmp_path / "best" / DATA.format(10))
@@ -402,6 +441,40 @@ def test_a_full_disk_is_named_and_the_older_checkpoint_stays_whole(small_disk, s
     (small_disk / "filler").unlink()
     checkpoints.save()
     assert steps_in(folder) == [10, 20] and resumed(folder, units=4_000) == (20, [])
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_best_one_that_could_not_be_written_does_not_stand_in_the_way_of_the_next(small_disk, in_background):
+    state = new_state(units=4_000)
+    checkpoints = Checkpoints(state, small_disk / "checkpoints", keep=1, in_background=in_background)
+    at(state, 10)
+    assert checkpoints.save_best(0.5, "accuracy")
+    checkpoints.wait()
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 40_000))
+    at(state, 20)
+    with pytest.raises(trainer.UserError, match="The checkpoint of step 20 cannot be written"):
+        checkpoints.save_best(0.9, "accuracy")
+        checkpoints.wait()
+    filler.unlink()
+    at(state, 30)
+    assert not checkpoints.save_best(0.4, "accuracy") and checkpoints.save_best(0.7, "accuracy")
+    checkpoints.wait()
+    assert best_in(small_disk / "checkpoints") == (30, 0.7)
+
+
+def test_what_is_the_best_is_the_word_of_the_chief_whose_disk_may_have_been_full(folder):
+    class Chief:
+        workers, says = 2, True
+
+        def of_chief(self, values):
+            return [self.says for _ in values]
+
+    state, chief = at(new_state(), 40), Chief()
+    checkpoints = Checkpoints(state, folder, is_chief=False, agreement=chief)
+    assert checkpoints.save_best(0.5, "accuracy") and checkpoints.save_best(0.4, "accuracy")
+    chief.says = False
+    assert not checkpoints.save_best(0.6, "accuracy")
 
 
 def test_a_read_only_folder_is_named_and_can_be_resumed(small_disk):

@@ -4,8 +4,14 @@ import json
 import subprocess
 import sys
 
+import keras
 import pytest
-from conftest import REPOSITORY, run_command
+from conftest import REPOSITORY, make_strategy, run_command
+from test_experiment import DATA, TASK, small, train
+
+import trainer
+from trainer import inspection
+from trainer.model_dir import ModelDir, ModelDirLock
 
 CONFIG = "--gin_file=configs/runs/digits_source.gin"
 
@@ -47,3 +53,35 @@ def test_wrong_flags_are_one_message(tmp_path):
         done = run_command("launch.evaluate", CONFIG, "--continuous", *flags)
         assert done.returncode == 2 and said in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_second_follower_is_refused_beside_the_first_but_not_beside_the_run(tmp_path):
+    files = ModelDir(tmp_path)
+    follow = ["launch.evaluate", CONFIG, f"--model_dir={tmp_path}", "--continuous", "--timeout_seconds=0.1"]
+    with ModelDirLock(files):
+        assert run_command(*follow).returncode == 0
+        with ModelDirLock(files, follower=True):
+            done = run_command(*follow)
+    assert done.returncode == 2 and "is being followed by process " in done.stderr, done.stderr
+
+
+def followed(model_dir, model=small):
+    """The steps that are evaluated of a run that is at its end, and what is said."""
+    said: list[str] = []
+    found = inspection.follow(model, TASK, DATA, model_dir, 10, make_strategy(1), timeout_seconds=5, say=said.append)
+    return [step for step, _ in found], said
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_once(tmp_path):
+    train(model_dir=tmp_path, num_steps=6, checkpoint_every=2)
+    data = tmp_path / "checkpoints/ckpt-4.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:-50] + bytes(50))
+    steps, said = followed(tmp_path)
+    assert steps == [2, 6]
+    assert len(said) == 1 and "ckpt-4 is passed over, because it is not whole: the checksum of ckpt-4.data" in said[0]
+
+
+def test_a_whole_checkpoint_that_does_not_fit_the_model_is_a_mistake(tmp_path):
+    train(model_dir=tmp_path, num_steps=2)
+    with pytest.raises(trainer.RestoreError, match="kernel"):
+        followed(tmp_path, lambda: keras.Sequential([keras.layers.Dense(5)]))

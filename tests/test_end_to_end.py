@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import REPOSITORY, assert_same_weights, run_command
+from test_metric_writer import points
 
 from trainer.metric_writer import read_rows
 
@@ -137,6 +138,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(command, unbroken, 
     assert "resumed          this run's own checkpoint of step" in again.stdout
     assert tensors_of(tmp_path / "run") == tensors_of(unbroken[0])
     assert rows_of(tmp_path / "run") == rows_of(unbroken[0])
+    for name in ("train", "eval"):
+        logged = [row["step"] for row in rows_of(tmp_path / "run") if ("split" in row) == (name == "eval")]
+        assert [step for step, _ in points(tmp_path / "run" / name, "loss")] == logged, "in TensorBoard, each once"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

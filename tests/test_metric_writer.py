@@ -1,8 +1,10 @@
 """What a run leaves on record, and that a resumed one records nothing twice."""
 
 import json
+import time
 
 import tensorflow as tf
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from trainer.files import write_text
 from trainer.metric_writer import MetricWriter, read_rows
@@ -39,6 +41,48 @@ def test_tensorboard_holds_the_same_scalars_and_texts(tmp_path):
                     found[name, value.tag] = tf.make_ndarray(value.tensor)
     assert found["train", "loss"] == 0.5 and found["eval", "accuracy"] == 0.75
     assert b"SGD.momentum = 0.9" in found["train", "operative_config"].item()
+
+
+def points(folder, tag):
+    """(step, value) of a scalar as TensorBoard shows them, read by its own reader.
+
+    It reads the files in the order of their names, which begin with the second in which each was made.
+    """
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    if tag not in accumulator.Tags()["tensors"]:
+        return []
+    return [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(tag)]
+
+
+def test_tensorboard_shows_no_point_twice_of_a_run_that_was_resumed_or_went_back(tmp_path):
+    first = writer(tmp_path)
+    for step in (0, 10, 20, 30):
+        first.write(step, {"loss": float(step)})
+        first.write(step, {"loss": float(step)}, split="test")
+    first.flush()  # a kill: it is not closed
+    time.sleep(1.1)
+    again = writer(tmp_path, start_step=10)
+    for step in (20, 30):
+        again.write(step, {"loss": -1.0})
+    again.write(20, {"loss": -1.0}, split="test")
+    again.drop_after(20)
+    again.write(30, {"loss": -2.0})
+    again.close()
+    assert points(tmp_path / "train", "loss") == [(0, 0.0), (10, 10.0), (20, -1.0), (30, -2.0)]
+    assert points(tmp_path / "eval", "loss") == [(0, 0.0), (10, 10.0), (20, -1.0)]
+
+
+def test_tensorboard_shows_nothing_of_a_run_that_was_started_over(tmp_path):
+    first = writer(tmp_path)
+    first.write(0, {"loss": 1.0})
+    first.write(10, {"old": 1.0})
+    first.close()
+    time.sleep(1.1)
+    again = writer(tmp_path)
+    again.write(10, {"loss": 2.0})
+    again.close()
+    assert points(tmp_path / "train", "loss") == [(10, 2.0)] and not points(tmp_path / "train", "old")
 
 
 def test_a_resumed_run_drops_what_was_written_after_its_checkpoint(tmp_path):

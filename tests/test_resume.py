@@ -1,5 +1,7 @@
 """A resumed run goes on with everything: optimizer, step, data order, random generators, statistics."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from conftest import make_strategy
 
 import trainer
 from trainer.checkpoints import newest_checkpoint
+from trainer.errors import RunAgain
 from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
 from trainer.replicas import first_value
@@ -187,3 +190,16 @@ def test_dropout_by_example_goes_on_with_another_number_of_replicas(tmp_path):
     rest = run(tmp_path / "parts", 9, make_strategy(1), random_numbers="per_example")
     for first, second in zip(whole.model.weights, rest.model.weights, strict=True):
         np.testing.assert_allclose(first_value(first), first_value(second), atol=1e-5, rtol=0, err_msg=first.path)
+
+
+def test_a_run_that_another_process_began_meanwhile_is_to_be_started_again(tmp_path):
+    run(tmp_path / "other", 3, make_strategy(1))
+
+    def build():
+        # While this one is being built, long before it locks the folder.
+        shutil.copytree(tmp_path / "other", tmp_path / "run", dirs_exist_ok=True)
+        return Everything()
+
+    with pytest.raises(RunAgain, match="was written by another process just now. Run the command again"):
+        run(tmp_path / "run", 6, make_strategy(1), model=build)
+    assert run(tmp_path / "run", 6, make_strategy(1)).step == 6

@@ -1,16 +1,23 @@
 """What a run keeps: the newest, some for good, the best; and what becomes of it when it cannot save."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import test_nan
+from conftest import REPOSITORY
 from test_experiment import DATA, train
 
 import trainer
 from trainer.metric_writer import read_rows
+from trainer.preemption import Preemption
 
 LONG = dict(num_steps=12, eval_every=2, checkpoint_every=2, eval_data=DATA)
 
@@ -61,6 +68,34 @@ def test_a_broken_run_ends_with_the_same_best(tmp_path):
     assert one == two
 
 
+def test_a_run_that_goes_on_past_its_end_is_not_finished_meanwhile_and_keeps_the_old_weights(tmp_path):
+    folder = tmp_path / "run"
+    options = LONG | {"model_dir": folder}
+    train(**options | {"num_steps": 4})
+    weights = (folder / "final.weights.h5").read_bytes()
+    seen = []
+
+    class Looking(keras.metrics.SparseCategoricalAccuracy):
+        def result(self):
+            def look():
+                told = json.loads((folder / "summary.json").read_text())
+                seen.append((told["finished"], told["step"], told["num_steps"], (folder / "final.weights.h5").exists()))
+
+            tf.py_function(look, [], [])
+            return super().result()
+
+    task = trainer.supervised(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="x", target="label",
+        metrics={"accuracy": Looking},
+    )  # fmt: skip
+    train(**options | {"task": task})
+    assert seen[-1] == (False, 4, 12, False), "in an evaluation on the way"
+    assert (folder / "step_4.weights.h5").read_bytes() == weights != (folder / "final.weights.h5").read_bytes()
+    assert json.loads((folder / "summary.json").read_text())["finished"]
+    train(**options)
+    assert sorted(path.name for path in folder.glob("*.h5")) == ["final.weights.h5", "step_4.weights.h5"]
+
+
 def test_some_are_kept_for_good(tmp_path):
     train(model_dir=tmp_path / "run", keep_every=6, checkpoints_to_keep=1, **LONG | {"num_steps": 14})
     assert kept(tmp_path / "run/checkpoints") == [6, 12, 14]
@@ -84,6 +119,41 @@ def big():
     return keras.Sequential([keras.layers.Dense(10_000), keras.layers.Dense(3)])
 
 
+class KilledInSaving(keras.layers.Dense):
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if "KILLED_IN_SAVING" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_in_saving():
+    layers = [keras.layers.Dense(50) for _ in range(8)]
+    return keras.Sequential([*layers, KilledInSaving(50), keras.layers.Dense(3)])
+
+
+AGAIN = """
+import sys
+from test_saving import LONG, killed_in_saving, train
+train(**LONG | {"model": killed_in_saving, "model_dir": sys.argv[1], "checkpoints_to_keep": 1})
+"""
+
+
+def test_a_damaged_checkpoint_that_a_rollback_finds_is_said(tmp_path, monkeypatch, capsys):
+    newest = tmp_path / "run/checkpoints/ckpt-10.data-00000-of-00001"
+    next_steps = Preemption.next_steps
+
+    def damages(self, *counts):
+        manifest = newest.with_name("ckpt-10.manifest.json")
+        if manifest.exists() and newest.stat().st_size > 100:
+            newest.write_bytes(newest.read_bytes()[:100])
+        return next_steps(self, *counts)
+
+    monkeypatch.setattr(Preemption, "next_steps", damages)
+    assert test_nan.run(tmp_path / "run", **test_nan.THREE_BAD, async_checkpoint=False).finished
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("ckpt-10 is not whole: ") == 1 and "; ckpt-5 is used instead" in told
+
+
 def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on_to_the_same_bits(small_disk, tmp_path):
     options = LONG | {"model": big}
     train(model_dir=tmp_path / "whole", **options)
@@ -103,3 +173,42 @@ def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
     assert "cannot be written" in told and "The run goes on without (on_save_error = 'continue')" in told
     assert [row["step"] for row in read_rows(small_disk / "run/metrics.jsonl") if "split" in row][-1] == 12
     assert kept(small_disk / "run/checkpoints"), "the older ones are there"
+
+
+@pytest.mark.parametrize("leave_bytes", [50_000, 90_000])
+def test_a_disk_that_is_full_at_the_end_leaves_the_older_final_weights_whole(small_disk, leave_bytes):
+    options = LONG | {"model": killed_in_saving, "model_dir": small_disk / "run", "checkpoints_to_keep": 1}
+    train(**options)
+    before = (small_disk / "run/final.weights.h5").read_bytes()
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - leave_bytes))
+    # In a process of its own: HDF5 might end it.
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN, small_disk / "run"], cwd=REPOSITORY / "tests", capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "UserError" in done.stderr and "final.weights.h5 cannot be written: No space left on device" in done.stderr
+    assert (small_disk / "run/final.weights.h5").read_bytes() == before
+    (small_disk / "filler").unlink()
+    train(**options)
+    assert not list((small_disk / "run").glob(".tmp.*"))
+
+
+def test_a_kill_while_the_final_weights_are_written_leaves_the_older_ones_or_none(tmp_path):
+    for earlier in (False, True):
+        folder = tmp_path / f"run-{earlier}"
+        if earlier:
+            train(**LONG | {"model": killed_in_saving, "model_dir": folder})
+            before = (folder / "final.weights.h5").read_bytes()
+        done = subprocess.run(
+            [sys.executable, "-c", AGAIN, folder], cwd=REPOSITORY / "tests", capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "KILLED_IN_SAVING": "1"},
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert (folder / ".tmp.final.weights.h5").exists(), "it came in the midst of it"
+        if earlier:
+            assert (folder / "final.weights.h5").read_bytes() == before
+        else:
+            assert not (folder / "final.weights.h5").exists()
+        train(**LONG | {"model": killed_in_saving, "model_dir": folder})
+        assert (folder / "final.weights.h5").exists() and not list(folder.glob(".tmp.*"))

@@ -35,7 +35,8 @@ class Checkpoints:
     is_chief: other workers take part in the reads, which are collectives, and write to a folder
       that is thrown away.
     in_background: whether `save` returns as soon as the state is written, before it is on the disk, see `wait`.
-    agreement: of several workers, which resume the checkpoint that the chief finds; each reads it itself.
+    agreement: of several workers, which resume the checkpoint that the chief finds, each reading it itself, and
+      keep as the best what is the best to the chief.
 
     skipped: after `resume`, a sentence for each checkpoint that was not whole and that another one stood in for.
     """
@@ -109,12 +110,13 @@ class Checkpoints:
         Call it before `save`, which then links to its files: a run that is killed between the two comes
         by this step again, where one that was killed after `save` would never look at it again.
         """
+        if self._saved is not None and self._saved[1] == self._best_folder:
+            self.close()  # one that is still under way may become the best so far, or fail to
         measured = {"metric": name, "higher_is_better": higher_is_better}
-        before = self._best if self._best is not None and measured.items() <= self._best.items() else None
-        if before is None:
-            is_better = value == value
-        else:
-            is_better = value > before["value"] if higher_is_better else value < before["value"]
+        is_better = self._beats_best(value, measured)
+        if self._agreement is not None:
+            # All must go on to the same saves, and the chief alone knows whether the best so far could be written.
+            is_better = bool(self._agreement.of_chief([is_better])[0])
         if not is_better:
             return False
         step = self._state.current_step()
@@ -124,12 +126,19 @@ class Checkpoints:
             with self._explaining(f"best/ckpt-{step} is written, but best/info.json cannot be"):
                 # From here on it is the best one; before, the old one was, whose files are still there.
                 write_json(Path(self._best_folder, "info.json"), best)
+                self._best = best
                 self._keep_only_best(step)
 
-        # Before it is written, which may fail on the chief alone: all workers must go on to the same comparisons.
-        self._best = best
         self._write(step, self._best_folder, tell)
+        if self._scratch is not None:
+            self._best = best
         return True
+
+    def _beats_best(self, value: float, measured: dict[str, Any]) -> bool:
+        if self._best is None or not measured.items() <= self._best.items():
+            return value == value
+        before = self._best["value"]
+        return value > before if measured["higher_is_better"] else value < before
 
     def resume(self) -> int:
         """Loads the newest whole checkpoint of this run; returns its step, or 0 where there is none.
@@ -164,6 +173,7 @@ class Checkpoints:
         if self._scratch is not None:
             return
         with self._explaining("What an earlier process left cannot be cleared away"):
+            manifest.bring_back(self._best_folder)
             for folder in (self._folder, self._best_folder):
                 manifest.remove_unfinished(folder)
             if self._best is not None:
@@ -175,7 +185,7 @@ class Checkpoints:
         """Its step; None where there are no checkpoints. Notes what is wrong with newer ones."""
         found: dict[int, str] = {}
         for step in reversed(manifest.checkpoint_steps(self._folder)):
-            faults = _faults(_prefix(self._folder, step))
+            faults = find_faults(_prefix(self._folder, step))
             if not faults:
                 said = [
                     f"ckpt-{bad} is not whole: {fault}; ckpt-{step} is used instead" for bad, fault in found.items()
@@ -206,7 +216,7 @@ class Checkpoints:
             raise told
         if failed:
             raise UserError(f"The chief finds no whole checkpoint in {self._folder}; its own message says more.")
-        faults = _faults(_prefix(self._folder, int(found))) if found >= 0 and self._scratch is not None else []
+        faults = find_faults(_prefix(self._folder, int(found))) if found >= 0 and self._scratch is not None else []
         (others,) = agreement.sums([bool(faults)])
         if others:
             own = f" This one finds: {', '.join(faults)}." if faults else ""
@@ -254,7 +264,7 @@ class Checkpoints:
                     if not manifest.has_manifest(staged):
                         manifest.write_manifest(staged, step)
                     if not self._is_there(staged, folder, step):
-                        manifest.move_in(staged, folder)
+                        manifest.move_in(staged, folder, keep_old=folder == self._best_folder)
                     shutil.rmtree(unfinished, ignore_errors=True)
                 self._damaged.discard(step)
                 then()
@@ -274,7 +284,7 @@ class Checkpoints:
 
     def _is_there(self, staged: str, folder: str, step: int) -> bool:
         there = _prefix(folder, step)
-        if step not in manifest.checkpoint_steps(folder) or _faults(there):
+        if step not in manifest.checkpoint_steps(folder) or find_faults(there):
             return False
         # In `best/` it may be of steps that a run went back behind, to make them otherwise.
         return folder == self._folder or (manifest.has_manifest(there) and manifest.is_the_same(staged, there))
@@ -310,7 +320,8 @@ class Checkpoints:
             return None
         try:
             best = json.loads(path.read_text())
-            faults = _missing_or_cut(_prefix(self._best_folder, int(best["step"])))
+            prefix = _prefix(self._best_folder, int(best["step"]))
+            faults = [] if manifest.is_kept_aside(prefix) else _missing_or_cut(prefix)
             float(best["value"]), best["metric"], best["higher_is_better"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             faults, best = [f"info.json cannot be read ({type(error).__name__}: {error})"], None
@@ -355,7 +366,7 @@ def checkpoint_faults(folder) -> list[str]:
     return [f"ckpt-{step}: {', '.join(faults)}" for step, faults in found.items() if faults]
 
 
-def _faults(prefix: str) -> list[str]:
+def find_faults(prefix: str) -> list[str]:
     """What is wrong with a checkpoint, every byte of which is read: by its manifest, or by the index alone.
 
     Without a manifest it is of an earlier version, or a kill came just before. The index has a checksum

@@ -137,7 +137,7 @@ def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> 
     except UserError as error:
         return _complain(_plain(error), EXIT_USER_MISTAKE)
     except RunAgain as error:
-        return _complain(str(error), RunAgain.exit_status)
+        return _complain(_plain(error), RunAgain.exit_status)
     except Exception as error:  # noqa: BLE001  the outermost frame: told, with its traceback, and turned into a status
         watch = current_watch()
         if watch is not None and isinstance(error, _LOST_WORKER_ERRORS):
@@ -153,7 +153,7 @@ def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> 
         )
 
 
-def _plain(error: UserError) -> str:
+def _plain(error: UserError | RunAgain) -> str:
     """The message without what gin puts around it."""
     return str(error).split("\n  In call to configurable")[0].strip()
 

@@ -26,7 +26,7 @@ from trainer.data import as_data
 from trainer.deadline import Deadline
 from trainer.description import describe_run, describe_start
 from trainer.ema import check_decay
-from trainer.errors import UserError
+from trainer.errors import RunAgain, UserError
 from trainer.evaluation import build_evaluate
 from trainer.handover import Handover, check_handover, hand_over, warm_up_again
 from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
@@ -180,6 +180,7 @@ def train(
 
     If `model_dir` holds this run's own checkpoint, the run is resumed and `init_checkpoint` is not read.
     Raises `UserError` (`RestoreError` among them) for whatever the caller can fix, before anything is written.
+    Raises `RunAgain` if another process wrote to `model_dir` meanwhile.
     """
     check_given(
         model=model,
@@ -327,7 +328,7 @@ def train(
     if files is None:
         with Preemption(strategy) as preemption:
             return _run(parts, None, None, None, intervals, deadline, preemption, saving, identity)
-    with _writing(files, resuming) if is_chief(strategy) else contextlib.nullcontext():
+    with _writing(files, resuming, notes) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(
             state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every, async_checkpoint,
             agreement if agreement.workers > 1 else None,
@@ -430,7 +431,8 @@ def _run(
                 finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
                 break
             except LossNotFinite as error:
-                batches, told = recover(parts, resume, train_loop, error, parts.most_rollbacks, evaluate_again)
+                with _saying_skipped(checkpoints, progress.say):
+                    batches, told = recover(parts, resume, train_loop, error, parts.most_rollbacks, evaluate_again)
                 writer.drop_after(state.current_step())
                 progress.say(told)
                 loop_parts = dataclasses.replace(loop_parts, train=functools.partial(batches.run, train_loop))
@@ -456,13 +458,31 @@ def _run(
 
 
 @contextlib.contextmanager
-def _writing(files: ModelDir, resuming: bool) -> Iterator[None]:
-    """Makes and locks the folder: nothing of ours is on disk before every part of the run was built."""
+def _writing(files: ModelDir, resuming: bool, notes: dict[str, str]) -> Iterator[None]:
+    """Makes and locks the folder: nothing of ours is on disk before every part of the run was built.
+
+    Raises `RunAgain` where another process went on with the run meanwhile.
+    """
     files.create()
-    with ModelDirLock(files):
+    with ModelDirLock(files) as lock:
         if (newest_checkpoint(files.checkpoints) is not None) != resuming:
-            raise UserError(f"model_dir {files.path} was written by another process just now. Run the command again.")
+            raise RunAgain(f"model_dir {files.path} was written by another process just now. Run the command again.")
+        if lock.left_by:
+            notes["lock"] = (
+                f"{lock.left_by} did not let go of it; killed, or still at work where locks do not reach other hosts"
+            )
         yield
+
+
+@contextlib.contextmanager
+def _saying_skipped(checkpoints: Checkpoints | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Says which checkpoints are found damaged meanwhile."""
+    before = 0 if checkpoints is None else len(checkpoints.skipped)
+    try:
+        yield
+    finally:
+        for text in checkpoints.skipped[before:] if checkpoints is not None else []:
+            say(text)
 
 
 def _all_resume(files: ModelDir, agreement: Agreement) -> bool:

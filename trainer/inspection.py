@@ -11,6 +11,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from trainer.assembly import assemble_model
+from trainer.checkpoints import find_faults
 from trainer.data import as_data
 from trainer.errors import UserError
 from trainer.evaluation import build_evaluate
@@ -71,12 +72,13 @@ def follow(
     timeout_seconds: float = 0.0,
     poll_seconds: float = 1.0,
     lora: Lora | None = None,
+    say: Callable[[str], None] = print,
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """(step, metrics) of each checkpoint of a run, while another process writes them; each once, oldest first.
 
     Ends when the run has reached its end and its last checkpoint was evaluated, or when for `timeout_seconds`
     none has come (0 waits on). What was evaluated is on record in `model_dir`, and is not evaluated again by a
-    second call. A checkpoint that the run deletes meanwhile is passed over.
+    second call. A checkpoint that the run deletes meanwhile is passed over; so is a damaged one, and it is said.
     """
     data = task.completed(as_data(data, "eval_data"))
     replica_batch_size(global_batch_size, strategy.num_replicas_in_sync)
@@ -88,18 +90,24 @@ def follow(
             add_lora(built_model, lora)
     evaluate = build_evaluate(strategy, built_model, task, global_batch_size)
     last_news = time.monotonic()
+    passed_over: set[tuple[str, int]] = set()
     while True:
         finished = _has_finished(files)
-        newer = [path for path in whole_checkpoints(files.checkpoints) if _step_of(path) > done]
-        for path in newer:
+        found = [(path, _written_at(path)) for path in whole_checkpoints(files.checkpoints) if _step_of(path) > done]
+        newer = [checkpoint for checkpoint in found if checkpoint not in passed_over]
+        for path, written_at in newer:
             try:
                 with strategy.scope():
                     restore_weights(built_model, path)
                     if ema:
                         _take_averages(built_model, path)
             except RestoreError:
-                if os.path.exists(f"{path}.index"):
+                faults = find_faults(path)
+                if not faults and os.path.exists(f"{path}.index"):
                     raise
+                passed_over.add((path, written_at))
+                if os.path.exists(f"{path}.index"):
+                    say(f"{path} is passed over, because it is not whole: {', '.join(faults)}.")
                 continue
             done, last_news = _step_of(path), time.monotonic()
             yield done, evaluate(data)
@@ -107,6 +115,14 @@ def follow(
             return
         if not newer:
             time.sleep(poll_seconds)
+
+
+def _written_at(checkpoint: str) -> int:
+    """By which a checkpoint is told from a later one of the same step; 0 for one that is gone by now."""
+    try:
+        return os.stat(f"{checkpoint}.index").st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _has_finished(files: ModelDir) -> bool:

@@ -17,7 +17,8 @@ import google_crc32c
 MANIFEST = ".manifest.json"
 _INDEX = ".index"
 _FILE = re.compile(r"(ckpt-(0|[1-9]\d*))(\.data-\d{5}-of-\d{5}|\.index|\.manifest\.json)")
-_UNFINISHED = re.compile(r"ckpt-\d+_temp")  # TensorFlow's name for it, and ours
+_UNFINISHED = re.compile(r"ckpt-\d+_temp|\.tmp\.(checkpoint|info\.json)")  # TensorFlow's name for it, and ours
+_ASIDE = re.compile(r"(ckpt-\d+)-before(\.data-\d{5}-of-\d{5}|\.index)")
 _BLOCK_BYTES = 1 << 20  # stays in the processor's cache: 100 MB in 10 ms, where SHA-256 takes 56
 
 
@@ -73,12 +74,38 @@ def find_faults(prefix: str, checksums: bool = True) -> list[str]:
     return [fault for fault in faults if fault]
 
 
-def move_in(prefix: str, folder: str) -> None:
-    """Moves a finished checkpoint with its manifest into `folder`, in place of what is called so there."""
-    remove(os.path.join(folder, os.path.basename(prefix)))
+def move_in(prefix: str, folder: str, keep_old: bool = False) -> None:
+    """Moves a finished checkpoint with its manifest into `folder`, in place of what is called so there.
+
+    keep_old: the old one is one to the last, under the name `ckpt-<step>-before` meanwhile, see `bring_back`.
+    """
+    there = os.path.join(folder, os.path.basename(prefix))
+    if keep_old:
+        for path in _files(there):
+            if not path.endswith(MANIFEST):
+                _link(path, there + "-before" + path.removeprefix(there))
+    remove(there)
     for path in _files(prefix):
         os.replace(path, os.path.join(folder, os.path.basename(path)))
     _sync(folder)
+    _remove_aside(folder)
+
+
+def is_kept_aside(prefix: str) -> bool:
+    """Whether a kill came while `move_in` was at it, so that the old one is to be brought back."""
+    return os.path.exists(f"{prefix}-before{_INDEX}")
+
+
+def bring_back(folder: str) -> None:
+    """Ends what a `move_in` with `keep_old` had begun when it was killed: the new one is whole, or the old one is."""
+    for name in {match[1] for match in map(_ASIDE.fullmatch, _listing(folder)) if match}:
+        prefix = os.path.join(folder, name)
+        if is_kept_aside(prefix) and (not has_manifest(prefix) or find_faults(prefix, checksums=False)):
+            remove(prefix)
+            for path in _aside(folder, name):  # data first
+                _link(path, prefix + path.removeprefix(f"{prefix}-before"))
+            write_manifest(prefix, int(name.removeprefix("ckpt-")))
+    _remove_aside(folder)
 
 
 def remove(prefix: str) -> None:
@@ -92,12 +119,7 @@ def copy_to(prefix: str, folder: str) -> None:
     """Puts a checkpoint's files into a new `folder` too, without taking room where links can be made."""
     os.makedirs(folder)
     for path in _files(prefix):
-        target = os.path.join(folder, os.path.basename(path))
-        try:
-            os.link(path, target)
-        except OSError:  # not every file system has links
-            shutil.copyfile(path, target)
-            _sync(target)
+        _link(path, os.path.join(folder, os.path.basename(path)))
 
 
 def unfinished_folder(folder: str, step: int) -> str:
@@ -108,11 +130,37 @@ def unfinished_folder(folder: str, step: int) -> str:
 def remove_unfinished(folder: str) -> None:
     """Deletes what processes that were killed had begun to write, TensorFlow's folders among it."""
     for name in filter(_UNFINISHED.fullmatch, _listing(folder)):
-        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
 
 
 def _listing(folder: str) -> list[str]:
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
+def _aside(folder: str, name: str | None = None) -> list[str]:
+    """Paths of what is kept aside, of one checkpoint or of all: data, index."""
+    found = [match for match in map(_ASIDE.fullmatch, _listing(folder)) if match]
+    return [os.path.join(folder, match[0]) for match in found if name in (None, match[1])]
+
+
+def _remove_aside(folder: str) -> None:
+    for path in reversed(_aside(folder)):  # the index, which says that it is one, before the data
+        os.unlink(path)
+
+
+def _link(path: str, target: str) -> None:
+    """Replaces nothing but what a kill left half-done."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(target)
+    try:
+        os.link(path, target)
+    except OSError:  # not every file system has links
+        shutil.copyfile(path, target)
+        _sync(target)
 
 
 def _files(prefix: str) -> list[str]:

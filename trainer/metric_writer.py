@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,8 @@ class MetricWriter:
     metrics_path: the JSON lines file.  events: folder of each split kind, `train` and `eval`.
     enabled: False on workers that are not the chief; every call is then a no-op.
     start_step: rows of later steps are dropped first. A run that is resumed from its last
-      checkpoint writes them again, so the file ends as if nothing had happened.
+      checkpoint writes them again, so the file ends as if nothing had happened. TensorBoard's files
+      keep them, followed by the sign for it to drop them.
     """
 
     def __init__(self, metrics_path, events: dict, enabled: bool = True, start_step: int = 0):
@@ -32,6 +34,7 @@ class MetricWriter:
         _drop_rows_after(metrics_path, start_step or -1)
         self._file = open(metrics_path, "a")  # noqa: SIM115  held until close()
         self._events = {name: tf.summary.create_file_writer(str(folder)) for name, folder in events.items()}
+        self._begin_anew_after(start_step or -1)
 
     def write(self, step: int, values: dict[str, float], split: str | None = None) -> None:
         """Writes one row. Evaluations name their `split`; a training row has none.
@@ -75,6 +78,19 @@ class MetricWriter:
             self._file.close()
             _drop_rows_after(self._path, step)
             self._file = open(self._path, "a")  # noqa: SIM115  held until close()
+            self._begin_anew_after(step)
+
+    def _begin_anew_after(self, step: int) -> None:
+        """Has TensorBoard drop what it has of later steps, which nobody can take out of its files.
+
+        At a fresh start too: it takes the first sign in a folder for the beginning alone.
+        """
+        session_log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        event = tf.compat.v1.Event(wall_time=time.time(), step=step + 1, session_log=session_log)
+        with self._noting():
+            for writer in self._events.values():
+                # In the same file, as TensorBoard reads one after the other; `tf.summary` has no word for it.
+                tf.raw_ops.ImportEvent(writer=writer._resource, event=event.SerializeToString())
 
     def flush(self) -> None:
         """Brings every row to the disk; called before a checkpoint that follows them.

@@ -1,6 +1,8 @@
 """Names every path that a run writes, and locks the folder against a second writer."""
 
+import contextlib
 import dataclasses
+import errno
 import fcntl
 import os
 import re
@@ -63,11 +65,21 @@ class ModelDir:
 
     @property
     def final_weights(self) -> Path:
+        """Of the step that the run ends at; there only while it is there."""
         return self.path / "final.weights.h5"
+
+    def weights_of(self, step: int) -> Path:
+        """Where those of an earlier end are, once the run goes on past it."""
+        return self.path / f"step_{step}.weights.h5"
 
     @property
     def lock_file(self) -> Path:
         return self.path / ".lock"
+
+    @property
+    def follower_lock_file(self) -> Path:
+        """Of `launch.evaluate --continuous`, which writes beside the run."""
+        return self.path / ".follower.lock"
 
     def events(self, name: str) -> Path:
         """The TensorBoard folder of `train`, `eval` or `continuous_eval`."""
@@ -88,29 +100,101 @@ class ModelDir:
 class ModelDirLock:
     """Holds a model_dir for one writer; two writers delete each other's checkpoints in silence.
 
-    The lock is the kernel's (`flock`), so it ends with its process, however that ends, and a file
-    left behind by a dead one locks nobody out.
+    follower: holds it, beside the writer, for the one `launch.evaluate --continuous` that follows the run.
+
+    The lock is the kernel's (`flock`), so it ends with its process, however that ends, and a file left behind by a
+    dead one locks nobody out. It holds between hosts where the file system carries it over, as NFS and Lustre (mounted
+    with `flock`) do; one that locks within each host alone, such as Lustre with `localflock`, NFS with `local_lock` and
+    most mounted buckets, keeps nobody on another host out.
+
+    left_by: once it is held, who on another host held it before and never let go: killed, or still at work on such a
+      file system; None for nobody.
+
+    Raises `UserError` where somebody else holds it, or it cannot be had.
     """
 
-    def __init__(self, model_dir: ModelDir):
-        self._path = model_dir.lock_file
+    def __init__(self, model_dir: ModelDir, follower: bool = False):
+        self._path = model_dir.follower_lock_file if follower else model_dir.lock_file
+        self._held: list[int] = []
+        self.left_by: str | None = None
+        self._what = "followed" if follower else "written"
+        # Who deletes the file of a lock that is held would let a second one in: the folder itself is locked too.
+        self._lock_folder = not follower
 
     def __enter__(self):
-        self._file = open(self._path, "a+")  # noqa: SIM115  held until __exit__
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
         except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
+            self._let_go()
+            holder = "another process"
+            with contextlib.suppress(OSError):  # deleted, or not for us to read
+                holder = self._path.read_text(errors="replace").strip() or holder
             raise UserError(
-                f"model_dir {self._path.parent} is being written by {holder}. "
+                f"model_dir {self._path.parent} is being {self._what} by {holder}. "
                 "Wait for it, stop it, or choose another --model_dir."
             ) from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        except OSError as error:
+            self._let_go()
+            raise UserError(f"{self._path} cannot be locked: {error.strerror}. {_advice(error)}") from error
         return self
 
+    def _take(self) -> None:
+        if self._lock_folder:
+            self._held.append(os.open(self._path.parent, os.O_RDONLY))
+            try:
+                fcntl.flock(self._held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass  # NFS locks what is open to be written, and no folder is; the file's own lock must do there
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._held.append(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, self._path):
+                break
+            os.close(self._held.pop())  # deleted before it was locked
+        before = os.pread(descriptor, 1_000, 0).decode(errors="replace").strip()
+        self.left_by = before if before and not before.endswith(_HERE) else None
+        # Over what is there, which takes no room on a full disk.
+        os.ftruncate(descriptor, os.pwrite(descriptor, _own_name().encode(), 0))
+
+    def _let_go(self) -> None:
+        while self._held:
+            os.close(self._held.pop())
+
     def __exit__(self, *unused):
-        self._file.close()
+        with contextlib.suppress(OSError):  # nobody needs it empty; the next one asks what was left
+            os.ftruncate(self._held[-1], 0)
+        self._let_go()
+
+
+_HERE = f" on {socket.gethostname()}"
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in _NO_LOCKS:
+        return (
+            "The file system has no locks as it is mounted: mount it with them (NFS: its lock service, or version 4; "
+            "Lustre: the option flock), or choose a --model_dir on another one."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            "It is somebody else's: ask for the right to write there, or choose another --model_dir. If nobody "
+            "writes there any more, delete the file."
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Make room there, and run the same command again."
+    return "Mend that, or choose another --model_dir."
+
+
+def _own_name() -> str:
+    return f"process {os.getpid()}{_HERE}"
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import math
+import os
+from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from trainer.config import operative_config
 from trainer.files import replacing, write_json, write_text
 from trainer.metric_writer import MetricWriter, read_rows
 from trainer.model_dir import ModelDir
 from trainer.optimizers import describe_kind
+from trainer.restore import layers_of
 from trainer.run_parts import RunParts
 from trainer.strategy import describe_strategy
 from trainer.summary_plot import draw_summary
@@ -22,6 +27,8 @@ def start_files(parts: RunParts, files: ModelDir | None, identity: str) -> Metri
     writer = MetricWriter(
         files.metrics, {name: files.events(name) for name in ("train", "eval")}, start_step=parts.resumed_step or 0
     )
+    if parts.state.current_step() < parts.num_steps:
+        _take_back_end(parts.state.current_step(), parts.num_steps, files)
     given = "".join(f"# {line}\n" for line in identity.splitlines())
     config = operative_config().strip() or "# Called from Python, without gin:\n" + given
     write_text(files.operative_config, config + "\n")
@@ -68,6 +75,22 @@ def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial
     )
 
 
+def _take_back_end(step: int, num_steps: int, files: ModelDir) -> None:
+    """Tells whoever waits for the end that a run which goes on past an old one, from `step`, has not come to it.
+
+    The weights of the old end may by now be all that is left of it: they get another name.
+    """
+    try:
+        summary = json.loads(files.summary.read_text())
+    except (FileNotFoundError, ValueError):
+        summary = {}
+    if summary.get("finished"):
+        write_json(files.summary, {**summary, "num_steps": num_steps, "finished": False})
+    if files.final_weights.exists():
+        # Without a summary a kill came just before it: the run has not been anywhere else yet.
+        files.final_weights.replace(files.weights_of(summary.get("step", step)))
+
+
 def _save_final_weights(model: keras.Model, files: ModelDir) -> None:
     """Writes the weights alone, whole or not at all.
 
@@ -79,10 +102,21 @@ def _save_final_weights(model: keras.Model, files: ModelDir) -> None:
         model.optimizer = None
     try:
         with replacing(files.final_weights) as temporary:
+            # HDF5 1.14 ends in a segmentation fault where the disk is full.
+            _make_sure_of_room(temporary, model)
             model.save_weights(temporary)
     finally:
         if compiled_with is not None:
             model.optimizer = compiled_with
+
+
+def _make_sure_of_room(path: Path, model: keras.Model) -> None:
+    """Raises `OSError` where the weights have none, before HDF5 meets it."""
+    values_bytes = sum(math.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in model.weights)
+    # Names and the like took 1.8 kB a variable.
+    about_bytes = values_bytes + 4_096 * (len(model.weights) + len(layers_of(model))) + 65_536
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, about_bytes)
 
 
 def recorded_metrics(rows: list[dict], initial: dict, final: dict) -> tuple[dict, dict]:
