@@ -68,4 +68,4 @@ def join_cluster() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, goes_on=True)
