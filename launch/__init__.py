@@ -2,12 +2,29 @@
 
 import os
 import re
+import signal
 import sys
 import tempfile
+import time
+
+#: When the process began, in seconds of the monotonic clock; what comes next takes some.
+STARTED_AT = time.monotonic()
+
+# Commands that go on where they were stopped; launch.local's workers do.
+_GO_ON = {"launch.train", "launch.compare", "launch.local"}
 
 # Information that TensorFlow's libraries print to stderr, whatever the log level, before they can
 # be told not to: a person looking for an error message should not have to look past it.
 _CHATTER = re.compile(r"^(I\d{4} |I0000 |WARNING: All log messages before absl::InitializeLog)")
+
+
+def _leave(number, frame) -> None:
+    """Until the command has handlers of its own, nothing has been done that would be lost."""
+    del frame
+    goes_on = bool(_GO_ON & set(sys.orig_argv))
+    told = f"regraft: Stopped by {signal.Signals(number).name} before anything was done."
+    os.write(_terminal, f"{told}{' Run the same command again.' if goes_on else ''}\n".encode())
+    os._exit(75 if goes_on else 128 + number)
 
 
 def _import_tensorflow_quietly() -> None:
@@ -26,4 +43,9 @@ def _import_tensorflow_quietly() -> None:
             sys.stderr.writelines(line for line in lines if not _CHATTER.match(line))
 
 
+# Python's word for it while it looks for the module to run: where somebody imports us, the handlers are theirs.
+if sys.argv[:1] == ["-m"]:
+    _terminal = os.dup(2)  # which another file stands in for meanwhile
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(_number, _leave)
 _import_tensorflow_quietly()

@@ -12,7 +12,7 @@ import gin
 from absl import flags
 
 import trainer  # noqa: F401  registers what the library makes bindable
-from launch import cluster
+from launch import STARTED_AT, cluster
 from trainer import command_line
 from trainer.errors import UserError
 from trainer.model_dir import ModelDir
@@ -50,7 +50,7 @@ def main() -> int:
     if init_checkpoint and not (model_dir and may_resume(ModelDir(Path(model_dir)))):
         find_checkpoint(init_checkpoint)
     train = gin.get_configurable("experiment.train")
-    result = train(model_dir=model_dir, strategy=strategy, dry_run=dry_run, **options)
+    result = train(model_dir=model_dir, strategy=strategy, started_at=STARTED_AT, dry_run=dry_run, **options)
     return 0 if result.finished or dry_run else PREEMPTED_EXIT_STATUS
 
 
@@ -68,4 +68,4 @@ def join_cluster() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, goes_on=True)

@@ -243,17 +243,90 @@ def test_a_signal(tmp_path, number, num_steps, same_bits):
     same_bits(signal.Signals(number).name, "saved, exit 75; the same command", tmp_path / "run")
 
 
-def test_two_signals(tmp_path, num_steps, same_bits):
-    processes = start(tmp_path / "run", num_steps)
-    wait_for_a_save(tmp_path / "run", processes, [])
-    # Stopped meanwhile, so that it gets both before it has done anything about the first.
-    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
-        processes[0].send_signal(number)
+def wait_until_slow(path, processes, times=3) -> None:
+    """Until the model has dawdled so often, as FAULT_SLOW asks."""
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.stat().st_size < times:
+        assert time.monotonic() < deadline and processes[0].poll() is None, finish(processes)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        pytest.param((signal.SIGINT, signal.SIGINT), marks=pytest.mark.table_only),
+        pytest.param((signal.SIGTERM, signal.SIGINT), marks=pytest.mark.table_only),
+    ],
+)
+def test_a_second_signal_leaves_at_once_from_inside_a_device_loop(tmp_path, half, numbers, num_steps, same_bits):
+    shutil.copytree(half, tmp_path / "run")
+    before = saved(tmp_path / "run")
+    one_loop = [f"--gin_param=train.{name} = 0" for name in ("log_every", "eval_every", "checkpoint_every")]
+    one_loop += ["--gin_param=train.steps_per_loop = 1000", "--gin_param=train.grace_seconds = 0"]
+    slow = {"FAULT_SLOW": f"training 2 {tmp_path / 'slow'}"}
+    processes = start(tmp_path / "run", num_steps, "one replica", *one_loop, **slow)
+    wait_until_slow(tmp_path / "slow", processes)
+    processes[0].send_signal(numbers[0])
+    time.sleep(0.5)
+    assert processes[0].poll() is None, "the first one waits for the end of the loop, in minutes"
+    processes[0].send_signal(numbers[1])
     start_time = time.monotonic()
-    status, _ = finish(processes)
-    assert status in (75, -signal.SIGTERM, -signal.SIGINT) and time.monotonic() - start_time < 30
+    status, text = finish(processes)
+    assert status == -numbers[1] and time.monotonic() - start_time < 3, (status, text)
+    assert saved(tmp_path / "run") == before
     run(tmp_path / "run", num_steps)
-    same_bits("SIGTERM and SIGINT at once", f"left with {status}; the same command", tmp_path / "run")
+    names = " and ".join(signal.Signals(number).name for number in numbers)
+    same_bits(f"{names} in a device loop", "left at once; the same command", tmp_path / "run")
+
+
+def test_a_signal_in_an_evaluation(tmp_path, half, num_steps, same_bits):
+    shutil.copytree(half, tmp_path / "run")
+    slow = {"FAULT_SLOW": f"evaluation 5 {tmp_path / 'slow'}"}
+    for _ in range(2):  # the second time in the one that is made up for
+        processes = start(tmp_path / "run", num_steps, **slow)
+        wait_until_slow(tmp_path / "slow", processes, 1)
+        processes[0].send_signal(signal.SIGTERM)
+        start_time = time.monotonic()
+        status, text = finish(processes)
+        assert status == 75 and "preempted at" in text, text
+        assert time.monotonic() - start_time < 20, "all batches would take a minute"
+        step = int(newest(tmp_path / "run", ".index").stem.removeprefix("ckpt-"))
+        assert step % 50 == 0, "saved where the evaluation was due"
+        assert [row["step"] for row in rows_of(tmp_path / "run") if "split" in row][-1] == step - 50
+        (tmp_path / "slow").unlink()
+    run(tmp_path / "run", num_steps)
+    same_bits("SIGTERM in an evaluation", "saved, exit 75; made up for by the same command", tmp_path / "run")
+
+
+def test_a_signal_in_a_save(tmp_path, num_steps, same_bits):
+    processes = start(tmp_path / "run", num_steps, FAULT_SLOW_DISK="0.5")
+    wait_for_a_save(tmp_path / "run", processes, [])
+    while not list(tmp_path.glob("run/checkpoints/ckpt-*_temp")):
+        time.sleep(0.005)
+    processes[0].send_signal(signal.SIGTERM)
+    status, text = finish(processes)
+    assert status == 75 and "preempted at" in text, text
+    run(tmp_path / "run", num_steps)
+    same_bits("SIGTERM in a save", "saved, exit 75; the same command", tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", [pytest.param("device loop", marks=pytest.mark.table_only), "save"])
+def test_the_end_of_the_grace_time(tmp_path, half, where, num_steps, same_bits):
+    shutil.copytree(half, tmp_path / "run")
+    before = saved(half)
+    slow = {"device loop": {"FAULT_SLOW": f"training 60 {tmp_path / 'slow'}"}, "save": {"FAULT_SLOW_DISK": "60"}}[where]
+    processes = start(tmp_path / "run", num_steps, "one replica", "--gin_param=train.grace_seconds = 2", **slow)
+    while not (tmp_path / "slow").exists() and not list(tmp_path.glob("run/checkpoints/ckpt-*_temp")):
+        assert processes[0].poll() is None, finish(processes)
+        time.sleep(0.02)
+    processes[0].send_signal(signal.SIGTERM)
+    start_time = time.monotonic()
+    status, text = finish(processes)
+    assert status == 75 and 1 < time.monotonic() - start_time < 6, text
+    assert f"{before[-1].removesuffix('.index')} is whole" in text and saved(tmp_path / "run") == before
+    run(tmp_path / "run", num_steps)
+    same_bits(f"no end of a {where} in the grace time", "left, exit 75; the same command", tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -261,8 +334,10 @@ def test_two_signals(tmp_path, num_steps, same_bits):
 def test_the_end_of_its_time(tmp_path, same_bits):
     loops = [f"--gin_param=train.{name} = 10" for name in ("checkpoint_every", "steps_per_loop")]
     step = 0
-    for seconds in range(4, 40, 2):  # until it has got under way, and ends within a loop
+    for seconds in range(10, 60, 3):  # until it has got under way, and ends within a loop
+        start_time = time.monotonic()
         run(tmp_path / "run", 2000, "one replica", *loops, f"--gin_param=train.max_seconds = {seconds}", status=75)
+        assert time.monotonic() - start_time < seconds + 10, "it counts from the start of the process"
         step = json.loads((tmp_path / "run/summary.json").read_text())["step"]
         if step % 10:
             break

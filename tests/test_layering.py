@@ -12,7 +12,7 @@ FLOORS = [
     # the ground: what every room may stand on
     {
         "replicas", "nearest", "user_functions", "files", "data_order", "worker_link", "likeness", "tf_config", "tpu",
-        "scaled_gradients",
+        "scaled_gradients", "stop_signals",
     },
     {"worker_watch"},
     {"roll_call"},

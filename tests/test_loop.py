@@ -11,6 +11,7 @@ from trainer import UserError
 from trainer.deadline import Deadline
 from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
 from trainer.optimizers import build_optimizer
+from trainer.preemption import Left, check_grace
 from trainer.progress import StepProgress
 from trainer.train_state import new_train_state
 
@@ -21,7 +22,7 @@ def test_the_device_never_runs_past_a_point_where_the_host_is_due():
     while step < 23:
         step += intervals.steps_to_next_look(step, 23)
         looks.append(step)
-    assert looks == [4, 8, 10, 12, 16, 20, 23]
+    assert looks == [4, 7, 8, 10, 12, 14, 16, 20, 21, 23], "nor past the end of a stack of 7 batches"
 
 
 def test_intervals_that_make_no_sense_are_refused():
@@ -181,9 +182,36 @@ def test_near_the_end_of_its_time_a_run_makes_the_steps_that_fit_and_saves():
 
     diary.train, diary.save = train, save
     assert not diary.run(1000, deadline, log_every=0, eval_every=0, checkpoint_every=20, steps_per_loop=10)
-    # 40 s, 60 s and a save: 65; to 85: 5 are for saving, and 10 are 5 steps.
-    assert diary.entries == ["steps to 10", "steps to 20", "save", "steps to 30", "steps to 35", "save"]
+    # One to measure, 22 s, of which 78 hold three; 28 s, 40 s, 60 s and a save: 65; to 85: 5 are for saving, and 10
+    # are 5 steps.
+    ends = [1, 4, 10, 20, "save", 30, 35, "save"]
+    assert diary.entries == [end if end == "save" else f"steps to {end}" for end in ends]
     assert clock.now == 100.0
+
+
+def test_no_loop_lasts_longer_than_a_signal_may_wait():
+    clock = Clock()
+    deadline, diary = Deadline(0, clock, longest_loop_seconds=15), Diary()
+
+    def train(count, original=diary.train):
+        clock.now += 2.0 * count
+        return original(count)
+
+    diary.train = train
+    diary.run(42, deadline, log_every=0, eval_every=0, checkpoint_every=0, steps_per_loop=20)
+    # 15 s are 7 steps; stacks end at 20 and 40. A single step is never cut.
+    assert diary.entries[:9] == [f"steps to {end}" for end in (1, 8, 15, 20, 27, 34, 40, 42)] + ["write training"]
+
+
+def test_a_signal_in_an_evaluation_leaves_it_and_saves():
+    diary = Diary()
+
+    def evaluate():
+        raise Left
+
+    diary.evaluate = evaluate
+    assert not diary.run(4, log_every=4, eval_every=4, checkpoint_every=0, steps_per_loop=4)
+    assert diary.entries == ["steps to 4", "write training", "save"]
 
 
 def test_time_that_is_up_before_the_first_step_ends_the_run_at_once():
@@ -194,7 +222,23 @@ def test_time_that_is_up_before_the_first_step_ends_the_run_at_once():
     assert diary.entries == ["save"]
 
 
+def test_the_time_counts_from_a_start_before_and_a_first_save_has_its_share_of_it():
+    clock = Clock()
+    clock.now = 50.0
+    deadline = Deadline(100, clock, started_at=20.0)
+    deadline.reserved = lambda: 40.0
+    assert deadline.steps_left() == 1, "70 s are left, 40 of them for the save"
+    clock.now = 81.0
+    assert deadline.steps_left() == 0
+
+
 def test_a_time_that_is_none_is_refused():
     for wrong in (-1, float("inf"), float("nan"), "1h"):
         with pytest.raises(UserError, match="max_seconds"):
             Deadline(wrong)
+
+
+def test_a_grace_time_that_is_none_is_refused():
+    for wrong in (-1, float("inf"), "30s"):
+        with pytest.raises(UserError, match="grace_seconds"):
+            check_grace(wrong)

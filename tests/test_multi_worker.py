@@ -103,3 +103,28 @@ def test_sigterm_to_one_worker_stops_both_with_one_checkpoint_and_75(digits_sour
     assert "preempted at" in texts[0]
     step = json.loads((tmp_path / "run/summary.json").read_text())["step"]
     assert tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints")).endswith(f"ckpt-{step}")
+
+
+def test_sigterm_to_one_worker_in_an_evaluation_leaves_it_on_both(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAULT_SLOW", f"evaluation 5 {tmp_path / 'slow'}")
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}")
+    told_at = []
+
+    def terminate_the_second(processes):
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "slow").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        told_at.append(time.monotonic())
+        processes[1].send_signal(signal.SIGTERM)
+
+    statuses, texts = run_workers(
+        2,
+        "launch.train",
+        "--gin_file=tests/faults/run.gin",
+        "--strategy=multi_worker",
+        f"--model_dir={tmp_path / 'run'}",
+        while_running=terminate_the_second,
+    )
+    assert statuses == [75, 75] and "preempted at 0" in texts[0], texts
+    assert time.monotonic() - told_at[0] < 25, "all batches would take a minute"
+    assert tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints")).endswith("ckpt-0")

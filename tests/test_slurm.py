@@ -104,7 +104,8 @@ def test_only_where_all_say_run_it_again_it_is_requeued(slurm, tmp_path, of_work
     job = submit(slurm, tmp_path / "finetune.log", "--a_flag=with two words", python=python)
     slurm.wait_for(job, 60, JobState=state, ExitCode=f"{status}:0", Restarts="0")
     text = (tmp_path / "finetune.log").read_text()
-    assert text.count("-m launch.train --cluster=slurm --strategy=multi_worker --a_flag=with two words\n") == 2, text
+    given = "--cluster=slurm --strategy=multi_worker --gin_param=train.grace_seconds = 170 --a_flag=with two words"
+    assert text.count(f"-m launch.train {given}\n") == 2, text
 
 
 def test_scancel_lets_all_save_and_does_not_requeue(slurm, tmp_path):

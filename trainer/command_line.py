@@ -1,6 +1,8 @@
 """What all commands share: flags, the gin config they name, and an exit status a supervisor can act on."""
 
+import functools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from absl import app, flags, logging
 from trainer.config import REPOSITORY, missing_binding, parse_config, register_keras
 from trainer.config import bindings_of as bindings_of  # for the commands, which take all of these from here
 from trainer.errors import RunAgain, UserError
+from trainer.stop_signals import NUMBERS, StopSignals
 from trainer.strategy import STRATEGIES, build_strategy
 from trainer.tpu import names_tpu
 from trainer.worker_card import worker_card
@@ -97,12 +100,30 @@ def required_model_dir() -> str:
     return FLAGS.model_dir
 
 
-def run(main: Callable[..., int | None], takes_words: bool = False) -> None:
+def run(main: Callable[..., int | None], takes_words: bool = False, goes_on: bool = False) -> None:
     """Parses flags, runs `main` and exits: 0 done, 2 the user's mistake, 75 preempted, 1 a bug.
 
     main: returns its exit status, None for 0.  takes_words: it is called with the arguments that are no flags.
+    goes_on: whether the same command goes on where SIGTERM or SIGINT ended it, with 75; else it exits with 128 + the
+      signal's number.
     """
-    app.run(lambda argv: sys.exit(_guarded(main, argv, takes_words)), flags_parser=_parse_flags)
+    # What is back at the very end, when Python makes no other handler run any more.
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
+    with StopSignals(functools.partial(_leave, goes_on)):
+        app.run(lambda argv: sys.exit(_guarded(main, argv, takes_words)), flags_parser=_parse_flags)
+
+
+def _leave(goes_on: bool, number: int) -> None:
+    """Where nothing but a signal's own handling would be lost: outside a run, which saves itself first.
+
+    Without a good-bye: workers that wait for this one in a collective end as it is gone.
+    """
+    told = f"regraft: Stopped by {signal.Signals(number).name}; nothing is left half-written."
+    told += " Run the same command again." if goes_on else ""
+    # Past Python's buffers, which the main thread may hold.
+    os.write(2, f"{told}\n".encode())
+    os._exit(RunAgain.exit_status if goes_on else 128 + number)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

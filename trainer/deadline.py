@@ -9,17 +9,26 @@ from trainer.errors import UserError
 
 
 class Deadline:
-    """max_seconds: from now on, in seconds of the monotonic clock; 0 for no end.
+    """max_seconds: from `started_at` on, of the monotonic clock, None for now; 0 for no end.
+
+    longest_loop_seconds: what the steps between two looks of the host may take; a single step may take longer.
 
     What was measured of this run is what is reckoned with: the mean time of its steps, and the longest
     save or evaluation so far, for which time is left at the end.
     """
 
-    def __init__(self, max_seconds: float = 0, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        max_seconds: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+        longest_loop_seconds: float = math.inf,
+        started_at: float | None = None,
+    ):
         if not isinstance(max_seconds, int | float) or not 0 <= max_seconds < math.inf:
             raise UserError(f"max_seconds = {max_seconds!r} must be a number, 0 (no end) or more.")
         self._clock = clock
-        self._end = clock() + max_seconds if max_seconds else math.inf
+        self._longest_loop = longest_loop_seconds
+        self._end = (clock() if started_at is None else started_at) + max_seconds if max_seconds else math.inf
         self._since: float | None = None
         self._loops = self._steps = 0
         self._seconds = self._paused = self._longest_pause = 0.0
@@ -27,14 +36,19 @@ class Deadline:
         self.reserved: Callable[[], float] = lambda: 0.0
 
     def steps_left(self) -> float:
-        """Whole steps, 0 or more; infinite without an end, and before any was measured where there is time."""
+        """Whole steps, 0 or more: 1 before any was measured; infinite where neither end nor loop is limited."""
         now = self._clock()
         if self._since is None:
             self._since = now
         left = self._end - now - max(self._longest_pause, self.reserved())
         if left <= 0:
             return 0
-        return math.floor(left * self._steps / self._seconds) if self._seconds and left < math.inf else math.inf
+        if min(left, self._longest_loop) == math.inf:
+            return math.inf
+        if not self._steps:
+            return 1
+        rate = self._steps / max(self._seconds, 1e-9)
+        return math.floor(min(left * rate, max(self._longest_loop * rate, 1)))
 
     def made(self, steps: int) -> None:
         """So many steps were made since this was last called, and what belongs to them; pauses do not."""

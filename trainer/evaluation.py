@@ -1,6 +1,6 @@
 """Exact metrics over one split: every example counts once, on any number of replicas."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
@@ -14,8 +14,10 @@ from trainer.tasks import Task
 
 def build_evaluate(
     strategy: tf.distribute.Strategy, model, task: Task, batch_size: int
-) -> Callable[[Data], dict[str, float]]:
-    """Returns evaluate(data) -> {metric name: value}, with `loss` and `num_examples` among them.
+) -> Callable[..., dict[str, float]]:
+    """Returns evaluate(data, heeding) -> {metric name: value}, with `loss` and `num_examples` among them.
+
+    heeding: what the batches go through, as `Preemption.until_received`, which may end it.
 
     batch_size: global; must divide over the replicas. Filled-up rows of the last batch weigh nothing.
     The metric variables live on the replicas and are summed when they are read.
@@ -30,12 +32,11 @@ def build_evaluate(
     def update(batch, weight):
         strategy.run(replica_update, args=(batch, weight))
 
-    def evaluate(data: Data) -> dict[str, float]:
+    def evaluate(data: Data, heeding: Callable[[Iterable], Iterable] = iter) -> dict[str, float]:
         for metric in metrics.values():
             metric.reset_state()
-        for batch, weight in data.elements(
-            eval_batches(data, batch_size, num_workers(strategy), worker_index(strategy))
-        ):
+        batches = eval_batches(data, batch_size, num_workers(strategy), worker_index(strategy))
+        for batch, weight in heeding(data.elements(batches)):
             update(batch, weight)
         results = {name: tf.convert_to_tensor(metric.result()).numpy() for name, metric in metrics.items()}
         several = [name for name, value in results.items() if value.ndim]

@@ -39,7 +39,7 @@ from trainer.parameter_groups import ParameterGroup, divide
 from trainer.phase_watch import PhaseWatch
 from trainer.phases import Phase, check_phases, describe_starts, waits_for_plateau
 from trainer.pipeline import replica_batch_size
-from trainer.preemption import Preemption
+from trainer.preemption import Left, Preemption, check_grace
 from trainer.progress import StepProgress
 from trainer.random_numbers import check_kind
 from trainer.replica_update import check_update
@@ -57,6 +57,8 @@ from trainer.train_state import new_train_state
 from trainer.train_step import build_train_loop
 from trainer.worker_card import check_same_run_everywhere
 from trainer.xla_fitness import check_xla, describe_fitness
+
+_SLOW_DISK_BYTES_PER_SECOND = 50e6  # of a folder that many machines share; until a save was measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,8 @@ def train(
     async_checkpoint: bool = True,
     on_save_error: str = "stop",
     max_seconds: float = 0,
+    started_at: float | None = None,
+    grace_seconds: float = 30,
     on_nan: str = "stop",
     most_rollbacks: int = 3,
     allow_config_change: bool = False,
@@ -172,6 +176,10 @@ def train(
     async_checkpoint: whether training goes on while a checkpoint, whose values are taken, is brought to the disk.
     on_save_error: "stop" ends a run that cannot save, for a full disk say; "continue" says so and goes on.
     max_seconds: after so many the run saves and stops, as at a signal, its last loops shortened; 0 for no end.
+    started_at: from when on they count, of `time.monotonic()`; None means now. A command counts from its own start.
+    grace_seconds: within so many after SIGTERM or SIGINT the run has saved and left; else it leaves at once, to go on
+      from the last whole checkpoint. 0 for no limit. Device loops are shortened to half of it, evaluations are left
+      and made up for afterwards. Kubernetes, Slurm and spot machines give 30 s where nothing else is said.
     on_nan: "stop" ends a run whose loss or gradient is not finite, and names step and examples; "rollback" goes
       back to the last checkpoint and leaves that batch out, `most_rollbacks` times at most.
     allow_config_change: resumes a run whose config was another one, from its last step; the changes are printed.
@@ -203,7 +211,9 @@ def train(
     if phases:
         evaluates = eval_data is not None and eval_every > 0
         check_phases(phases, list(task.new_metrics()), evaluates, groups, layer_decay, handover)
-    deadline = Deadline(max_seconds)
+    check_grace(grace_seconds)
+    # The other half of the grace time is for saving.
+    deadline = Deadline(max_seconds, longest_loop_seconds=grace_seconds / 2 or math.inf, started_at=started_at)
     intervals = Intervals(log_every, eval_every, checkpoint_every, steps_per_loop)
     strategy = strategy or build_strategy("auto")
     replica_batch = replica_batch_size(global_batch_size, strategy.num_replicas_in_sync, accumulation_steps)
@@ -326,14 +336,15 @@ def train(
         print(describe_run(parts))
         return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None, handed_over)
     if files is None:
-        with Preemption(strategy) as preemption:
+        with Preemption(strategy, grace_seconds) as preemption:
             return _run(parts, None, None, None, intervals, deadline, preemption, saving, identity)
     with _writing(files, resuming, notes) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(
             state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every, async_checkpoint,
             agreement if agreement.workers > 1 else None,
         )  # fmt: skip
-        deadline.reserved = lambda: checkpoints.longest_seconds
+        first_save_seconds = 1 + state.size_bytes() / _SLOW_DISK_BYTES_PER_SECOND
+        deadline.reserved = lambda: checkpoints.longest_seconds or first_save_seconds
         resume = Resume(checkpoints, new_optimizer, change)
         if resuming:
             parts = dataclasses.replace(parts, resumed_step=_resumed_step(resume, num_steps))
@@ -341,7 +352,8 @@ def train(
                 notes["checkpoints"] = "; ".join(checkpoints.skipped)
         checkpoints.tidy()
         # Closed before the folder is another's; a signal waits from here on until the run is on the disk.
-        with contextlib.closing(checkpoints), Preemption(strategy) as preemption:
+        preemption = Preemption(strategy, grace_seconds, lambda: newest_checkpoint(files.checkpoints))
+        with contextlib.closing(checkpoints), preemption:
             identity = noting_change(identity, resume.changed_at)
             return _run(parts, files, checkpoints, resume, intervals, deadline, preemption, saving, identity)
 
@@ -369,6 +381,7 @@ def _run(
 
     evaluate = build_evaluate(strategy, state.model, parts.task, parts.global_batch_size)
     initial = final = {}
+    split = parts.eval_data.split_label if parts.eval_data else ""
 
     def write_artifacts():
         if chief and files is not None:
@@ -378,24 +391,38 @@ def _run(
     if state.current_step() == 0:
         write_artifacts()
     if parts.eval_data is not None and state.current_step() == 0:
-        initial = final = evaluate(parts.eval_data)
-        writer.write(0, initial, split=parts.eval_data.split_label)
-        progress.say(f"step 0           {_show(initial)}")
+        with contextlib.suppress(Left):  # the loop then leaves at its first look
+            initial = final = evaluate(parts.eval_data, preemption.until_received)
+            writer.write(0, initial, split=split)
+            progress.say(f"step 0           {_show(initial)}")
 
     def evaluate_and_keep():
         nonlocal final
+        # One that may begin a phase is of the step's state, and too late once that is saved.
+        decides = phase_watch.decides_at(state.current_step(), intervals.eval_every)
         with state.evaluated_weights():
             write_artifacts()
             if parts.eval_data is None:
                 return None
-            final = evaluate(parts.eval_data)
-        if phase_watch.decides_at(state.current_step(), intervals.eval_every):
+            final = evaluate(parts.eval_data, iter if decides else preemption.until_received)
+        if decides:
             phase_watch.look_at(final)
         if checkpoints is not None and saving.best_metric is not None:
             # Before the step's own checkpoint, which marks the step as done.
             value, name, higher_is_better = final[saving.best_metric], saving.best_metric, saving.best_mode == "max"
             saving.guarded(lambda: checkpoints.save_best(value, name, higher_is_better), progress.say)
         return final
+
+    def make_up_evaluation() -> bool:
+        """What a signal made an earlier process leave; False where one does so again."""
+        step = state.current_step()
+        if not _evaluation_is_missing(parts, files, step, intervals, phase_watch):
+            return True
+        try:
+            writer.write(step, evaluate_and_keep(), split=split)
+        except Left:
+            return False
+        return True
 
     def evaluate_again():
         if parts.eval_data is not None and phase_watch.decides_at(state.current_step(), intervals.eval_every):
@@ -424,14 +451,16 @@ def _run(
             progress=progress,
             preemption=preemption,
             deadline=deadline,
-            split=parts.eval_data.split_label if parts.eval_data else "",
+            split=split,
         )
+        made_up = make_up_evaluation()
         while True:
             try:
-                finished = run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
+                finished = made_up and run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
                 break
             except LossNotFinite as error:
-                with _saying_skipped(checkpoints, progress.say):
+                # It may come again, and time for it is left from now on.
+                with deadline.pause(), _saying_skipped(checkpoints, progress.say):
                     batches, told = recover(parts, resume, train_loop, error, parts.most_rollbacks, evaluate_again)
                 writer.drop_after(state.current_step())
                 progress.say(told)
@@ -495,6 +524,18 @@ def _all_resume(files: ModelDir, agreement: Agreement) -> bool:
             f"{'one' if resuming else 'none'}: model_dir must be a folder that all workers share."
         )
     return resuming
+
+
+def _evaluation_is_missing(
+    parts: RunParts, files: ModelDir | None, step: int, intervals: Intervals, phase_watch: PhaseWatch
+) -> bool:
+    """Whether the run that is resumed at `step` saved it without the evaluation that was due, as the chief finds."""
+    every = intervals.eval_every
+    is_due = step == parts.num_steps or (every > 0 and step % every == 0)
+    if files is None or parts.eval_data is None or not step or not is_due or phase_watch.decides_at(step, every):
+        return False
+    evaluated = [row["step"] for row in read_rows(files.metrics) if row.get("split") == parts.eval_data.split_label]
+    return bool(Agreement(parts.strategy).of_chief([step not in evaluated])[0])
 
 
 def _resumed_step(resume: Resume, num_steps: int) -> int:

@@ -11,7 +11,7 @@ import keras
 from trainer.deadline import Deadline
 from trainer.errors import UserError
 from trainer.metric_writer import MetricWriter
-from trainer.preemption import Preemption
+from trainer.preemption import Left, Preemption
 from trainer.progress import StepProgress
 from trainer.schedules import learning_rate_at
 from trainer.train_state import TrainState
@@ -36,9 +36,12 @@ class Intervals:
             if value < 0 or (name == "steps_per_loop" and value < 1):
                 raise UserError(f"{name} = {value} must be {1 if name == 'steps_per_loop' else 0} or more.")
 
-    def steps_to_next_look(self, step: int, num_steps: int) -> int:
-        """How far the device may run from `step` without passing a point where the host is due."""
-        ends = [num_steps, step + self.steps_per_loop]
+    def steps_to_next_look(self, step: int, num_steps: int, first_step: int = 0) -> int:
+        """How far the device may run from `step` without passing a point where the host is due.
+
+        first_step: where this process began; batches come in stacks of `steps_per_loop` from there on.
+        """
+        ends = [num_steps, step + self.steps_per_loop - (step - first_step) % self.steps_per_loop]
         ends += [
             step - step % every + every for every in (self.log_every, self.eval_every, self.checkpoint_every) if every
         ]
@@ -77,8 +80,8 @@ def finite_metrics(loops: Sequence[Mapping], step: int, optimizer: keras.optimiz
 class LoopParts:
     """What the loop calls.
 
-    train(num_steps) -> metrics of each loop on the device;  evaluate() -> metrics or None;  save() -> None, what was
-    written and the checkpoint.  log_more() -> what else a logged row holds.
+    train(num_steps) -> metrics of each loop on the device;  evaluate() -> metrics or None, or raises `Left`;
+    save() -> None, what was written and the checkpoint.  log_more() -> what else a logged row holds.
     """
 
     state: TrainState
@@ -103,9 +106,9 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
     """
     state, step = parts.state, parts.state.current_step()
     unseen: list[Mapping] = []  # of the loops since the last look
-    clock = _Clock(step)
+    clock, first_step = _Clock(step), step
     while step < num_steps:
-        due_in = intervals.steps_to_next_look(step, num_steps)
+        due_in = intervals.steps_to_next_look(step, num_steps, first_step)
         count = parts.preemption.next_steps(due_in, parts.deadline.steps_left())
         if not count:
             break
@@ -130,10 +133,15 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
             parts.progress.show_rate(steps_per_second, values["examples_per_second"], values["loss"])
         parts.deadline.made(count)
         if due(intervals.eval_every):
-            with clock.stopped(), parts.deadline.pause():
-                evaluated = parts.evaluate()
-                if evaluated is not None:
-                    parts.writer.write(step, evaluated, split=parts.split)
+            try:
+                with clock.stopped(), parts.deadline.pause():
+                    evaluated = parts.evaluate()
+                    if evaluated is not None:
+                        parts.writer.write(step, evaluated, split=parts.split)
+            except Left:
+                # It is not on record, by which the run that goes on from here knows to make up for it.
+                parts.save()
+                return False
         if due(intervals.checkpoint_every):
             with clock.stopped(), parts.deadline.pause():
                 parts.save()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -71,6 +72,12 @@ class TrainState:
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
+
+    def size_bytes(self) -> int:
+        """What a checkpoint holds, about."""
+        averages = list(self.ema.variables.values()) if self.ema else []
+        variables = [*self.model.variables, *self.optimizer.variables, *averages]
+        return sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables)
 
     def current_step(self) -> int:
         return int(first_value(self.step))

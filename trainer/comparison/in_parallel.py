@@ -11,8 +11,8 @@ from trainer.comparison.display import ComparisonDisplay
 from trainer.comparison.folder import ComparisonDir, name_of
 from trainer.comparison.plan import Plan
 from trainer.comparison.record import RunRecord, read_record
-from trainer.comparison.signals import Noted
 from trainer.errors import RunAgain
+from trainer.stop_signals import StopSignals
 
 PARENT = "REGRAFT_COMPARISON_PROCESS"  # tells a run's process who started it
 _LOOK_SECONDS = 0.1
@@ -47,8 +47,8 @@ class Processes:
             )
 
     def send(self, number: int) -> None:
-        """Sends a signal to all that are there still."""
-        for process in self._running.values():
+        """Sends a signal to all that are there still; from any thread."""
+        for process in list(self._running.values()):
             if process.poll() is None:
                 process.send_signal(number)
 
@@ -78,7 +78,7 @@ def make_in_parallel(
     command: makes one run of the comparison once `--only=member/seed_0` is added.
     """
     processes, waiting, all_ended_well = Processes(files, command), list(missing), True
-    with Noted(processes.send) as noted:
+    with StopSignals(processes.send, on_second=lambda number: processes.send(signal.SIGKILL)) as noted:
         try:
             while processes or (waiting and not noted.received):
                 while waiting and len(processes) < at_a_time and not noted.received:

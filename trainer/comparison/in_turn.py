@@ -8,7 +8,7 @@ from trainer.comparison.display import ComparisonDisplay
 from trainer.comparison.folder import ComparisonDir
 from trainer.comparison.one_run import make_run
 from trainer.comparison.plan import Plan
-from trainer.comparison.signals import Noted
+from trainer.stop_signals import StopSignals
 
 
 def make_in_turn(
@@ -21,7 +21,7 @@ def make_in_turn(
     after_each: Callable[[], None],
 ) -> bool:
     """Returns False where a signal ended it before the last run; the run that it came in has saved itself."""
-    with Noted() as noted:
+    with StopSignals() as noted:
         for member, seed in missing:
             if noted.received:
                 return False

@@ -13,7 +13,7 @@ from trainer.nearest import nearest
 FIXED = (
     "model", "task", "train_data", "eval_data", "init_checkpoint", "from_scratch", "rename", "reinitialize", "ignore",
     "match", "root", "grow", "copy_rows", "global_batch_size", "num_steps", "seed", "log_every", "eval_every",
-    "max_seconds", "model_dir", "strategy", "dry_run", "timed_steps",
+    "max_seconds", "started_at", "grace_seconds", "model_dir", "strategy", "dry_run", "timed_steps",
 )  # fmt: skip
 
 

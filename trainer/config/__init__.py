@@ -51,6 +51,7 @@ HARMLESS = (
     "on_nan",
     "most_rollbacks",
     "max_seconds",
+    "grace_seconds",
     "download",
     "data_dir",
     "implementation",
