@@ -30,6 +30,7 @@ FLOORS = [
     {"checkpoints", "train_step", "evaluation", "group_description", "phase_watch"},
     {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness", "resuming"},
     {"nan_recovery"},
+    {"running"},
     {"experiment"},
     {"comparison"},
     {"command_line"},

@@ -1,8 +1,7 @@
-"""Builds every part in the strategy's scope and runs one run from start to end."""
+"""Builds every part of a run in the strategy's scope, and has it run."""
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,37 +23,32 @@ from trainer.assembly import (
 from trainer.checkpoints import Checkpoints, newest_checkpoint
 from trainer.data import as_data
 from trainer.deadline import Deadline
-from trainer.description import describe_run, describe_start
+from trainer.description import describe_run
 from trainer.ema import check_decay
 from trainer.errors import RunAgain, UserError
-from trainer.evaluation import build_evaluate
 from trainer.handover import Handover, check_handover, hand_over, warm_up_again
-from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
+from trainer.loop import Intervals
 from trainer.lora import Lora, add_lora, check_lora, describe_lora, finds_trainable, lora_variables
-from trainer.metric_writer import read_rows
 from trainer.model_dir import ModelDir, ModelDirLock
-from trainer.nan_recovery import batches_from_here, check_on_nan, recover
+from trainer.nan_recovery import check_on_nan
 from trainer.optimizers import OptimizerProof, build_optimizer, prove_new, trained_variables
 from trainer.parameter_groups import ParameterGroup, divide
-from trainer.phase_watch import PhaseWatch
 from trainer.phases import Phase, check_phases, describe_starts, waits_for_plateau
 from trainer.pipeline import replica_batch_size
-from trainer.preemption import Left, Preemption, check_grace
-from trainer.progress import StepProgress
+from trainer.preemption import Preemption, check_grace
 from trainer.random_numbers import check_kind
 from trainer.replica_update import check_update
 from trainer.restore import RestoreReport, restore_weights
 from trainer.resuming import Resume
-from trainer.run_files import finish_files, recorded_metrics, start_files
 from trainer.run_identity import changed_at, check_same_run, may_resume, noting_change, run_identity
 from trainer.run_parts import RunParts
+from trainer.running import run
 from trainer.saving import Saving
 from trainer.start_checks import check_given, check_start
 from trainer.strategy import build_strategy, is_chief
 from trainer.tasks import Task
 from trainer.throughput import measure_throughput
 from trainer.train_state import new_train_state
-from trainer.train_step import build_train_loop
 from trainer.worker_card import check_same_run_everywhere
 from trainer.xla_fitness import check_xla, describe_fitness
 
@@ -326,6 +320,12 @@ def train(
     change = -1 if not resuming else math.inf if changed else int(last_change)
     if changed:
         notes["config changed"] = f"and allowed to:\n{changed}"
+
+    def result(finished: bool, initial: dict[str, float], final: dict[str, float], path: Path | None) -> TrainResult:
+        return TrainResult(
+            built_model, state.current_step(), finished, initial, final, report, proof, path, handed_over
+        )
+
     if dry_run:
         if files is not None and resuming:
             resume = Resume(Checkpoints(state, files.checkpoints), new_optimizer, change)
@@ -334,10 +334,10 @@ def train(
         if timed_steps:
             notes["speed"] = str(measure_throughput(parts, timed_steps))
         print(describe_run(parts))
-        return TrainResult(built_model, state.current_step(), False, {}, {}, report, proof, None, handed_over)
+        return result(False, {}, {}, None)
     if files is None:
         with Preemption(strategy, grace_seconds) as preemption:
-            return _run(parts, None, None, None, intervals, deadline, preemption, saving, identity)
+            return result(*run(parts, None, None, None, intervals, deadline, preemption, saving, identity), None)
     with _writing(files, resuming, notes) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(
             state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every, async_checkpoint,
@@ -355,135 +355,8 @@ def train(
         preemption = Preemption(strategy, grace_seconds, lambda: newest_checkpoint(files.checkpoints))
         with contextlib.closing(checkpoints), preemption:
             identity = noting_change(identity, resume.changed_at)
-            return _run(parts, files, checkpoints, resume, intervals, deadline, preemption, saving, identity)
-
-
-def _run(
-    parts: RunParts,
-    files: ModelDir | None,
-    checkpoints,
-    resume: Resume | None,
-    intervals: Intervals,
-    deadline: Deadline,
-    preemption: Preemption,
-    saving: Saving,
-    identity: str,
-) -> TrainResult:
-    strategy, state = parts.strategy, parts.state
-    chief = is_chief(strategy)
-    # After a resume, which brings the step count that the warm-up begins at.
-    warm_up_again(state.optimizer, state.optimizer_step(0), parts.handover_warmup_steps)
-    writer = start_files(parts, files if chief else None, identity)
-    progress = StepProgress(parts.num_steps, state.current_step(), visible=chief)
-    progress.say(describe_start(parts))
-
-    phase_watch = PhaseWatch(state.optimizer, parts.phases, progress.say)
-
-    evaluate = build_evaluate(strategy, state.model, parts.task, parts.global_batch_size)
-    initial = final = {}
-    split = parts.eval_data.split_label if parts.eval_data else ""
-
-    def write_artifacts():
-        if chief and files is not None:
-            data = parts.train_data if parts.eval_data is None else parts.eval_data
-            parts.task.write_artifacts(state.model, data, files.images, state.current_step())
-
-    if state.current_step() == 0:
-        write_artifacts()
-    if parts.eval_data is not None and state.current_step() == 0:
-        with contextlib.suppress(Left):  # the loop then leaves at its first look
-            initial = final = evaluate(parts.eval_data, preemption.until_received)
-            writer.write(0, initial, split=split)
-            progress.say(f"step 0           {_show(initial)}")
-
-    def evaluate_and_keep():
-        nonlocal final
-        # One that may begin a phase is of the step's state, and too late once that is saved.
-        decides = phase_watch.decides_at(state.current_step(), intervals.eval_every)
-        with state.evaluated_weights():
-            write_artifacts()
-            if parts.eval_data is None:
-                return None
-            final = evaluate(parts.eval_data, iter if decides else preemption.until_received)
-        if decides:
-            phase_watch.look_at(final)
-        if checkpoints is not None and saving.best_metric is not None:
-            # Before the step's own checkpoint, which marks the step as done.
-            value, name, higher_is_better = final[saving.best_metric], saving.best_metric, saving.best_mode == "max"
-            saving.guarded(lambda: checkpoints.save_best(value, name, higher_is_better), progress.say)
-        return final
-
-    def make_up_evaluation() -> bool:
-        """What a signal made an earlier process leave; False where one does so again."""
-        step = state.current_step()
-        if not _evaluation_is_missing(parts, files, step, intervals, phase_watch):
-            return True
-        try:
-            writer.write(step, evaluate_and_keep(), split=split)
-        except Left:
-            return False
-        return True
-
-    def evaluate_again():
-        if parts.eval_data is not None and phase_watch.decides_at(state.current_step(), intervals.eval_every):
-            with state.evaluated_weights():
-                phase_watch.look_at(evaluate(parts.eval_data))
-
-    def save():
-        phase_watch.row()  # a run that goes on from here does not tell again which phases had begun
-        writer.flush()
-        if checkpoints is not None:
-            checkpoints.save()
-
-    batches = batches_from_here(parts)
-    train_loop = build_train_loop(
-        strategy, state, parts.task, parts.variables, parts.global_batch_size, batches, parts.accumulation_steps,
-        **parts.step_options,
-    )  # fmt: skip
-    with progress:
-        loop_parts = LoopParts(
-            state=state,
-            train=functools.partial(batches.run, train_loop),
-            evaluate=evaluate_and_keep,
-            log_more=phase_watch.row,
-            save=lambda: saving.guarded(save, progress.say),
-            writer=writer,
-            progress=progress,
-            preemption=preemption,
-            deadline=deadline,
-            split=split,
-        )
-        made_up = make_up_evaluation()
-        while True:
-            try:
-                finished = made_up and run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
-                break
-            except LossNotFinite as error:
-                # It may come again, and time for it is left from now on.
-                with deadline.pause(), _saying_skipped(checkpoints, progress.say):
-                    batches, told = recover(parts, resume, train_loop, error, parts.most_rollbacks, evaluate_again)
-                writer.drop_after(state.current_step())
-                progress.say(told)
-                loop_parts = dataclasses.replace(loop_parts, train=functools.partial(batches.run, train_loop))
-    writer.flush()
-    if checkpoints is not None:
-        saving.guarded(checkpoints.wait, progress.say)
-    if chief and files is not None:
-        rows = read_rows(files.metrics)
-        initial, final = recorded_metrics(rows, initial, final)
-        finish_files(parts, files, writer, initial, final, finished)
-    writer.close()
-    step = state.current_step()
-    progress.say(f"{'step' if finished else 'preempted at'} {step:<11} {_show(final)}")
-    if not finished:
-        progress.say("Run the same command again to go on from here.")
-    if chief and files is not None:
-        pictures = f"\nimages           {files.images}" if files.images.exists() else ""
-        progress.say(f"files            {files.path}\nplot             {files.summary_plot}{pictures}")
-    return TrainResult(
-        state.model, step, finished, initial, final, parts.report, parts.proof, files.path if files else None,
-        parts.handover,
-    )  # fmt: skip
+            ended = run(parts, files, checkpoints, resume, intervals, deadline, preemption, saving, identity)
+            return result(*ended, files.path)
 
 
 @contextlib.contextmanager
@@ -503,17 +376,6 @@ def _writing(files: ModelDir, resuming: bool, notes: dict[str, str]) -> Iterator
         yield
 
 
-@contextlib.contextmanager
-def _saying_skipped(checkpoints: Checkpoints | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Says which checkpoints are found damaged meanwhile."""
-    before = 0 if checkpoints is None else len(checkpoints.skipped)
-    try:
-        yield
-    finally:
-        for text in checkpoints.skipped[before:] if checkpoints is not None else []:
-            say(text)
-
-
 def _all_resume(files: ModelDir, agreement: Agreement) -> bool:
     """Whether there is something to go on with, which all workers must see."""
     resuming = may_resume(files)
@@ -526,26 +388,8 @@ def _all_resume(files: ModelDir, agreement: Agreement) -> bool:
     return resuming
 
 
-def _evaluation_is_missing(
-    parts: RunParts, files: ModelDir | None, step: int, intervals: Intervals, phase_watch: PhaseWatch
-) -> bool:
-    """Whether the run that is resumed at `step` saved it without the evaluation that was due, as the chief finds."""
-    every = intervals.eval_every
-    is_due = step == parts.num_steps or (every > 0 and step % every == 0)
-    if files is None or parts.eval_data is None or not step or not is_due or phase_watch.decides_at(step, every):
-        return False
-    evaluated = [row["step"] for row in read_rows(files.metrics) if row.get("split") == parts.eval_data.split_label]
-    return bool(Agreement(parts.strategy).of_chief([step not in evaluated])[0])
-
-
 def _resumed_step(resume: Resume, num_steps: int) -> int:
     step = resume()
     if step > num_steps:
         raise UserError(f"The run is at step {step} already, past num_steps = {num_steps}; it cannot go back.")
     return step
-
-
-def _show(metrics: dict[str, float]) -> str:
-    return (
-        "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "num_examples") or "not evaluated"
-    )

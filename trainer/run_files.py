@@ -1,6 +1,7 @@
 """Writes what a run starts from and what it reached."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -116,7 +117,14 @@ def _make_sure_of_room(path: Path, model: keras.Model) -> None:
     # Names and the like took 1.8 kB a variable.
     about_bytes = values_bytes + 4_096 * (len(model.weights) + len(layers_of(model))) + 65_536
     with open(path, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, about_bytes)
+        try:
+            os.posix_fallocate(file.fileno(), 0, about_bytes)
+        except AttributeError:
+            return  # macOS has no word for it
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            # Some file systems reserve nothing.
 
 
 def recorded_metrics(rows: list[dict], initial: dict, final: dict) -> tuple[dict, dict]:
