@@ -91,7 +91,7 @@ def wait_for_a_save(model_dir, processes, before) -> None:
     deadline = time.monotonic() + 120
     while saved(model_dir) == before and processes[0].poll() is None:
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_killed_at_any_moment(tmp_path, setup, moments, same_bits):
             start_seconds = time.monotonic() - began
             time.sleep(chance.uniform(0, 0.5))
         while moment % 3 == 2 and not in_a_save(model_dir) and processes[0].poll() is None:
-            pass
+            time.sleep(0.001)
         kills += kill(processes, chance)
         in_starting += saved(model_dir) == before
         in_saving += in_a_save(model_dir)
@@ -194,7 +194,7 @@ def test_killed_at_any_moment(tmp_path, setup, moments, same_bits):
     processes = start(model_dir, num_steps, setup)
     weights = model_dir / ".tmp.final.weights.h5"
     while not weights.exists() and processes[0].poll() is None:
-        pass
+        time.sleep(0.001)
     assert kill(processes, chance), "it was through before"
     processes = start(model_dir, num_steps, setup)  # which has nothing to do but to leave the weights behind
     time.sleep(chance.uniform(0, start_seconds))
