@@ -1,6 +1,6 @@
 """The sums that a loss is a ratio of, and what a model adds to it by regularisers and `add_loss`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 import tensorflow as tf
@@ -52,6 +52,19 @@ def real_rows(batch: Mapping, weight) -> tuple[dict, tf.Tensor]:
     """A batch and its weights, [batch], without the rows that only fill it up."""
     real = weight > 0
     return {key: tf.boolean_mask(value, real) for key, value in batch.items()}, tf.boolean_mask(weight, real)
+
+
+def of_real_rows(compute: Callable, model, batch: Mapping, weight) -> tuple:
+    """(batch, weight, compute(batch, weight)), without filling where the model adds to the loss by what it sees.
+
+    What filling adds can't be taken out afterwards. compute: calls the model; a first call that goes unused, as only
+    a call shows what a model adds, is no work of the graph.
+    """
+    computed = compute(batch, weight)
+    if added_terms(model):
+        batch, weight = real_rows(batch, weight)
+        computed = compute(batch, weight)
+    return batch, weight, computed
 
 
 def added_terms(model) -> list:

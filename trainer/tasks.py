@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from trainer.errors import UserError
 from trainer.example_weights import by_class, check_class_weight, spread, times, weights_by_class
-from trainer.loss_terms import MeanLoss, added_terms, losses_and_mask, real_rows, regularization, weighted_sums
+from trainer.loss_terms import MeanLoss, losses_and_mask, of_real_rows, real_rows, regularization, weighted_sums
 from trainer.user_functions import in_graph
 
 
@@ -158,10 +158,10 @@ class SupervisedTask(Task):
         return {"loss": MeanLoss(name="loss")} | built
 
     def update_metrics(self, metrics, model, batch, weight):
-        values, weights, seen, outputs = self._values(model, batch, weight, training=False)
-        if added_terms(model):  # filling takes part in them, and can't be taken out afterwards
-            batch, weight = real_rows(batch, weight)
-            values, weights, seen, outputs = self._values(model, batch, weight, training=False)
+        def values_of(batch, weight):
+            return self._values(model, batch, weight, training=False)
+
+        batch, weight, (values, weights, seen, outputs) = of_real_rows(values_of, model, batch, weight)
         metrics["loss"].update_state(values, weights, regularization(model), weight)
         for name in self._metrics:
             metrics[name].update_state(_feature(batch, self._target), outputs, sample_weight=seen)

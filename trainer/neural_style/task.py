@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from trainer.data import Data
 from trainer.errors import UserError
-from trainer.loss_terms import regularization, weighted_sums
+from trainer.loss_terms import MeanLoss, of_real_rows, regularization, weighted_sums
 from trainer.neural_style.contact_sheet import draw_contact_sheet, write_picture
 from trainer.neural_style.extractor import LAYERS, Vgg19, check_layer, smallest_size
 from trainer.neural_style.losses import content_loss, gram_matrix, style_loss, total_variation
@@ -90,11 +90,14 @@ class StyleTransferTask(Task):
         return loss_sum + regularization(model) * total if model.losses else loss_sum, total, pictures
 
     def new_metrics(self):
-        return {name: keras.metrics.Mean(name=name) for name in ("loss", *self._weights)}
+        return {"loss": MeanLoss()} | {name: keras.metrics.Mean(name=name) for name in self._weights}
 
     def update_metrics(self, metrics, model, batch, weight):
-        _, terms = self._terms(model, batch, training=False)
-        metrics["loss"].update_state(self._total(terms) + regularization(model), sample_weight=weight)
+        def terms_of(batch, weight):
+            return self._terms(model, batch, training=False)[1]
+
+        _, weight, terms = of_real_rows(terms_of, model, batch, weight)
+        metrics["loss"].update_state(self._total(terms), weight, regularization(model), weight)
         for name, values in terms.items():
             metrics[name].update_state(values, sample_weight=weight)
 
