@@ -80,6 +80,23 @@ def test_whoever_does_not_come_is_named_to_all_who_did():
     assert together((workers, 0, None, 1.0), (workers, 1, None, 1.0)) == [said, said]
 
 
+def test_a_worker_that_started_earlier_hears_the_chiefs_word_all_the_same():
+    workers = addresses(3)
+    said = f"RunAgain: worker 2 ({workers[2]}) did not come within 4 s."
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        earlier = pool.submit(outcome, workers, 1, None, 4.0)
+        time.sleep(2.5)
+        assert [outcome(workers, 0, None, 4.0), earlier.result()] == [said, said]
+
+
+def test_a_chief_that_hangs_once_it_has_answered_does_not_keep_a_worker_for_ever():
+    workers = addresses(2)
+    with socket.create_server(("127.0.0.1", int(workers[0].rpartition(":")[2]))):
+        assert outcome(workers, 1, None, 0.5) == (
+            f"RunAgain: worker 0 ({workers[0]}), the chief, did not come within 0.5 s: it does not answer."
+        )
+
+
 def test_a_chief_that_does_not_come_is_named_with_the_reason():
     workers = addresses(2)
     assert outcome(workers, 1, None, 0.5) == (

@@ -137,6 +137,7 @@ class RollCall:
                 if told:
                     strangers.remove(link)
                     self._admit(link, told[0], card)
+                    link.send(wait=max(0.0, deadline - time.monotonic()))
         for link in self._links.values():
             link.socket.settimeout(self._timeout)
             link.send(go=True)
@@ -178,6 +179,7 @@ class RollCall:
             try:
                 connection.connect(where)
                 link.send(index=self.index, addresses=self.addresses, card=dict(card))
+                said = "it does not answer"
                 answer = self._answer(link, deadline)
             except (OSError, EOFError, ValueError) as error:
                 # Not there yet; or another program's, such as the server of a run that is about to end.
@@ -193,12 +195,13 @@ class RollCall:
                 raise _with_status(str(answer["stop"]), int(answer.get("status", 2)))
 
     def _answer(self, link: Link, deadline: float) -> dict:
-        # A second after the chief's own deadline, so that its word on who is missing comes first.
+        """Waits a second longer than the chief, which may have started later: only it knows who is missing."""
         link.socket.settimeout(_RETRY_SECONDS)
         while time.monotonic() < deadline + 1:
-            told = link.messages()
-            if told:
-                return told[0]
+            for told in link.messages():
+                if "wait" not in told:
+                    return told
+                deadline = max(deadline, time.monotonic() + float(told["wait"]))
         return {}
 
 
