@@ -87,6 +87,27 @@ def test_two_processes_make_the_steps_of_one_replica(row_of_two, two_workers, pa
     parity_cell(row_of_two, "2 workers", largest_difference(row_of_two, found[0]))
 
 
+@pytest.mark.parametrize(
+    "row", ["momentum", "adam", "adafactor", "averages", "loss scale", "phases and groups", "dropout, by example"]
+)
+def test_all_else_that_a_checkpoint_holds_is_that_of_one_replica(row, tmp_path):
+    """Slots, averages, counters, scales, generators: what the next steps depend on beside the weights."""
+    found = []
+    for replicas in (1, 2):
+        model_dir = tmp_path / f"{replicas} replicas"
+        train(make_strategy(replicas), **{"log_every": 0, **ROWS[row], "model_dir": model_dir})
+        state = tf.train.load_checkpoint(str(model_dir / "checkpoints/ckpt-10"))
+        names = set(state.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter"}
+        found.append({name: state.get_tensor(name) for name in names})
+    one, two = found
+    assert one.keys() == two.keys() and any(name.startswith("optimizer/") for name in one)
+    for name, value in one.items():
+        if np.issubdtype(value.dtype, np.floating):
+            np.testing.assert_allclose(value, two[name], atol=1e-6, rtol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(value, two[name], err_msg=name)
+
+
 def test_a_step_with_an_infinite_gradient_changes_nothing_on_any_replica(tmp_path):
     row = {
         **ROWS["loss scale, infinite gradient"],
