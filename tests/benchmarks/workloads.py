@@ -99,8 +99,8 @@ def transformer() -> keras.Model:
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("mlp", mlp, (64,), 64, 1000),
-        Workload("cnn", cnn, (32, 32, 3), 64, 100),
+        Workload("mlp", mlp, (64,), 64, 500),
+        Workload("cnn", cnn, (32, 32, 3), 64, 50),
         Workload("mobilenet", mobilenet, (96, 96, 3), 16, 50),
         Workload("transformer", transformer, (128, 128), 16, 50),
     )
