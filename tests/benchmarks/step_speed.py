@@ -140,7 +140,9 @@ def broken_bars(results: dict) -> list[str]:
             cpu = statistics.median(ratios(found, "regraft", "floor", "cpu"))
             most = 1.05 + noise(found, "cpu")
             if cpu > most:
-                broken.append(f"{workload}, {strategy}: {cpu:.2f} times the floor's CPU time a step, and not {most:.2f}")
+                broken.append(
+                    f"{workload}, {strategy}: {cpu:.2f} times the floor's CPU time a step, and not {most:.2f}"
+                )
         for peer, least in bars:
             if peer not in found:
                 broken.append(f"{workload}, {strategy}: {peer} was not measured, so no bar is known to hold")
