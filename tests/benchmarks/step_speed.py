@@ -1,10 +1,11 @@
 """Seconds and CPU time a step of this trainer beside the bare floor, Orbit and Keras fit, interleaved in one run.
 
 python tests/benchmarks/step_speed.py [--workload=mlp]... [--strategy=mirrored]... [--peer=regraft]... [--rounds=7]
+    [--results=rows.json]
 
 In every round each peer takes the same number of steps, one after the other, in one process (with two
 workers: in two, each pinned to a core of its own). Only ratios inside a row mean something. Exit status 1
-if a bar does not hold.
+if a bar does not hold. With --results each row is kept as it comes, and one that is there is not measured again.
 """
 
 import argparse
@@ -166,13 +167,15 @@ def _table(results: dict, peers: list[str], kind: str) -> None:
     print("| | floor, ms a step | " + " | ".join(peer for peer in peers if peer != "floor") + " |")
     print("|---" * (len(peers) + 1) + "|")
     for (workload, strategy), found in results.items():
-        cells = [f"{workload}, {strategy}", f"{1e3 * statistics.median(found['floor'][kind]):.3g}"]
-        for peer in peers:
-            if peer != "floor":
-                cells.append(
-                    "fails" if "failed" in found[peer] else _median_and_spread(ratios(found, peer, "floor", kind))
-                )
-        print("| " + " | ".join(cells) + " |")
+        print(_row(f"{workload}, {strategy}", found, peers, kind))
+
+
+def _row(name: str, found: dict, peers: list[str], kind: str) -> str:
+    cells = [name, f"{1e3 * statistics.median(found['floor'][kind]):.3g}"]
+    for peer in peers:
+        if peer != "floor":
+            cells.append("fails" if "failed" in found[peer] else _median_and_spread(ratios(found, peer, "floor", kind)))
+    return "| " + " | ".join(cells) + " |"
 
 
 def _median_and_spread(values: list[float]) -> str:
@@ -196,6 +199,7 @@ def main() -> None:
     parser.add_argument("--strategy", action="append", choices=STRATEGIES)
     parser.add_argument("--peer", action="append", default=[])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--results", type=Path, help="a JSON file of the rows that are measured already")
     parser.add_argument("--in_this_process", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -211,23 +215,27 @@ def main() -> None:
             current_watch().leave()  # else the other worker takes the end below for a death, and ends with it
         # At once: where a peer failed, TensorFlow's own end waits for the other worker without end.
         os._exit(0)
+    kept = json.loads(arguments.results.read_text()) if arguments.results and arguments.results.exists() else {}
     results = {}
     for workload in arguments.workload or WORKLOADS:
         # One device is what `train` takes where nothing else is; only small steps feel what a strategy costs.
         usual = [name for name in STRATEGIES if workload == "mlp" or name != "one device"]
         for strategy in arguments.strategy or usual:
-            # Small steps cost little time, and their rounds differ more.
-            rounds = max(arguments.rounds, 21) if workload == "mlp" else arguments.rounds
-            found = in_new_processes(workload, strategy, arguments.peer, rounds)
-            results[workload, strategy] = found
-            for peer, measured in found.items():
-                print(
-                    workload,
-                    strategy,
-                    peer,
-                    measured.get("failed") or f"{1e3 * statistics.median(measured['wall']):.3f} ms",
-                    flush=True,
-                )
+            name = f"{workload}, {strategy}"
+            if name not in kept:
+                # Small steps cost little time, and their rounds differ more.
+                rounds = max(arguments.rounds, 21) if workload == "mlp" else arguments.rounds
+                kept[name] = in_new_processes(workload, strategy, arguments.peer, rounds)
+                if arguments.results:
+                    arguments.results.write_text(json.dumps(kept))
+            found = results[workload, strategy] = kept[name]
+            floor = found.get("floor", {"failed": "it was not asked for"})
+            if "failed" in floor:
+                sys.exit(f"{name}: there is no floor to compare with: {floor['failed']}")
+            others = ", ".join(peer for peer in found if peer != "floor")
+            print(f"\nThe floor, ms a step, and as a ratio to its speed and CPU time: {others}")
+            print(_row(name, found, list(found), "wall"))
+            print(_row(f"{name}, CPU", found, list(found), "cpu"), flush=True)
     show(results)
     broken = broken_bars(results)
     print("\n" + ("\n".join(broken) if broken else "Every bar holds."))
