@@ -89,7 +89,7 @@ def test_a_worker_that_started_earlier_hears_the_chiefs_word_all_the_same():
         assert [outcome(workers, 0, None, 4.0), earlier.result()] == [said, said]
 
 
-def test_a_chief_that_hangs_once_it_has_answered_does_not_keep_a_worker_for_ever():
+def test_a_chief_whose_port_is_open_but_silent_does_not_keep_a_worker_for_ever():
     workers = addresses(2)
     with socket.create_server(("127.0.0.1", int(workers[0].rpartition(":")[2]))):
         assert outcome(workers, 1, None, 0.5) == (

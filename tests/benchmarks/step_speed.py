@@ -98,10 +98,6 @@ def show(results: dict) -> None:
     _table(results, peers, "wall")
     print("\nCPU time a step as a ratio to the bare floor's, likewise:\n")
     _table(results, peers, "cpu")
-    print("\nNoise (the fed floor beside Orbit, which have the same graph; never taken for less than 0.05):")
-    for (workload, strategy), found in results.items():
-        if workload != "mlp":
-            print(f"{workload}, {strategy}: {noise(found, 'wall'):.2f}, of CPU time {noise(found, 'cpu'):.2f}")
     for (workload, strategy), found in results.items():
         for peer, measured in found.items():
             if "failed" in measured:
@@ -119,15 +115,7 @@ BARS = [
     ("mlp", "mirrored", "fit 1", 5.0),
     ("mlp", "mirrored", "floor", 0.8),
 ]
-LEAST_NOISE = 0.05  # of a median of seven rounds on two shared cores, seen between two runs of the same code
-SAME_GRAPH = ("fed floor", "orbit 50")  # but for what Orbit does once in fifty steps
-
-
-def noise(found: dict, kind: str) -> float:
-    """By what share two peers with the same graph differ in a row: nobody else there can be told apart by less."""
-    if any("failed" in found.get(peer, {"failed": "not asked for"}) for peer in SAME_GRAPH):
-        return LEAST_NOISE
-    return max(LEAST_NOISE, abs(statistics.median(ratios(found, *SAME_GRAPH, kind)) - 1))
+NOISE = 0.05  # of a median of seven rounds on two shared cores, seen between two runs of the same code
 
 
 def broken_bars(results: dict) -> list[str]:
@@ -137,12 +125,11 @@ def broken_bars(results: dict) -> list[str]:
         ran = [peer for peer in found if "failed" not in found[peer] and peer != "regraft"]
         bars = [(peer, least) for *place, peer, least in BARS if tuple(place) == (workload, strategy)]
         if workload != "mlp":
-            bars = [(peer, 1.0 - noise(found, "wall")) for peer in found if peer in ("orbit 50", "fit 50", "fit 1")]
+            bars = [(peer, 1.0 - NOISE) for peer in found if peer in ("orbit 50", "fit 50", "fit 1")]
             cpu = statistics.median(ratios(found, "regraft", "floor", "cpu"))
-            most = 1.05 + noise(found, "cpu")
-            if cpu > most:
+            if cpu > 1.05 + NOISE:
                 broken.append(
-                    f"{workload}, {strategy}: {cpu:.2f} times the floor's CPU time a step, and not {most:.2f}"
+                    f"{workload}, {strategy}: {cpu:.2f} times the floor's CPU time a step, and not {1.05 + NOISE:.2f}"
                 )
         for peer, least in bars:
             if peer not in found:
