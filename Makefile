@@ -67,8 +67,8 @@ DISTRIBUTED := $(foreach name,cluster kubernetes tpu tpu_vm roll_call data_parts
 test-distributed: .venv/schemas  ## clusters, Slurm, several hosts and failing workers, for real, with the seconds of each
 	$(BIN)/python -m pytest --distributed --verbose --durations=40 --durations-min=1 $(DISTRIBUTED) $(PYTEST_FLAGS)
 
-check-tpu: install  ## make check-tpu CONFIG=my.gin: compiles its step with XLA, says what a TPU would refuse
-	$(TRAIN) --gin_file=$(CONFIG) --gin_param="train.jit_compile = True" --dry_run
+check-tpu: install  ## make check-tpu CONFIG=my.gin: compiles its step with XLA, fails for what a TPU would refuse
+	TPU_NAME= $(TRAIN) --gin_file=$(CONFIG) --strategy=tpu --dry_run
 
 benchmark-restore: install  ## 1 GB restored beside TensorFlow's own ways: ratios, memory
 	$(BIN)/python tests/benchmarks/restore_speed.py

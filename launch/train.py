@@ -20,6 +20,7 @@ from trainer.preemption import PREEMPTED_EXIT_STATUS
 from trainer.restore import find_checkpoint
 from trainer.run_identity import may_resume
 from trainer.strategy import build_strategy
+from trainer.xla_fitness import describe_fitness
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
@@ -40,7 +41,8 @@ def main() -> int:
     options = {name: flags.FLAGS[name].value for name in ("timed_steps", "allow_config_change")}
     if options["timed_steps"] and not dry_run:
         raise UserError("--timed_steps belongs to --dry_run: a run shows its own speed.")
-    if dry_run and command_line.wants_missing_tpu():
+    stands_in = dry_run and command_line.wants_missing_tpu()
+    if stands_in:
         print("There is no TPU here: the step is compiled by XLA on this machine's CPU, for one replica.")
         strategy, options["jit_compile"] = build_strategy("one_device"), True
     else:
@@ -51,6 +53,11 @@ def main() -> int:
         find_checkpoint(init_checkpoint)
     train = gin.get_configurable("experiment.train")
     result = train(model_dir=model_dir, strategy=strategy, started_at=STARTED_AT, dry_run=dry_run, **options)
+    if stands_in and result.tpu_obstacles:
+        raise UserError(
+            f"--strategy=tpu: the step {describe_fitness(result.tpu_obstacles)}. Give each tensor one size: weigh "
+            "by a mask instead of picking, pad instead of cutting."
+        )
     return 0 if result.finished or dry_run else PREEMPTED_EXIT_STATUS
 
 

@@ -3,7 +3,7 @@
 import keras
 import pytest
 import tensorflow as tf
-from conftest import make_strategy
+from conftest import make_strategy, run_command
 from parity_rows import DATA, INIT, TOKEN_TASK, net, recurrent, train
 
 import trainer
@@ -94,3 +94,32 @@ def test_an_evaluation_that_a_tpu_would_refuse_is_told_as_one(capsys):
     for eval_data, told in ((DATA, True), (None, False)):
         train(make_strategy(1), task=scalar, jit_compile=True, dry_run=True, eval_data=eval_data)
         assert ("in evaluations" in capsys.readouterr().out) == told
+
+
+PICKING = """
+import gin, tensorflow as tf
+
+@gin.configurable(module="picking")
+def of_the_bright_alone(model, batch, training):
+    logits = model(batch["image"], training=training)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
+    return tf.reduce_mean(tf.boolean_mask(losses, tf.reduce_mean(batch["image"], [1, 2, 3]) > 0.1))
+"""
+
+
+def test_a_step_that_a_tpu_would_refuse_fails_the_check_for_one(tmp_path):
+    (tmp_path / "picking.py").write_text(PICKING)
+    config = tmp_path / "picking.gin"
+    config.write_text(
+        "import picking\ninclude 'configs/runs/digits_source.gin'\n"
+        "TASK = @custom_loss()\ncustom_loss.loss = @of_the_bright_alone\n"
+    )
+    arguments = ["launch.train", f"--gin_file={config}", "--dry_run", "--gin_param=train.jit_compile = True"]
+    done = run_command(*arguments, "--strategy=tpu", TPU_NAME="")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("regraft: --strategy=tpu: the step compiles; a TPU would refuse"), done.stderr
+    assert "Where (" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert "optimizer        Adam" in done.stdout  # the page stands above the complaint
+    # XLA runs it on this machine, where it is told and no more.
+    done = run_command(*arguments, "--strategy=one_device")
+    assert done.returncode == 0 and "a TPU would refuse" in done.stdout, done.stderr

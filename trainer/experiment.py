@@ -63,6 +63,7 @@ class TrainResult:
     initial_metrics, final_metrics: evaluations at step 0 and at the last step; empty without eval_data.
     restore_report, optimizer_proof: None where nothing was restored or the run was resumed.
     handover: what went on of the checkpoint's optimizer; None for nothing, and where the run was resumed.
+    tpu_obstacles: with jit_compile, the operations that XLA compiles here and a TPU would refuse.
     """
 
     model: keras.Model
@@ -74,6 +75,7 @@ class TrainResult:
     optimizer_proof: OptimizerProof | None
     model_dir: Path | None
     handover: Handover | None = None
+    tpu_obstacles: Sequence[str] = ()
 
 
 @gin.register(module="experiment")
@@ -273,6 +275,7 @@ def train(
     if strategy.num_replicas_in_sync > 1 and not synchronize_batch_norm:
         notes |= describe_batch_norm(built_model, replica_batch)
     notes |= describe_half_precision(built_model, new_optimizer)
+    obstacles = []
     if jit_compile:
         obstacles = check_xla(built_model, task, train_data, replica_batch, variables, strategy, eval_data)
         notes["xla"] = describe_fitness(obstacles)
@@ -323,7 +326,7 @@ def train(
 
     def result(finished: bool, initial: dict[str, float], final: dict[str, float], path: Path | None) -> TrainResult:
         return TrainResult(
-            built_model, state.current_step(), finished, initial, final, report, proof, path, handed_over
+            built_model, state.current_step(), finished, initial, final, report, proof, path, handed_over, obstacles
         )
 
     if dry_run:
