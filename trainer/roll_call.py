@@ -199,9 +199,10 @@ class RollCall:
         link.socket.settimeout(_RETRY_SECONDS)
         while time.monotonic() < deadline + 1:
             for told in link.messages():
-                if "wait" not in told:
+                wait = told.get("wait")
+                if not isinstance(wait, int | float):
                     return told
-                deadline = max(deadline, time.monotonic() + float(told["wait"]))
+                deadline = max(deadline, time.monotonic() + wait)
         return {}
 
 
