@@ -100,9 +100,17 @@ def _reason(text: str, graph: tf.Graph, model: keras.Model) -> str:
 
 
 def _all_nodes(graph: tf.Graph) -> list[Sequence]:
-    """The nodes of the graph, and those of each function in it: bodies of loops, branches, functions that it calls."""
+    """The nodes of the graph, and those of each function in it: bodies of loops, branches, functions that it calls.
+
+    In the same order each time, which a library's own is not; what is of gradients comes last, for what its user
+    wrote is what they can change.
+    """
     definition = graph.as_graph_def(add_shapes=True)
-    return [definition.node, *(function.node_def for function in definition.library.function)]
+    functions = sorted(
+        definition.library.function,
+        key=lambda function: ("_grad_" in function.signature.name, function.signature.name),
+    )
+    return [definition.node, *(function.node_def for function in functions)]
 
 
 def _dynamic_shapes(graph: tf.Graph, model: keras.Model) -> list[str]:
