@@ -130,6 +130,32 @@ def test_a_stranger_at_the_chiefs_port_disturbs_nobody(noise):
         assert outcome(workers, 1) == chief.result() == "begins"
 
 
+@pytest.mark.parametrize("answer", [b'{"wait": "long"}\n', b"{}\n", b'["go"]\n', b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_another_program_at_the_chiefs_address_is_named_and_not_asked_without_a_pause(answer):
+    workers = addresses(2)
+    asked = []
+
+    def serve(server):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                asked.append(1)
+                with connection:
+                    connection.recv(2**16)
+                    connection.sendall(answer)
+
+    server = socket.create_server(("127.0.0.1", int(workers[0].rpartition(":")[2])))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(serve, server)
+        said = outcome(workers, 1, None, 1.0)
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+    assert said == (
+        f"RunAgain: worker 0 ({workers[0]}), the chief, did not come within 1 s: another program has its port."
+    )
+    assert 1 < len(asked) <= 2 + 1.0 / roll_call_module._RETRY_SECONDS
+
+
 def test_different_configs_stop_all_and_both_lines_are_shown():
     workers = addresses(2)
     told = together((workers, 0, {"the config": "a = 1\nb = 2\n"}), (workers, 1, {"the config": "a = 1\nb = 3\n"}))

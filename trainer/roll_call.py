@@ -195,13 +195,17 @@ class RollCall:
                 raise _with_status(str(answer["stop"]), int(answer.get("status", 2)))
 
     def _answer(self, link: Link, deadline: float) -> dict:
-        """Waits a second longer than the chief, which may have started later: only it knows who is missing."""
+        """{} when time is over; waits a second longer than the chief, which may have started later: only it knows
+        who is missing. Raises `ValueError` for another's language, `EOFError` at the end of the connection.
+        """
         link.socket.settimeout(_RETRY_SECONDS)
         while time.monotonic() < deadline + 1:
             for told in link.messages():
+                if "go" in told or "stop" in told:
+                    return told
                 wait = told.get("wait")
                 if not isinstance(wait, int | float):
-                    return told
+                    raise ValueError("not our language")
                 deadline = max(deadline, time.monotonic() + wait)
         return {}
 
