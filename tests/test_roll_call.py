@@ -147,9 +147,11 @@ def test_another_program_at_the_chiefs_address_is_named_and_not_asked_without_a_
     server = socket.create_server(("127.0.0.1", int(workers[0].rpartition(":")[2])))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         pool.submit(serve, server)
-        said = outcome(workers, 1, None, 1.0)
-        server.shutdown(socket.SHUT_RDWR)
-        server.close()
+        try:
+            said = outcome(workers, 1, None, 1.0)
+        finally:
+            server.shutdown(socket.SHUT_RDWR)  # wakes `accept`, which `close` alone would leave waiting
+            server.close()
     assert said == (
         f"RunAgain: worker 0 ({workers[0]}), the chief, did not come within 1 s: another program has its port."
     )

@@ -243,7 +243,7 @@ def main() -> None:
     for way in WAYS:
         # Compiles modules, and reads the libraries into the page cache.
         in_new_process("first_step", way, "mlp", "none")
-    print("\nTo the first finished step, and the most memory held; in brackets the quartiles:\n")
+    print("\nTo the first finished step, and peak memory; in brackets the quartiles:\n")
     units = ("s", "MiB", "MiB held")
     print("| | " + " | ".join(f"regraft, {unit} | fit, {unit} | regraft / fit" for unit in units) + " |")
     print("|---" * 10 + "|", flush=True)
