@@ -22,15 +22,19 @@ def small_model():
 
 
 def build_twins(optimizer, model):
-    return [build_optimizer(optimizer, model.trainable_variables) for _ in range(2)]
+    """What `prove_new` is given: the optimizer, how to build another, and on what."""
+
+    def build(variables):
+        return build_optimizer(optimizer, variables)
+
+    return build(model.trainable_variables), build, model.trainable_variables
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_keras_optimizer_is_built_in_scope_and_proved_new(name, strategy):
     with strategy.scope():
         model = small_model()
-        optimizer, twin = build_twins(getattr(keras.optimizers, name), model)
-        proof = prove_new(optimizer, twin, None)
+        proof = prove_new(*build_twins(getattr(keras.optimizers, name), model), None)
     assert proof.iterations == 0 and proof.name == name
     assert proof.learning_rate == pytest.approx(getattr(keras.optimizers, name)().learning_rate)
     assert "is new: iterations 0" in str(proof)
@@ -44,18 +48,50 @@ def test_slots_that_do_not_start_at_zero_are_told_from_used_ones():
 
 def test_a_used_optimizer_is_not_called_new():
     model = small_model()
-    optimizer, twin = build_twins(lambda: keras.optimizers.SGD(0.1, momentum=0.9), model)
+    optimizer, *twin = build_twins(lambda: keras.optimizers.SGD(0.1, momentum=0.9), model)
     optimizer.apply([tf.ones(variable.shape) for variable in model.trainable_variables], model.trainable_variables)
     with pytest.raises(RuntimeError, match="is not new: iterations 1"):
-        prove_new(optimizer, twin, None)
+        prove_new(optimizer, *twin, None)
 
 
-def test_a_single_touched_slot_is_found():
-    model = small_model()
-    optimizer, twin = build_twins(lambda: keras.optimizers.SGD(0.1, momentum=0.9), model)
-    optimizer.variables[-1].assign(np.ones(optimizer.variables[-1].shape))
-    with pytest.raises(RuntimeError, match="momentum"):
-        prove_new(optimizer, twin, None)
+@pytest.mark.parametrize("name, touched", [("SGD", "momentum"), ("Adagrad", "accumulator")])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_single_touched_slot_is_found(name, touched, value):
+    make = {"SGD": lambda: keras.optimizers.SGD(0.1, momentum=0.9), "Adagrad": keras.optimizers.Adagrad}[name]
+    optimizer, *twin = build_twins(make, small_model())
+    optimizer.variables[-1].assign(np.full(optimizer.variables[-1].shape, value))
+    if name == "SGD" and value == 0:  # where they begin
+        assert prove_new(optimizer, *twin, None).slots == "all zero"
+        return
+    with pytest.raises(RuntimeError, match=touched):
+        prove_new(optimizer, *twin, None)
+
+
+def test_slots_that_are_zero_where_a_new_one_has_others_are_found():
+    optimizer, *twin = build_twins(keras.optimizers.Adagrad, small_model())
+    for slot in optimizer.variables[2:]:
+        slot.assign(np.zeros(slot.shape))
+    with pytest.raises(RuntimeError, match="accumulator"):
+        prove_new(optimizer, *twin, None)
+
+
+def test_another_rate_than_that_of_the_config_is_found():
+    optimizer, *twin = build_twins(lambda: keras.optimizers.Adam(0.1), small_model())
+    optimizer.learning_rate = 0.2
+    with pytest.raises(RuntimeError, match="learning_rate"):
+        prove_new(optimizer, *twin, None)
+
+
+def test_slots_that_begin_at_zero_are_proved_new_without_a_second_set_of_them():
+    optimizer, build, variables = build_twins(keras.optimizers.Adam, small_model())
+    asked = []
+
+    def build_and_note(some):
+        asked.append([tuple(variable.shape) for variable in some])
+        return build(some)
+
+    prove_new(optimizer, build_and_note, variables, None)
+    assert asked == [[(2,)]]
 
 
 def test_an_optimizer_object_is_a_description_of_a_new_one():
@@ -64,9 +100,9 @@ def test_an_optimizer_object_is_a_description_of_a_new_one():
     used.build(model.trainable_variables)
     used.apply([tf.ones(variable.shape) for variable in model.trainable_variables])
     for description in (used, lambda: used):
-        optimizer, twin = build_twins(description, model)
-        assert optimizer is not used and optimizer.momentum == 0.5
-        assert prove_new(optimizer, twin, None).learning_rate == 0.25
+        twins = build_twins(description, model)
+        assert twins[0] is not used and twins[0].momentum == 0.5
+        assert prove_new(*twins, None).learning_rate == 0.25
 
 
 class StaircaseOfTheUsers(keras.optimizers.schedules.LearningRateSchedule):
@@ -79,8 +115,8 @@ class StaircaseOfTheUsers(keras.optimizers.schedules.LearningRateSchedule):
 
 @pytest.mark.parametrize("rate", [StaircaseOfTheUsers(), lambda: 0.5], ids=["schedule", "function"])
 def test_a_rate_of_the_users_own_needs_no_registration_to_be_proved_new(rate):
-    optimizer, twin = build_twins(lambda: keras.optimizers.SGD(rate, momentum=0.9), small_model())
-    assert prove_new(optimizer, twin, None).learning_rate == 0.5
+    twins = build_twins(lambda: keras.optimizers.SGD(rate, momentum=0.9), small_model())
+    assert prove_new(*twins, None).learning_rate == 0.5
 
 
 def test_what_is_no_optimizer_is_refused():

@@ -184,12 +184,12 @@ def test_a_grouped_optimizer_is_proved_new_in_every_group_and_says_what_it_is(st
         parts = divide(model, variables, [trainer.group("^head/", optimizer=keras.optimizers.Adam)])
         make = lambda: keras.optimizers.SGD(0.1, momentum=0.9)  # noqa: E731
         optimizer, twin = (build_optimizer(make, variables, parts) for _ in range(2))
-        proof = prove_new(optimizer, twin, None)
+        proof = prove_new(optimizer, lambda _: twin, variables, None)
         assert proof.name == "Adam and SGD in 2 groups" and proof.learning_rate == pytest.approx(0.1)
         assert proof.num_slots == 2 * 2 + 2  # Adam's two for each variable of the head, the momentum of the others
         twin.optimizers[0].variables[-1].assign(np.ones(twin.optimizers[0].variables[-1].shape))
         with pytest.raises(RuntimeError, match="is not new"):
-            prove_new(optimizer, twin, None)
+            prove_new(optimizer, lambda _: twin, variables, None)
 
 
 def test_a_grouped_optimizer_comes_back_from_its_config():

@@ -121,12 +121,12 @@ def test_a_phased_optimizer_is_proved_new_in_every_phase_and_says_what_it_is(str
             lambda: keras.optimizers.Adam(0.1), trainer.phase(sgd(momentum=0.9), 3), variables=variables
         )
         (optimizer, _), (twin, _) = make(), make()
-        proof = prove_new(optimizer, twin, None)
+        proof = prove_new(optimizer, lambda _: twin, variables, None)
         assert proof.name == "Adam, then SGD" and proof.learning_rate == pytest.approx(0.1)
         assert proof.num_slots == 2 * 2 + 2 and proof.slots == "all zero"
         twin.optimizers[1].variables[-1].assign(np.ones([2]))
         with pytest.raises(RuntimeError, match="is not new"):
-            prove_new(optimizer, twin, None)
+            prove_new(optimizer, lambda _: twin, variables, None)
 
 
 @pytest.mark.parametrize("start", [2, trainer.swats(0.9, 1e-3), trainer.plateau(patience=1)])

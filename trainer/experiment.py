@@ -259,9 +259,12 @@ def train(
         notes = task.notes() | freeze_batch_norm(built_model, variables, update_frozen_batch_norm)
         if lora:
             notes["lora"] = describe_lora(built_model, with_lora, lora)
-        new_optimizer = build_optimizer(optimizer, variables, variable_groups, phases)
-        twin = None if resuming else build_optimizer(optimizer, variables, variable_groups, phases)
-        proof = None if twin is None else prove_new(new_optimizer, twin, report)
+
+        def build(variables):
+            return build_optimizer(optimizer, variables, variable_groups, phases)
+
+        new_optimizer = build(variables)
+        proof = None if resuming else prove_new(new_optimizer, build, variables, report)
         state = new_train_state(built_model, new_optimizer, variables, ema_decay, handover != "fresh")
         handed_over = None
         if report is not None and state.steps_before is not None:

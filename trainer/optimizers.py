@@ -1,6 +1,7 @@
 """Name, schedule and trained variables -> a new Keras optimizer, and the proof that it is new."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import keras
@@ -214,21 +215,27 @@ def trained_variables(model: keras.Model, frozen: Sequence[str] = (), trained: s
 
 
 def prove_new(
-    optimizer: keras.optimizers.Optimizer, twin: keras.optimizers.Optimizer, report: RestoreReport | None
+    optimizer: keras.optimizers.Optimizer,
+    build_twin: Callable[[Sequence[keras.Variable]], keras.optimizers.Optimizer],
+    variables: Sequence[keras.Variable],
+    report: RestoreReport | None,
 ) -> OptimizerProof:
     """Looks at a built optimizer's every variable and raises `RuntimeError` if any of it is not new.
 
-    twin: a second optimizer, built from the same config on the same variables for this comparison.
+    build_twin: makes a second one from the same config, on those of `variables` that it is given. Call in the
+      strategy's scope.  variables: all that the optimizer was built on.
 
     A new optimizer has made no step, has each slot at the value that its twin has, the configured
     rate, and no entry of a checkpoint's optimizer was read on the way (counted by the reader).
     """
-    assert twin is not optimizer
-    values = [first_value(variable) for variable in optimizer.variables]
+    values = [(variable, first_value(variable)) for variable in optimizer.variables]
+    slots = {id(variable) for variable in _slots(optimizer)}
+    all_zero = not any(value.any() for variable, value in values if id(variable) in slots)
+    twins = _twins(optimizer, build_twin, variables, all_zero)
     differing = [
         variable.path
-        for variable, value, other in zip(optimizer.variables, values, twin.variables, strict=True)
-        if not np.array_equal(value, first_value(other))
+        for variable, value in values
+        if not np.array_equal(value, twins[id(variable)] if id(variable) in twins else np.zeros_like(value))
     ]
     iterations = int(first_value(optimizer.iterations))
     keys_read = report.optimizer_keys_read if report else 0
@@ -237,21 +244,50 @@ def prove_new(
             f"The optimizer {optimizer.name} is not new: iterations {iterations}, variables that differ from a "
             f"new one's: {differing or 'none'}, optimizer entries read from the checkpoint: {keys_read}."
         )
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    no_slots = {id(variable) for variable in (optimizer.iterations, *getattr(inner, "bookkeeping", ()))}
-    slots = [
-        (variable, value)
-        for variable, value in zip(optimizer.variables, values, strict=True)
-        if id(variable) not in no_slots and variable.name not in ("learning_rate", "iteration")
-    ]
     return OptimizerProof(
         name=describe_kind(optimizer),
         iterations=iterations,
         num_slots=len(slots),
-        slots="all zero" if all(not value.any() for _, value in slots) else "at their initial values",
+        slots="all zero" if all_zero else "at their initial values",
         learning_rate=learning_rate_at(optimizer, 0),
         checkpoint_keys_read=keys_read,
     )
+
+
+def _slots(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    no_slots = {id(variable) for variable in (optimizer.iterations, *getattr(inner, "bookkeeping", ()))}
+    return [
+        variable
+        for variable in optimizer.variables
+        if id(variable) not in no_slots and variable.name not in ("learning_rate", "iteration")
+    ]
+
+
+def _twins(
+    optimizer: keras.optimizers.Optimizer, build_twin: Callable, variables: Sequence[keras.Variable], all_zero: bool
+) -> dict[int, np.ndarray]:
+    """{id of an optimizer's variable: its value in a new one}; of slots that begin at zero there may be none.
+
+    A whole twin takes the time and the memory of the whole optimizer. Where all slots are zero, one on a single
+    variable tells whether they begin so.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if all_zero and not isinstance(inner, GroupedOptimizer | PhasedOptimizer):
+        small = build_twin([min(variables, key=lambda variable: math.prod(variable.shape))])
+        begin_at_zero = not any(first_value(variable).any() for variable in _slots(small))
+        if begin_at_zero:
+            return _values_by_place(_without_slots(optimizer), _without_slots(small))
+    return _values_by_place(optimizer.variables, build_twin(variables).variables)
+
+
+def _without_slots(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    slots = {id(variable) for variable in _slots(optimizer)}
+    return [variable for variable in optimizer.variables if id(variable) not in slots]
+
+
+def _values_by_place(variables: Sequence[keras.Variable], others: Sequence[keras.Variable]) -> dict[int, np.ndarray]:
+    return {id(variable): first_value(other) for variable, other in zip(variables, others, strict=True)}
 
 
 def describe_kind(optimizer: keras.optimizers.Optimizer) -> str:

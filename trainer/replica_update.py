@@ -105,5 +105,17 @@ class _Twins:
             own = {name: self.of(value) for name, value in vars(original).items() if not name.startswith(_LISTS)}
             twin.__dict__.update(vars(original) | own)
             twin.__dict__["_distribution_strategy"] = self._alone
+            twin.__dict__["_backend_update_step"] = _with_rate_read_once(twin._backend_update_step)
             return twin
         return original
+
+
+def _with_rate_read_once(update_step: Callable) -> Callable:
+    """update_step: Keras' own, which hands the rate's variable on, and reads it anew for each variable it updates."""
+
+    def update(gradients, variables, learning_rate):
+        if isinstance(learning_rate, keras.Variable):
+            learning_rate = tf.convert_to_tensor(learning_rate)
+        update_step(gradients, variables, learning_rate)
+
+    return update

@@ -81,6 +81,8 @@ def build_train_loop(
         return sums
 
     def means(sums):
+        if isinstance(sums["weight"], float) and sums["weight"] == global_batch_size:
+            return sums["gradients"]  # to multiply by 1 would be an operation a variable
         to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"])
         return {i: gradient * tf.cast(to_mean, gradient.dtype) for i, gradient in sums["gradients"].items()}
 

@@ -146,20 +146,30 @@ def in_new_process(measurement: str, way: str, workload: str, strategy: str, **v
 def side_by_side(workload: str, strategy: str, rounds: int) -> dict[str, dict[str, list[float]]]:
     """{'seconds', 'MiB' or 'MiB held': {way: [a figure a round]}}; who goes first changes from round to round.
 
-    'MiB held' is there only where 'MiB' is above the bar.
+    Where the seconds are above the bar, three times as many rounds count. 'MiB held' is there only where 'MiB' is
+    above it.
     """
-    found: dict = {"seconds": {way: [] for way in WAYS}, "MiB": {way: [] for way in WAYS}}
-    for order in _orders(rounds):
-        for way in order:
-            found["seconds"][way].append(in_new_process("first_step", way, workload, strategy)[0])
-        for way in order:
-            found["MiB"][way].append(in_new_process("peak_memory", way, workload, strategy)[1])
-    if _is_above(_ratios(found["MiB"])):
-        found["MiB held"] = {way: [] for way in WAYS}
-        for order in _orders(rounds):
+
+    def take_turns(count: int, measurement: str, **variables: str) -> dict[str, list[tuple[float, float]]]:
+        taken: dict = {way: [] for way in WAYS}
+        for order in _orders(count):
             for way in order:
-                _, peak = in_new_process("peak_memory", way, workload, strategy, **GIVES_BACK)
-                found["MiB held"][way].append(peak)
+                taken[way].append(in_new_process(measurement, way, workload, strategy, **variables))
+        return taken
+
+    def seconds(count: int) -> dict[str, list[float]]:
+        return {way: [each for each, _ in taken] for way, taken in take_turns(count, "first_step").items()}
+
+    def peaks(**variables: str) -> dict[str, list[float]]:
+        taken = take_turns(rounds, "peak_memory", **variables)
+        return {way: [peak for _, peak in each] for way, each in taken.items()}
+
+    found = {"seconds": seconds(rounds), "MiB": peaks()}
+    if _is_above(_ratios(found["seconds"])):  # what else the machine did may have been in so few
+        more = seconds(2 * rounds)
+        found["seconds"] = {way: found["seconds"][way] + more[way] for way in WAYS}
+    if _is_above(_ratios(found["MiB"])):
+        found["MiB held"] = peaks(**GIVES_BACK)
     return found
 
 
@@ -236,6 +246,8 @@ def main() -> None:
     parser.add_argument("--measurement", choices=MEASUREMENTS, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds must be 1 or more.")
     if arguments.measurement:
         measure_here(arguments.measurement, arguments.way, arguments.workload[0], arguments.strategy[0])
         return
