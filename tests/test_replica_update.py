@@ -26,7 +26,10 @@ def apply_gradients_of(state, strategy, update_kind: str, steps: int = 3) -> Non
     update = Update(strategy, state, state.model.trainable_variables, update_kind)
 
     def gradients(value):
-        return {i: tf.fill(weight.shape, value) for i, weight in enumerate(state.model.trainable_variables)}
+        return {
+            i: tf.cast(tf.fill(weight.shape, value), weight.dtype)
+            for i, weight in enumerate(state.model.trainable_variables)
+        }
 
     @tf.function
     def step(value):
@@ -85,6 +88,51 @@ def test_an_optimizer_with_a_hidden_variable_updates_once():
     apply_gradients_of(state, strategy, "per_replica", steps=2)
     counts = replica_values(state.optimizer.drawer.count)
     assert counts[0] == counts[1] == 2 * len(state.model.trainable_variables)
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "loss scale"])
+def test_each_update_reads_the_rate_of_then_and_reads_it_once(scaled):
+    strategy = make_strategy(2)
+    make = keras.optimizers.LossScaleOptimizer if scaled else lambda optimizer: optimizer
+    state = state_of(strategy, lambda: make(keras.optimizers.SGD(0.1)))
+    variables = state.model.trainable_variables
+    update = Update(strategy, state, variables, "per_replica")
+
+    @tf.function
+    def step():
+        gradients = {i: tf.fill(weight.shape, state.optimizer.scale_loss(1.0)) for i, weight in enumerate(variables)}
+        strategy.run(update.on_replica, args=(gradients,))
+
+    rate = state.optimizer.learning_rate  # of a LossScaleOptimizer the inner one's
+    before = weights(state)
+    for value in (0.25, 0.5):
+        rate.assign(value)
+        step()
+    for value, old in zip(weights(state), before, strict=True):
+        np.testing.assert_allclose(value, old - 0.75, atol=1e-6)
+
+    if not scaled:  # where it is, the reading is in a branch
+        graph = step.get_concrete_function().graph
+        within = {id(outer): inner.name for outer, inner in graph.captures}
+        handles = {within[id(copy.handle)] for copy in rate.value.values}
+        reads = [op for op in graph.get_operations() if op.type == "ReadVariableOp" and op.inputs[0].name in handles]
+        assert len(handles) == len(reads) == 2  # one on each replica, for all variables
+
+
+@pytest.mark.parametrize("name", ["SGD", "Muon"])
+def test_variables_of_another_dtype_than_the_rate_are_updated_as_once(name, strategy):
+    found = []
+    for update_kind in ("per_replica", "once"):
+        with strategy.scope():
+            model = keras.Sequential(
+                [keras.Input([4]), keras.layers.Dense(3, kernel_initializer="ones", dtype="bfloat16")]
+            )
+            optimizer = build_optimizer(lambda: getattr(keras.optimizers, name)(0.01), model.trainable_variables)
+            state = new_train_state(model, optimizer, model.trainable_variables)
+        apply_gradients_of(state, strategy, update_kind)
+        found.append([value.astype(np.float32) for value in weights(state)])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if "optimizer" in ROWS[row]])

@@ -16,6 +16,12 @@ from trainer.replicas import first_value
 from trainer.restore import RestoreReport, weights_of
 from trainer.schedules import check_rate, learning_rate_at, rate_of, scaled
 
+# Keras' optimizers every slot of which begins at zero, whatever the variable. Not those that inherit from them.
+BEGIN_AT_ZERO = tuple(
+    getattr(keras.optimizers, name)
+    for name in ("SGD", "Adam", "AdamW", "Adamax", "Adadelta", "RMSprop", "Lion", "Lamb", "Adafactor", "Muon")
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerProof:
@@ -226,16 +232,18 @@ def prove_new(
       strategy's scope.  variables: all that the optimizer was built on.
 
     A new optimizer has made no step, has each slot at the value that its twin has, the configured
-    rate, and no entry of a checkpoint's optimizer was read on the way (counted by the reader).
+    rate, and no entry of a checkpoint's optimizer was read on the way (counted by the reader). A whole twin takes as
+    much time and memory as the optimizer: of the kinds in `BEGIN_AT_ZERO` it is built on one variable alone, and the
+    other slots are compared with zero.
     """
     values = [(variable, first_value(variable)) for variable in optimizer.variables]
     slots = {id(variable) for variable in _slots(optimizer)}
     all_zero = not any(value.any() for variable, value in values if id(variable) in slots)
-    twins = _twins(optimizer, build_twin, variables, all_zero)
+    new_values = _new_values(optimizer, build_twin, variables, all_zero)
     differing = [
         variable.path
         for variable, value in values
-        if not np.array_equal(value, twins[id(variable)] if id(variable) in twins else np.zeros_like(value))
+        if id(variable) in new_values and not np.array_equal(value, new_values[id(variable)])
     ]
     iterations = int(first_value(optimizer.iterations))
     keys_read = report.optimizer_keys_read if report else 0
@@ -264,19 +272,14 @@ def _slots(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     ]
 
 
-def _twins(
+def _new_values(
     optimizer: keras.optimizers.Optimizer, build_twin: Callable, variables: Sequence[keras.Variable], all_zero: bool
 ) -> dict[int, np.ndarray]:
-    """{id of an optimizer's variable: its value in a new one}; of slots that begin at zero there may be none.
-
-    A whole twin takes the time and the memory of the whole optimizer. Where all slots are zero, one on a single
-    variable tells whether they begin so.
-    """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    if all_zero and not isinstance(inner, GroupedOptimizer | PhasedOptimizer):
+    """{id of an optimizer's variable: its value in a new one}; without the slots that are and begin at zero."""
+    if all_zero and type(optimizer) in BEGIN_AT_ZERO:
         small = build_twin([min(variables, key=lambda variable: math.prod(variable.shape))])
-        begin_at_zero = not any(first_value(variable).any() for variable in _slots(small))
-        if begin_at_zero:
+        # Asked, for Keras may change what it was.
+        if not any(first_value(variable).any() for variable in _slots(small)):
             return _values_by_place(_without_slots(optimizer), _without_slots(small))
     return _values_by_place(optimizer.variables, build_twin(variables).variables)
 

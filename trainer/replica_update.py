@@ -111,11 +111,17 @@ class _Twins:
 
 
 def _with_rate_read_once(update_step: Callable) -> Callable:
-    """update_step: Keras' own, which hands the rate's variable on, and reads it anew for each variable it updates."""
+    """update_step: Keras' own, which hands the rate's variable on and reads it anew for each variable it updates.
 
-    def update(gradients, variables, learning_rate):
-        if isinstance(learning_rate, keras.Variable):
+    Weight decay comes before, and reads it likewise.
+    """
+
+    def update(grads, trainable_variables, learning_rate):
+        # With another dtype Keras promotes a variable, and TensorFlow refuses a tensor: Muon's rate in bfloat16.
+        if isinstance(learning_rate, keras.Variable) and all(
+            variable.dtype == learning_rate.dtype for variable in trainable_variables
+        ):
             learning_rate = tf.convert_to_tensor(learning_rate)
-        update_step(gradients, variables, learning_rate)
+        update_step(grads, trainable_variables, learning_rate)
 
     return update

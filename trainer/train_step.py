@@ -92,8 +92,8 @@ def build_train_loop(
         # After the all-reduce every replica holds the same.
         sums = tf.nest.map_structure(lambda each: strategy.experimental_local_results(each)[0], per_replica)
         update.once(means(sums))
-        # Of the sums, which leaves the update's graph the same on every replica: what one of them rounded in
-        # another way would drift apart.
+        # By l2_loss, which no optimizer of Keras' or ours takes: shared with the update on one replica alone, it
+        # might round in another way there, and the copies would drift apart.
         norm = tf.sqrt(
             2.0 * tf.add_n([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in sums["gradients"].values()])
         )

@@ -2,9 +2,11 @@
 
 python tests/benchmarks/start_up.py [--workload=mlp]... [--strategy=mirrored]... [--rounds=5]
 
-The two ways take turns, and only ratios inside a row mean something. Peak memory is what the process had of the
-machine at its highest, together with what its heap had free but kept. Where that is above the bar, the row is
-measured again with a heap that gives back at once what is freed: that is what was held, and what is judged then.
+The two ways take turns, and only ratios inside a row mean something. A row whose seconds are above the bar is
+measured on, for twice as many rounds again, all of which count; it says how many they are. Peak memory is what the
+process had of the machine at its highest, together with what its heap had free but kept. Where that is above the bar,
+the row is measured again with a heap that gives back at once what is freed: that is what was held, and what is judged
+then.
 Besides: by how much memory grows over 2,000 further steps of the mlp, and how often the device loop is traced where
 the last loop is shorter than the others. Exit status 1, and a line for each, if a bar does not hold.
 """
@@ -187,7 +189,7 @@ def _is_above(ratios: list[float]) -> bool:
 
 def show(found: dict[str, dict[str, list[float]]], name: str) -> list[str]:
     """Prints a row of the table; returns a line for each of its bars that does not hold."""
-    cells, failed = [name], []
+    cells, failed = [name, str(len(found["seconds"]["regraft"]))], []
     judged = {"seconds", "MiB held" if "MiB held" in found else "MiB"}
     for unit, digits in (("seconds", 2), ("MiB", 0), ("MiB held", 0)):
         if unit not in found:
@@ -255,10 +257,10 @@ def main() -> None:
     for way in WAYS:
         # Compiles modules, and reads the libraries into the page cache.
         in_new_process("first_step", way, "mlp", "none")
-    print("\nTo the first finished step, and peak memory; in brackets the quartiles:\n")
+    print("\nTo the first finished step in so many rounds, and peak memory; in brackets the quartiles:\n")
     units = ("s", "MiB", "MiB held")
-    print("| | " + " | ".join(f"regraft, {unit} | fit, {unit} | regraft / fit" for unit in units) + " |")
-    print("|---" * 10 + "|", flush=True)
+    print("| | rounds | " + " | ".join(f"regraft, {unit} | fit, {unit} | regraft / fit" for unit in units) + " |")
+    print("|---" * 11 + "|", flush=True)
     failed = []
     for workload in arguments.workload or WORKLOADS:
         for strategy in strategies:

@@ -7,7 +7,7 @@ In every round each peer takes the same number of steps, one after the other, in
 workers: in two, each pinned to a core of its own). Only ratios inside a row mean something. Exit status 1
 if a bar does not hold. A row of which one does not is measured on, for twice as many rounds again: a median close to
 its bar falls on either side by chance. All of its rounds count, and the row says how many they are. With --results
-each row is kept as it comes, and one that is there is not measured again.
+each row is kept as it comes, and one that is there, of as many rounds and the same peers, is not measured again.
 """
 
 import argparse
@@ -220,6 +220,10 @@ def main() -> None:
             current_watch().leave()  # else the other worker takes the end below for a death, and ends with it
         # At once: where a peer failed, TensorFlow's own end waits for the other worker without end.
         os._exit(0)
+    if arguments.rounds < 1:
+        parser.error("--rounds must be 1 or more.")
+    if arguments.results and not arguments.results.parent.is_dir():
+        parser.error(f"--results: there is no folder {arguments.results.parent}.")
     kept = json.loads(arguments.results.read_text()) if arguments.results and arguments.results.exists() else {}
     results = {}
     for workload in arguments.workload or WORKLOADS:
@@ -227,13 +231,14 @@ def main() -> None:
         usual = [name for name in STRATEGIES if workload == "mlp" or name != "one device"]
         for strategy in arguments.strategy or usual:
             name = f"{workload}, {strategy}"
-            if name not in kept:
-                # Small steps cost little time, and their rounds differ more.
-                rounds = max(arguments.rounds, 21) if workload == "mlp" else arguments.rounds
-                kept[name] = measured_until_sure(workload, strategy, arguments.peer, rounds)
+            # Small steps cost little time, and their rounds differ more.
+            rounds = max(arguments.rounds, 21) if workload == "mlp" else arguments.rounds
+            row = f"{name}, {rounds} rounds of {', '.join(sorted(arguments.peer)) or 'all'}"
+            if row not in kept:
+                kept[row] = measured_until_sure(workload, strategy, arguments.peer, rounds)
                 if arguments.results:
                     arguments.results.write_text(json.dumps(kept))
-            found = results[workload, strategy] = kept[name]
+            found = results[workload, strategy] = kept[row]
             floor = found.get("floor", {"failed": "it was not asked for"})
             if "failed" in floor:
                 sys.exit(f"{name}: there is no floor to compare with: {floor['failed']}")
