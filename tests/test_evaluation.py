@@ -84,6 +84,30 @@ def test_a_loss_that_returns_a_scalar_is_exact_on_the_last_batch_too(replicas):
     assert metrics["loss"] == pytest.approx(3.0)
 
 
+class TakesNoEmptyBatch(keras.layers.Layer):
+    """As kernels of some processors, a convolution of oneDNN's say; and adds to the loss."""
+
+    def call(self, inputs):
+        with tf.control_dependencies([tf.debugging.assert_positive(tf.shape(inputs)[0])]):
+            inputs = tf.identity(inputs)
+        self.add_loss(tf.reduce_mean(inputs))
+        return inputs
+
+
+@pytest.mark.parametrize("kind", ["what a model adds", "a scalar of the user's"])
+def test_a_replica_without_examples_computes_no_empty_batch(kind):
+    task = {
+        "what a model adds": supervised(loss=keras.losses.MeanAbsoluteError(), inputs="x", target="label"),
+        "a scalar of the user's": custom_loss(loss=lambda model, batch: tf.reduce_mean(model(batch["x"])), inputs="x"),
+    }[kind]
+    strategy = make_strategy(3)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input([1]), TakesNoEmptyBatch()])
+    examples = in_memory(examples={"x": np.arange(7.0)[:, None] + 1, "label": np.arange(7.0)[:, None] + 1})
+    metrics = build_evaluate(strategy, model, task, 6)(examples)
+    assert metrics["loss"] == pytest.approx(4.0)  # the mean of x, which is all the loss there is
+
+
 @pytest.mark.parametrize("error", [tf.errors.DataLossError, tf.errors.NotFoundError])
 def test_what_fails_in_a_step_is_no_fault_of_the_files(strategy, monkeypatch, error):
     """Read through, a terabyte of them would take hours."""
