@@ -162,6 +162,12 @@ def test_inside_of_a_scope_train_says_where_it_belongs():
         train(strategy)
 
 
+def test_a_device_that_is_not_there_is_named_before_anything_waits_for_it():
+    strategy = tf.distribute.MirroredStrategy(["/CPU:0", "/CPU:7"])
+    with pytest.raises(trainer.UserError, match="a replica on CPU:7, and this process has CPU:0, CPU:1, CPU:2"):
+        train(strategy)
+
+
 def test_a_second_run_in_the_process_is_the_first_again():
     strategy = make_strategy(2)
     first, second = (weights(train(strategy, num_steps=3)) for _ in range(2))

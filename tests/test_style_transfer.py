@@ -183,8 +183,10 @@ def test_two_replicas_make_the_pictures_of_one(what):
         )  # fmt: skip
         assert result.final_metrics["loss"] < result.initial_metrics["loss"]
         weights.append([first_value(variable) for variable in result.model.weights])
+    # oneDNN, by which TensorFlow convolves on some processors, rounds by the size of the batch: the network's weights,
+    # which move by 0.02, then differ by 5e-6; with TF_ENABLE_ONEDNN_OPTS=0, on the same processor, by 1.5e-8.
     for one, two in zip(*weights, strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(one, two, atol=1e-5 if what == "network" else 1e-6, rtol=0)
 
 
 def test_an_interrupted_run_ends_with_the_bits_of_an_unbroken_one_and_with_its_sheet(tmp_path):

@@ -45,3 +45,22 @@ def check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoin
         )
     if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
         raise UserError(f"strategy must be a tf.distribute.Strategy, not {strategy!r}; build_strategy() makes one.")
+    if isinstance(strategy, tf.distribute.MirroredStrategy):
+        _check_devices(strategy)
+
+
+def _check_devices(strategy: tf.distribute.MirroredStrategy) -> None:
+    """TensorFlow puts a replica of a device that is not there on another one, and its first all-reduce never ends."""
+
+    def short(names):
+        specs = [tf.DeviceSpec.from_string(name) for name in names]
+        return [f"{spec.device_type}:{spec.device_index}" for spec in specs]
+
+    there = short(device.name for device in tf.config.list_logical_devices())
+    missing = [name for name in short(strategy.extended.worker_devices) if name not in there]
+    if missing:
+        raise UserError(
+            f"The strategy has a replica on {', '.join(missing)}, and this process has {', '.join(there)}. "
+            "tf.config.set_logical_device_configuration, called before anything runs, makes several of one; so does "
+            "--virtual_devices of the commands."
+        )
