@@ -50,7 +50,7 @@ def check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoin
 
 
 def _check_devices(strategy: tf.distribute.MirroredStrategy) -> None:
-    """TensorFlow puts a replica of a device that is not there on another one, and its first all-reduce never ends."""
+    """TensorFlow puts a replica of a device that is not there on another, and the first all-reduce may never end."""
 
     def short(names):
         specs = [tf.DeviceSpec.from_string(name) for name in names]
@@ -59,8 +59,12 @@ def _check_devices(strategy: tf.distribute.MirroredStrategy) -> None:
     there = short(device.name for device in tf.config.list_logical_devices())
     missing = [name for name in short(strategy.extended.worker_devices) if name not in there]
     if missing:
+        splitting = (
+            " tf.config.set_logical_device_configuration, called before anything runs, makes several of the CPU, and "
+            "so does --virtual_devices of the commands."
+        )
         raise UserError(
-            f"The strategy has a replica on {', '.join(missing)}, and this process has {', '.join(there)}. "
-            "tf.config.set_logical_device_configuration, called before anything runs, makes several of one; so does "
-            "--virtual_devices of the commands."
+            f"The strategy has a replica on {', '.join(missing)}, and this process has {', '.join(there)}. Name "
+            "devices that are there, or none, for all GPUs."
+            + (splitting if any("CPU" in name for name in missing) else "")
         )
