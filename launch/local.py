@@ -4,8 +4,8 @@ python -m launch.local --num_workers=2 -- --gin_file=configs/runs/digits_adam_to
 
 What follows `--` are flags of launch.train. The chief's output is shown here, that of every worker is in
 `worker-<index>.log` in --log_dir (absl's flag; a new folder by default). When one ends badly all are ended;
-Ctrl-C and SIGTERM are passed on, so that they save together. Exit status: the workers' own; 75, "run it
-again", also where one was killed.
+Ctrl-C and SIGTERM are passed on, so that they save together. Exit status: that of the worker which was the
+cause; 75, "run it again", also where one was killed.
 """
 
 import json
@@ -63,11 +63,19 @@ class Workers:
         self._echo = threading.Thread(target=self._show_chief, daemon=True)
         self._echo.start()
 
-    def wait(self, grace_seconds: float) -> int:
-        """Returns the exit status of all: the first that was not 0, or 75 for a worker that a signal ended."""
+    def wait(self, grace_seconds: float, asked: list[int]) -> int:
+        """Returns the exit status of all: that of the first which ended neither with 0 nor with 75, or else 75 or 0.
+
+        A worker that a signal ended counts as 75.  asked: the signals that this process has got, to which more
+        may be added meanwhile; the first is passed on to the workers, at the second they are killed.
+        """
         statuses: dict[int, int] = {}
+        passed_on = 0
         deadline = None
         while len(statuses) < len(self.processes):
+            if passed_on < min(len(asked), 2):
+                self._send(signal.SIGKILL if passed_on else asked[0])
+                passed_on += 1
             for index, process in enumerate(self.processes):
                 status = process.poll()
                 if status is None or index in statuses:
@@ -75,20 +83,22 @@ class Workers:
                 statuses[index] = status
                 if status and deadline is None:
                     deadline = time.monotonic() + grace_seconds
-                    if not self._ended and status != TRY_AGAIN:
-                        self._tell(index, status)
-                        self.send(signal.SIGTERM)
-                        # The others wait for it in a step or a save, which no time would bring to an end.
-                        deadline = time.monotonic() + _WITHOUT_IT_SECONDS
+                # Not only of the first: one that left with 75 because it missed this one may be seen before it.
+                if status not in (0, TRY_AGAIN) and not self._ended:
+                    self._tell(index, status)
+                    self._send(signal.SIGTERM)
+                    # The others wait for it in a step or a save, which no time would bring to an end.
+                    deadline = time.monotonic() + _WITHOUT_IT_SECONDS
             if deadline is not None and time.monotonic() > deadline:
-                self.send(signal.SIGKILL)
+                self._send(signal.SIGKILL)
             time.sleep(0.05)
         self._echo.join(timeout=5)
-        bad = [status for status in statuses.values() if status]
-        return 0 if not bad else TRY_AGAIN if bad[0] < 0 else bad[0]
+        causes = [status for status in statuses.values() if status not in (0, TRY_AGAIN)]
+        if not causes:
+            return max(statuses.values())
+        return TRY_AGAIN if causes[0] < 0 else causes[0]
 
-    def send(self, number: int) -> None:
-        """Sends a signal to every worker that is there still."""
+    def _send(self, number: int) -> None:
         self._ended = True
         for process in self.processes:
             if process.poll() is None:
@@ -146,22 +156,18 @@ def main(arguments: list[str]) -> int:
     log_dir.mkdir(parents=True, exist_ok=True)
     print(f"workers          {flags.FLAGS.num_workers}, logs in {log_dir}", flush=True)
     asked: list[int] = []
-    workers: list[Workers] = []
-
-    def pass_on(number, frame):
-        del frame
-        asked.append(number)
-        if workers:
-            workers[-1].send(number if len(asked) == 1 else signal.SIGKILL)
-
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
+        signal.signal(number, lambda number, frame: asked.append(number))
+    status = TRY_AGAIN
     for restart in range(flags.FLAGS.max_restarts + 1):
-        workers.append(Workers(flags.FLAGS.num_workers, train_arguments, log_dir, flags.FLAGS.pin_cpus))
-        status = workers[-1].wait(flags.FLAGS.grace_seconds)
-        if status != TRY_AGAIN or asked or restart == flags.FLAGS.max_restarts:
+        if asked:
             break
-        print(f"restart {restart + 1} of at most {flags.FLAGS.max_restarts}", file=sys.stderr, flush=True)
+        if restart:
+            print(f"restart {restart} of at most {flags.FLAGS.max_restarts}", file=sys.stderr, flush=True)
+        workers = Workers(flags.FLAGS.num_workers, train_arguments, log_dir, flags.FLAGS.pin_cpus)
+        status = workers.wait(flags.FLAGS.grace_seconds, asked)
+        if status != TRY_AGAIN:
+            break
     return status
 
 

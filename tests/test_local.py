@@ -11,6 +11,8 @@ import pytest
 from conftest import REPOSITORY, run_command
 from test_faults import rows_of, saved, tensors_of, tf
 
+from launch import local
+
 pytestmark = pytest.mark.slow
 
 RUN = ["--gin_file=tests/faults/run.gin", "--gin_param=NUM_STEPS = 300"]
@@ -52,23 +54,41 @@ def unbroken(tmp_path_factory):
     return folder / "run"
 
 
+def wait_for_state(pid, state):
+    deadline = time.monotonic() + 100
+    # Its first thread is a zombie before the others have ended and it can be waited for.
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != state or (
+        state == "Z" and len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("struck", "number", "said"),
+    ("struck", "number", "said", "all_at_once"),
     [
-        (1, signal.SIGKILL, "worker 1 was ended by SIGKILL"),
-        (0, signal.SIGKILL, "worker 0 was ended by SIGKILL"),
-        (1, signal.SIGSTOP, "has not been heard of for 5 s"),
+        (1, signal.SIGKILL, "worker 1 was ended by SIGKILL", False),
+        (1, signal.SIGKILL, "worker 1 was ended by SIGKILL", True),
+        (0, signal.SIGKILL, "worker 0 was ended by SIGKILL", False),
+        (1, signal.SIGSTOP, "has not been heard of for 5 s", False),
     ],
 )
 def test_a_worker_that_is_lost_takes_all_along_and_they_go_on_to_the_same_bits(
-    tmp_path, unbroken, struck, number, said
+    tmp_path, unbroken, struck, number, said, all_at_once
 ):
     run = [*RUN, "--worker_timeout_seconds=5"]
     broken = start(tmp_path / "run", tmp_path / "logs", "--max_restarts=1", "--grace_seconds=5", run=run)
     wait_for_a_save(tmp_path / "run", broken)
     first = workers_of(broken)
+    if all_at_once:  # The other leaves by itself before the command has looked.
+        broken.send_signal(signal.SIGSTOP)
+        wait_for_state(broken.pid, "T")
     os.kill(first[struck], number)
+    if all_at_once:
+        for pid in first:
+            wait_for_state(pid, "Z")
+        broken.send_signal(signal.SIGCONT)
     out, error = broken.communicate(timeout=200)
     assert broken.returncode == 0, error
     assert said in error + out and "restart 1 of at most 1" in error
@@ -95,3 +115,53 @@ def test_a_mistake_is_told_once_and_ends_all(tmp_path):
     for wrong in (["--strategy=mirrored"], []):
         done = run_command("launch.local", "--", *wrong)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
+def stand_in(folder: Path, *deeds: str) -> None:
+    """A `taskset` by which worker k does deeds[k], words of the shell, in place of training."""
+    cases = "".join(f"*'\"index\": {index}'*) {deed};;\n" for index, deed in enumerate(deeds))
+    (folder / "taskset").write_text(f"#!/bin/bash\ncase $TF_CONFIG in\n{cases}esac\n")
+    (folder / "taskset").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("deeds", "status", "said"),
+    [
+        (("exit 0", "exit 0"), 0, None),
+        (("exit 75", "sleep 0.5; exit 75"), 75, None),
+        (("exit 75", "exit 2"), 2, "worker 1 ended with status 2"),
+        (("exit 75", "sleep 0.5; exit 2"), 2, "worker 1 ended with status 2"),
+        (("sleep 0.5; exit 75", "exit 2"), 2, "worker 1 ended with status 2"),
+        (("exit 75", "sleep 0.5; kill -KILL $$"), 75, "worker 1 was ended by SIGKILL"),
+        (("exit 1", "sleep 0.5; exit 2"), 1, "worker 0 ended with status 1"),
+        (("exit 1", "trap '' TERM; exec sleep 100"), 1, "worker 0 ended with status 1"),
+        (("exit 75", "exec sleep 100"), 75, None),
+    ],
+)
+def test_the_status_is_that_of_the_worker_that_was_the_cause(tmp_path, monkeypatch, capsys, deeds, status, said):
+    stand_in(tmp_path, *deeds)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    begun = time.monotonic()
+    assert local.Workers(2, [], tmp_path, pin_cpus=True).wait(grace_seconds=2, asked=[]) == status
+    assert time.monotonic() - begun < 20
+    told = capsys.readouterr().err
+    assert told.count("the others are ended") == (said is not None) and (said or "") in told
+
+
+def test_a_signal_that_came_before_the_workers_reaches_them(tmp_path, monkeypatch):
+    # Python sees to a signal only between two steps of its own, which may be after they have started.
+    stand_in(tmp_path, *2 * ["trap 'exit 75' TERM; for _ in {1..1000}; do sleep 0.1; done"])
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    workers = local.Workers(2, [], tmp_path, pin_cpus=True)
+    time.sleep(0.5)
+    assert workers.wait(grace_seconds=5, asked=[signal.SIGTERM]) == 75
+
+
+def test_asked_twice_it_waits_no_longer(tmp_path, monkeypatch):
+    stand_in(tmp_path, *2 * ["trap '' INT; exec sleep 100"])
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    workers = local.Workers(2, [], tmp_path, pin_cpus=True)
+    time.sleep(0.5)
+    begun = time.monotonic()
+    assert workers.wait(grace_seconds=100, asked=[signal.SIGINT, signal.SIGINT]) == 75
+    assert time.monotonic() - begun < 20
