@@ -116,7 +116,8 @@ class Workers:
     def _tell(self, index: int, status: int) -> None:
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         print(f"worker {index} {how}; the others are ended. Its last lines, of {self._logs[index]}:", file=sys.stderr)
-        time.sleep(0.2)  # the chief's pass through us
+        if index == 0:
+            self._echo.join(timeout=5)
         for line in self._logs[index].read_text(errors="replace").splitlines()[-10:]:
             print(f"worker {index}: {line}", file=sys.stderr)
 

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import time
 
 import keras
 import pytest
+import tensorflow as tf
 from conftest import REPOSITORY, make_strategy, run_command
 from test_experiment import DATA, TASK, small, train
 
@@ -79,6 +81,36 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_once(tmp_path):
     steps, said = followed(tmp_path)
     assert steps == [2, 6]
     assert len(said) == 1 and "ckpt-4 is passed over, because it is not whole: the checksum of ckpt-4.data" in said[0]
+
+
+def test_a_checkpoint_that_the_run_deletes_while_the_folder_is_looked_at_is_passed_over(tmp_path, monkeypatch):
+    train(model_dir=tmp_path, num_steps=6, checkpoint_every=2)
+    listed = tf.io.gfile.listdir
+
+    def listed_just_before(folder):
+        names = listed(folder)
+        for path in (tmp_path / "checkpoints").glob("ckpt-4.*"):
+            path.unlink()
+        return names
+
+    monkeypatch.setattr(tf.io.gfile, "listdir", listed_just_before)
+    assert followed(tmp_path) == ([2, 6], [])
+
+
+def test_a_checkpoint_that_the_run_writes_again_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    train(model_dir=tmp_path, num_steps=4, checkpoint_every=2)
+    index = tmp_path / "checkpoints/ckpt-4.index"
+    whole, faults = index.read_bytes(), inspection.find_faults
+    index.write_bytes(b"cut")
+
+    def written_again(path):
+        if index.read_bytes() != whole:
+            time.sleep(0.01)
+            index.write_bytes(whole)
+        return faults(path)
+
+    monkeypatch.setattr(inspection, "find_faults", written_again)
+    assert followed(tmp_path) == ([2, 4], [])
 
 
 def test_a_whole_checkpoint_that_does_not_fit_the_model_is_a_mistake(tmp_path):

@@ -34,7 +34,7 @@ def test_timing_names_the_bottleneck_and_changes_nothing(strategy, capsys, ema_d
 def test_slow_data_are_the_bottleneck(capsys):
     def slow(batch):
         def wait(x):
-            time.sleep(0.05)
+            time.sleep(0.3)
             return x
 
         return {**batch, "x": tf.ensure_shape(tf.numpy_function(wait, [batch["x"]], tf.float32), [None, 6, 6, 2])}

@@ -191,7 +191,7 @@ def test_killed_at_any_moment(tmp_path, setup, moments, same_bits):
     assert kills == moments, "it was through before"
     assert in_starting and in_saving or moments < 20
 
-    processes = start(model_dir, num_steps, setup)
+    processes = start(model_dir, num_steps, setup, FAULT_SLOW_WEIGHTS="2")
     weights = model_dir / ".tmp.final.weights.h5"
     while not weights.exists() and processes[0].poll() is None:
         time.sleep(0.001)
@@ -210,14 +210,14 @@ def in_a_save(model_dir) -> bool:
 
 
 def kill(processes, chance) -> bool:
-    """Kills one of them, then what is left; returns whether all were there to be killed."""
-    ended = [process.poll() is not None for process in processes]
+    """Kills one of them, then what is left; returns whether the first, which writes, was there to be killed."""
+    was_there = processes[0].poll() is None
     chance.choice(processes).send_signal(signal.SIGKILL)
     time.sleep(0.1)
     for process in processes:
         process.kill()
         process.communicate()
-    return not any(ended)
+    return was_there
 
 
 @pytest.mark.table_only
@@ -290,7 +290,7 @@ def test_a_signal_in_an_evaluation(tmp_path, half, num_steps, same_bits):
         start_time = time.monotonic()
         status, text = finish(processes)
         assert status == 75 and "preempted at" in text, text
-        assert time.monotonic() - start_time < 20, "all batches would take a minute"
+        assert time.monotonic() - start_time < 50, "all batches would take a minute"
         step = int(newest(tmp_path / "run", ".index").stem.removeprefix("ckpt-"))
         assert step % 50 == 0, "saved where the evaluation was due"
         assert [row["step"] for row in rows_of(tmp_path / "run") if "split" in row][-1] == step - 50
@@ -315,6 +315,7 @@ def test_a_signal_in_a_save(tmp_path, num_steps, same_bits):
 def test_the_end_of_the_grace_time(tmp_path, half, where, num_steps, same_bits):
     shutil.copytree(half, tmp_path / "run")
     before = saved(half)
+    last = newest(half, ".index").stem
     slow = {"device loop": {"FAULT_SLOW": f"training 60 {tmp_path / 'slow'}"}, "save": {"FAULT_SLOW_DISK": "60"}}[where]
     processes = start(tmp_path / "run", num_steps, "one replica", "--gin_param=train.grace_seconds = 2", **slow)
     while not (tmp_path / "slow").exists() and not list(tmp_path.glob("run/checkpoints/ckpt-*_temp")):
@@ -324,7 +325,7 @@ def test_the_end_of_the_grace_time(tmp_path, half, where, num_steps, same_bits):
     start_time = time.monotonic()
     status, text = finish(processes)
     assert status == 75 and 1 < time.monotonic() - start_time < 6, text
-    assert f"{before[-1].removesuffix('.index')} is whole" in text and saved(tmp_path / "run") == before
+    assert f"{last} is whole" in text and saved(tmp_path / "run") == before
     run(tmp_path / "run", num_steps)
     same_bits(f"no end of a {where} in the grace time", "left, exit 75; the same command", tmp_path / "run")
 
@@ -343,7 +344,7 @@ def test_the_end_of_its_time(tmp_path, num_steps, same_bits):
 
     assert reached(1.5) == 0, "it counts from the start of the process, and TensorFlow is not there before"
     step = 0
-    for seconds in (20, 33, 47):  # until it has got under way, and not ended between two loops by chance
+    for seconds in (20, 33, 47, 61, 75):  # until it has got under way, and not ended between two loops by chance
         step = step if step > 10 and step % 10 else reached(seconds)
     assert step > 10 and step % 10, "no loop was shortened"
     run(tmp_path / "run", num_steps, "one replica", *loops)
@@ -373,8 +374,10 @@ def test_a_folder_that_becomes_read_only(small_disk, num_steps, same_bits):
     """Covered by another, read-only file system: one that has files open for writing cannot be made so."""
     model_dir = small_disk / "run"
     processes = start(model_dir, num_steps, "one replica", "--gin_param=train.checkpoint_every = 50")
-    wait_for_a_save(model_dir, processes, [])
-    time.sleep(0.05)  # between two saves
+    state_file = model_dir / "checkpoints/checkpoint"
+    while not state_file.exists() or '"ckpt-50"' not in state_file.read_text():  # the last that a save writes
+        assert processes[0].poll() is None, finish(processes)
+        time.sleep(0.01)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", model_dir / "checkpoints"], check=True)
     status, text = finish(processes)
     subprocess.run(["umount", model_dir / "checkpoints"], check=True)
@@ -434,7 +437,8 @@ def half(tmp_path_factory, num_steps):
     """model_dir of a run that stopped at half."""
     model_dir = tmp_path_factory.mktemp("half") / "run"
     processes = start(model_dir, num_steps)
-    wait_for_a_save(model_dir, processes, [])
+    for _ in range(2):  # the one before the newest is there too
+        wait_for_a_save(model_dir, processes, saved(model_dir))
     processes[0].send_signal(signal.SIGTERM)
     assert finish(processes)[0] == 75
     return model_dir

@@ -126,5 +126,5 @@ def test_sigterm_to_one_worker_in_an_evaluation_leaves_it_on_both(tmp_path, monk
         while_running=terminate_the_second,
     )
     assert statuses == [75, 75] and "preempted at 0" in texts[0], texts
-    assert time.monotonic() - told_at[0] < 25, "all batches would take a minute"
+    assert time.monotonic() - told_at[0] < 50, "all batches would take a minute"
     assert tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints")).endswith("ckpt-0")

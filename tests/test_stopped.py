@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -47,7 +48,9 @@ def one_of_two(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_training_that_still_imports_ends_with_75_and_one_line(tmp_path, number):
     process = start(*TRAIN, f"--model_dir={tmp_path / 'run'}")
-    time.sleep(0.7)
+    while "tensorflow" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
     status, text = stopped(process, number)
     assert status == 75, text
     assert text == f"regraft: Stopped by {number.name} before anything was done. Run the same command again.\n"
@@ -70,6 +73,16 @@ def test_another_command_ends_with_128_and_the_signals_number(tmp_path, number, 
     status, text = stopped(process, number)
     assert status == 128 + number, text
     assert text == f"regraft: Stopped by {number.name}; nothing is left half-written.\n"
+
+
+def test_a_sigterm_when_all_is_done_does_not_change_the_status(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}")
+    monkeypatch.setenv("FAULT_SLOW_EXIT", "2")
+    process = start(*TRAIN, f"--model_dir={tmp_path / 'run'}")
+    while (line := process.stdout.readline()) != "about to end\n":
+        assert line, "it has ended"
+    assert stopped(process, signal.SIGTERM)[0] == 0
+    assert (tmp_path / "run/final.weights.h5").exists()
 
 
 def test_what_one_listener_hears_the_one_around_it_knows_and_the_handlers_come_back():

@@ -149,13 +149,10 @@ def test_a_metadata_server_that_never_answers_does_not_hold_us_for_more_than_ten
 )
 def test_asking_for_a_tpu_where_none_is_ends_with_2_and_one_message(flags, message, tmp_path):
     start = time.monotonic()
-    assert run_command("launch.train", "--help").returncode == 0
-    imports = time.monotonic() - start
-    start = time.monotonic()
     ended = run_command("launch.train", *RUN, *flags, f"--model_dir={tmp_path / 'run'}", PYTHONPATH=PATH)
     seconds = time.monotonic() - start
     assert ended.returncode == 2 and not (tmp_path / "run").exists()
     assert ended.stderr.startswith("regraft: --strategy=tpu: ") and ended.stderr.count("\n") == 1, ended.stderr
     assert message in ended.stderr
-    # On a busy machine TensorFlow's import alone may take longer.
-    assert seconds < max(10, 2 * imports)
+    # TensorFlow itself would wait for more than a minute; on a busy machine its import alone takes many seconds.
+    assert seconds < 60

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -52,9 +53,13 @@ class Workers:
     def name(self, index: int) -> str:
         return f"worker {index} ({self.addresses[index]})"
 
+    def step(self) -> int:
+        """That of the newest checkpoint."""
+        return max((int(path.stem[5:]) for path in self.model_dir.glob("checkpoints/ckpt-*.index")), default=0)
+
     def wait_until_they_train(self) -> None:
         deadline = time.monotonic() + 150
-        while not (self.model_dir / "checkpoints/ckpt-5.index").exists():
+        while self.step() < 5:
             assert time.monotonic() < deadline and all(each.poll() is None for each in self.processes.values())
             time.sleep(0.01)
 
@@ -64,6 +69,8 @@ class Workers:
         for index in indices or self.processes:
             text, _ = self.processes[index].communicate(timeout=100)
             assert "Traceback" not in text, text
+            # Where they start far apart, they say so first.
+            text = re.sub(r"regraft: waiting for .*\n", "", text)
             found[index] = (self.processes[index].returncode, text.partition("regraft: ")[2].strip().splitlines())
         return found
 
@@ -102,6 +109,18 @@ def test_a_worker_hangs(tmp_path, struck, record_property):
         assert took(record_property, start) < 2 * WORKER_TIMEOUT_SECONDS + 5
         workers.processes[struck].send_signal(signal.SIGCONT)
         assert workers.ends(struck)[struck][0] == 75, "and it ends too, when it wakes up"
+
+
+def test_a_worker_that_stands_still_for_less_than_the_timeout_is_a_reason_to_run_again_and_no_bug(tmp_path):
+    """TensorFlow's own watch has given it up by then, and the exchange cannot be taken up again."""
+    with Workers(tmp_path, 2, given=["--worker_timeout_seconds=20"]) as workers:
+        workers.wait_until_they_train()
+        workers.processes[1].send_signal(signal.SIGSTOP)
+        time.sleep(15)
+        workers.processes[1].send_signal(signal.SIGCONT)
+        found = workers.ends()
+        assert {status for status, _ in found.values()} == {75}, found
+        assert all("heartbeats did not come" in lines[0] for _, lines in found.values()), found
 
 
 def test_a_worker_never_starts(tmp_path, record_property):

@@ -34,6 +34,11 @@ _LOST_WORKER_ERRORS = (
     tf.errors.FailedPreconditionError,
 )
 
+_STOOD_STILL = (
+    "TensorFlow has ended the exchange between the workers, because one of them stood still for about ten seconds (its "
+    "heartbeats did not come), as a paused machine does. Run the same command again to go on from the last checkpoint."
+)
+
 
 def define_config_flags() -> None:
     flags.DEFINE_multi_string("gin_file", [], "Config file; may be repeated, later ones win.")
@@ -110,8 +115,14 @@ def run(main: Callable[..., int | None], takes_words: bool = False, goes_on: boo
     # What is back at the very end, when Python makes no other handler run any more.
     for number in NUMBERS:
         signal.signal(number, signal.SIG_DFL)
-    with StopSignals(functools.partial(_leave, goes_on)):
-        app.run(lambda argv: sys.exit(_guarded(main, argv, takes_words)), flags_parser=_parse_flags)
+    try:
+        with StopSignals(functools.partial(_leave, goes_on)):
+            app.run(lambda argv: sys.exit(_guarded(main, argv, takes_words)), flags_parser=_parse_flags)
+    finally:
+        # All is done, and the status decided: a supervisor that stops workers one after the other shall not turn
+        # 0 or 75 into 143. A person's Ctrl-C still ends what hangs.
+        if goes_on:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _leave(goes_on: bool, number: int) -> None:
@@ -163,6 +174,9 @@ def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> 
         watch = current_watch()
         if watch is not None and isinstance(error, _LOST_WORKER_ERRORS):
             watch.await_verdict()
+            # All are there. TensorFlow looks for itself, and gives up sooner than the watch may be asked to.
+            if "heartbeat" in str(error).lower():
+                watch.give_up(_STOOD_STILL)
         missing = missing_binding(error)
         if missing:
             return _complain(missing, EXIT_USER_MISTAKE)

@@ -85,6 +85,12 @@ class WorkerWatch:
         """After an error that a lost worker may be the reason of: does not return if it was."""
         time.sleep(self._timeout + 2 * self._pause)
 
+    def give_up(self, message: str) -> None:
+        """Ends this process and all others with 75 and the message; returns where they end by another already."""
+        for link in list(self._links.values()):
+            link.send(lost=message, status=RunAgain.exit_status)
+        self._end(message, RunAgain.exit_status)
+
     def _watch(self) -> None:
         last_beat = 0.0
         while self._links:

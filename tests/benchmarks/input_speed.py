@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from spread import median_and_spread  # noqa: E402
 
 from trainer.data import Data, in_memory, scale_image  # noqa: E402
 from trainer.data_order import epoch_order  # noqa: E402
@@ -183,11 +184,11 @@ def show(speeds: dict[str, list[float]], resumed: dict[str, list[float]], what: 
     first = next(iter(speeds.values()))
     for name, values in speeds.items():
         ratios = [own / other for own, other in zip(values, first, strict=True)]
-        print(f"| {name} | {_median_and_spread(values, 0)} | {_median_and_spread(ratios, 2)} |")
+        print(f"| {name} | {median_and_spread(values, ',.0f')} | {median_and_spread(ratios)} |")
     print(f"\n| 1,000,000 {what} | seconds to the first batch |")
     print("|---" * 2 + "|")
     for name, values in resumed.items():
-        print(f"| {name} | {_median_and_spread(values, 3)} |")
+        print(f"| {name} | {median_and_spread(values, ',.3f')} |")
     _, late, start, skipped = (statistics.median(values) for values in resumed.values())
     a_step = (skipped - start) / SKIPPED_STEPS
     print(
@@ -267,11 +268,6 @@ def _broken_bars(what: str, ours: list[float], plain: list[float], resumed: dict
     if late >= 2:
         broken.append(f"the batch of step {LATE_STEP:,} of {what} takes {late:.2f} s, and not under 2")
     return broken
-
-
-def _median_and_spread(values: list[float], digits: int) -> str:
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return f"{statistics.median(values):,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 from hosts import PORT, NotPermitted, connected_hosts  # noqa: E402
+from spread import median_and_spread  # noqa: E402
 
 from launch.local import free_ports  # noqa: E402
 
@@ -166,16 +166,11 @@ def show(title: str, found: dict[str, dict[str, list[float]]]) -> None:
     print(f"\n{title}\n\n| | " + " | ".join(names) + " |" + "\n|---" + "|---" * len(names) + "|")
     for workload, measured in found.items():
         first = measured[names[0]]
-        cells = [_median_and_spread(first, ".3g")]
+        cells = [median_and_spread(first, ".3g")]
         for name in names[1:]:
             ratios = [value / base for value, base in zip(measured[name], first, strict=True)]
-            cells.append(f"{_median_and_spread(measured[name], '.3g')}: x {_median_and_spread(ratios, '.2f')}")
+            cells.append(f"{median_and_spread(measured[name], '.3g')}: x {median_and_spread(ratios)}")
         print("| " + " | ".join([workload, *cells]) + " |", flush=True)
-
-
-def _median_and_spread(values: list[float], form: str) -> str:
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return f"{statistics.median(values):{form}} ({low:{form}}-{high:{form}})"
 
 
 def main() -> None:

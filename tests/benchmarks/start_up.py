@@ -22,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from spread import median_and_spread
+
 HERE = Path(__file__).resolve().parent
 WORKLOADS = ("mlp", "cnn", "mobilenet", "transformer")
 STRATEGIES = ("none", "mirrored")
@@ -191,12 +193,12 @@ def show(found: dict[str, dict[str, list[float]]], name: str) -> list[str]:
     """Prints a row of the table; returns a line for each of its bars that does not hold."""
     cells, failed = [name, str(len(found["seconds"]["regraft"]))], []
     judged = {"seconds", "MiB held" if "MiB held" in found else "MiB"}
-    for unit, digits in (("seconds", 2), ("MiB", 0), ("MiB held", 0)):
+    for unit, form in (("seconds", ".2f"), ("MiB", ".0f"), ("MiB held", ".0f")):
         if unit not in found:
             cells += ["", "", ""]
             continue
         ratios = _ratios(found[unit])
-        cells += [_median_and_spread(found[unit][way], digits) for way in WAYS] + [_median_and_spread(ratios, 2)]
+        cells += [median_and_spread(found[unit][way], form) for way in WAYS] + [median_and_spread(ratios)]
         if unit in judged and _is_above(ratios):
             ratio = statistics.median(ratios)
             failed.append(f"{name}: {ratio:.2f} times fit's {unit}; the bar is {RATIO_BAR} + {RATIO_NOISE}.")
@@ -233,11 +235,6 @@ def _strategy(name: str):
 def _resident_bytes() -> int:
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _median_and_spread(values: list[float], digits: int) -> str:
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def main() -> None:

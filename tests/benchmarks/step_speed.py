@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+from spread import median_and_spread
+
 HERE = Path(__file__).resolve().parent
 STRATEGIES = ("none", "one device", "mirrored", "two workers")
 WORKLOADS = ("mlp", "cnn", "mobilenet", "transformer")
@@ -179,13 +181,8 @@ def _row(name: str, found: dict, peers: list[str], kind: str) -> str:
     cells = [name, str(len(found["floor"][kind])), f"{1e3 * statistics.median(found['floor'][kind]):.3g}"]
     for peer in peers:
         if peer != "floor":
-            cells.append("fails" if "failed" in found[peer] else _median_and_spread(ratios(found, peer, "floor", kind)))
+            cells.append("fails" if "failed" in found[peer] else median_and_spread(ratios(found, peer, "floor", kind)))
     return "| " + " | ".join(cells) + " |"
-
-
-def _median_and_spread(values: list[float]) -> str:
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return f"{statistics.median(values):.2f} ({low:.2f}-{high:.2f})"
 
 
 def _free_ports(count: int) -> list[int]:

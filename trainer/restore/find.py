@@ -84,7 +84,8 @@ def _weight_files(folder: str) -> list[str]:
 def whole_checkpoints(folder) -> list[str]:
     """Prefixes of the checkpoints in `folder` whose files are all there, oldest first."""
     whole = [prefix for prefix, lacking in _with_what_they_lack(folder) if not lacking]
-    return sorted(whole, key=_age)
+    aged = [(age, prefix) for prefix in whole if (age := _age(prefix)) is not None]
+    return [prefix for _, prefix in sorted(aged)]
 
 
 def unreadable_checkpoints(folder) -> list[str]:
@@ -144,9 +145,12 @@ def _named_by_state_file(folder: str) -> str | None:
     return state.model_checkpoint_path if state else None
 
 
-def _age(prefix: str):
+def _age(prefix: str) -> tuple[int, int] | None:
     number = re.search(r"-(\d+)$", prefix)
-    return (int(number[1]) if number else -1, tf.io.gfile.stat(prefix + ".index").mtime_nsec)
+    try:
+        return int(number[1]) if number else -1, tf.io.gfile.stat(prefix + ".index").mtime_nsec
+    except tf.errors.NotFoundError:  # a run that goes on has deleted it since the folder was listed
+        return None
 
 
 def _listing(folder: str) -> str:
