@@ -6,7 +6,8 @@ With --continuous it follows a run that another process writes, and ends with it
 continuous_metrics.jsonl and TensorBoard, for each checkpoint. Start it after the run, which otherwise may
 still be at an earlier end. A damaged checkpoint is passed over and said; a second follower is refused.
 
-Prints one line of JSON. Exit status: 0 done; 2 a mistake in flags, config or data; 1 a bug.
+Prints one line of JSON. Exit status: 0 done; 2 a mistake in flags, config or data; 75 where
+another worker was lost, run it again; 1 a bug.
 """
 
 import json

@@ -4,7 +4,7 @@ python -m launch.local --num_workers=2 -- --gin_file=configs/runs/digits_adam_to
 
 What follows `--` are flags of launch.train. The chief's output is shown here, that of every worker is in
 `worker-<index>.log` in --log_dir (absl's flag; a new folder by default). When one ends badly all are ended;
-Ctrl-C and SIGTERM are passed on, so that they save together. Exit status: that of the worker which was the
+At Ctrl-C or SIGTERM all get SIGTERM, so that they save together. Exit status: that of the worker which was the
 cause; 75, "run it again", also where one was killed.
 """
 
@@ -67,14 +67,16 @@ class Workers:
         """Returns the exit status of all: that of the first which ended neither with 0 nor with 75, or else 75 or 0.
 
         A worker that a signal ended counts as 75.  asked: the signals that this process has got, to which more
-        may be added meanwhile; the first is passed on to the workers, at the second they are killed.
+        may be added meanwhile; at the first the workers get SIGTERM, at the second they are killed.
         """
         statuses: dict[int, int] = {}
+        causes: list[int] = []
         passed_on = 0
         deadline = None
         while len(statuses) < len(self.processes):
             if passed_on < min(len(asked), 2):
-                self._send(signal.SIGKILL if passed_on else asked[0])
+                # A Python that has only begun to start takes SIGINT for an error of its own.
+                self._send(signal.SIGKILL if passed_on else signal.SIGTERM)
                 passed_on += 1
             for index, process in enumerate(self.processes):
                 status = process.poll()
@@ -83,17 +85,21 @@ class Workers:
                 statuses[index] = status
                 if status and deadline is None:
                     deadline = time.monotonic() + grace_seconds
-                # Not only of the first: one that left with 75 because it missed this one may be seen before it.
-                if status not in (0, TRY_AGAIN) and not self._ended:
-                    self._tell(index, status)
+                if status in (0, TRY_AGAIN):
+                    continue
+                causes.append(status)
+                if self._ended or len(causes) > 1:
+                    continue
+                if TRY_AGAIN not in statuses.values():
                     self._send(signal.SIGTERM)
                     # The others wait for it in a step or a save, which no time would bring to an end.
                     deadline = time.monotonic() + _WITHOUT_IT_SECONDS
+                # Told also of one that is seen after another has left with 75, perhaps because it missed this one.
+                self._tell(index, status)
             if deadline is not None and time.monotonic() > deadline:
                 self._send(signal.SIGKILL)
             time.sleep(0.05)
         self._echo.join(timeout=5)
-        causes = [status for status in statuses.values() if status not in (0, TRY_AGAIN)]
         if not causes:
             return max(statuses.values())
         return TRY_AGAIN if causes[0] < 0 else causes[0]
@@ -117,7 +123,7 @@ class Workers:
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         print(f"worker {index} {how}; the others are ended. Its last lines, of {self._logs[index]}:", file=sys.stderr)
         if index == 0:
-            self._echo.join(timeout=5)
+            self._echo.join(timeout=2)  # its last lines pass through us
         for line in self._logs[index].read_text(errors="replace").splitlines()[-10:]:
             print(f"worker {index}: {line}", file=sys.stderr)
 
@@ -169,6 +175,7 @@ def main(arguments: list[str]) -> int:
         status = workers.wait(flags.FLAGS.grace_seconds, asked)
         if status != TRY_AGAIN:
             break
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The status is decided.
     return status
 
 

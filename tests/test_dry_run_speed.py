@@ -45,12 +45,12 @@ def test_slow_data_are_the_bottleneck(capsys):
     page = page_of(capsys)
     assert "the data is the bottleneck (cheaper preprocess, or tfds_data.prepare once)" in page
     # Some are made side by side, on as many cores; how soon one follows the other says nothing.
-    assert float(re.search(r"data ([0-9.e-]+) ms a step", page).group(1)) > 300 / os.cpu_count() / 2
+    assert float(re.search(r"data ([0-9.e+-]+) ms a step", page).group(1)) > 300 / os.cpu_count() / 2
 
 
 def milliseconds_of_data(capsys, **options) -> float:
     train(make_strategy(1), eval_data=None, dry_run=True, **options)
-    return float(re.search(r"data ([0-9.e-]+) ms a step", page_of(capsys)).group(1))
+    return float(re.search(r"data ([0-9.e+-]+) ms a step", page_of(capsys)).group(1))
 
 
 def test_what_lies_ready_is_not_counted_as_free(capsys):

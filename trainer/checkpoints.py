@@ -298,10 +298,10 @@ class Checkpoints:
 
     def _delete_old(self, step: int) -> None:
         steps = [other for other in manifest.checkpoint_steps(self._folder) if other <= step]
-        if not steps:
-            raise FileNotFoundError(errno.ENOENT, "the files are gone again", self._folder)
         kept = {other for other in steps if self._keep_every and other % self._keep_every == 0} - self._damaged
         kept |= set(itertools.islice((other for other in reversed(steps) if self._looks_whole(other)), self._keep))
+        if not kept:
+            raise FileNotFoundError(errno.ENOENT, "the files are gone again", self._folder)
         # Before anything is deleted: the state file names nothing that is not there.
         _write_state_file(self._folder, sorted(kept))
         for other in manifest.steps_with_files(self._folder):

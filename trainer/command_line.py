@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import sys
 import traceback
@@ -34,6 +35,10 @@ _LOST_WORKER_ERRORS = (
     tf.errors.FailedPreconditionError,
 )
 
+# Of a worker that is in error for another reason TensorFlow speaks of heartbeats too.
+_MISSED_HEARTBEATS = re.compile(
+    r"stopped sending heartbeats|heartbeat timeout|Deadline Exceeded\s+RPC: /tensorflow\.CoordinationService/Heartbeat"
+)
 _STOOD_STILL = (
     "TensorFlow has ended the exchange between the workers, because one of them stood still for about ten seconds (its "
     "heartbeats did not come), as a paused machine does. Run the same command again to go on from the last checkpoint."
@@ -112,7 +117,7 @@ def run(main: Callable[..., int | None], takes_words: bool = False, goes_on: boo
     goes_on: whether the same command goes on where SIGTERM or SIGINT ended it, with 75; else it exits with 128 + the
       signal's number.
     """
-    # What is back at the very end, when Python makes no other handler run any more.
+    # What is back at the very end, when Python makes no other handler run any more; but see below.
     for number in NUMBERS:
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -120,7 +125,7 @@ def run(main: Callable[..., int | None], takes_words: bool = False, goes_on: boo
             app.run(lambda argv: sys.exit(_guarded(main, argv, takes_words)), flags_parser=_parse_flags)
     finally:
         # All is done, and the status decided: a supervisor that stops workers one after the other shall not turn
-        # 0 or 75 into 143. A person's Ctrl-C still ends what hangs.
+        # 0 or 75 into 143. What hangs here is ended by SIGKILL, as supervisors do in time, or by Ctrl-C.
         if goes_on:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -175,7 +180,7 @@ def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> 
         if watch is not None and isinstance(error, _LOST_WORKER_ERRORS):
             watch.await_verdict()
             # All are there. TensorFlow looks for itself, and gives up sooner than the watch may be asked to.
-            if "heartbeat" in str(error).lower():
+            if _MISSED_HEARTBEATS.search(str(error)):
                 watch.give_up(_STOOD_STILL)
         missing = missing_binding(error)
         if missing:

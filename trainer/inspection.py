@@ -103,7 +103,7 @@ def follow(
                         _take_averages(built_model, path)
             except RestoreError:
                 faults = find_faults(path)
-                if not faults and _written_at(path) not in (0, written_at):  # another one, since it was read
+                if _written_at(path) not in (0, written_at):  # another one, since it was read
                     continue
                 if not faults and os.path.exists(f"{path}.index"):
                     raise

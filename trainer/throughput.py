@@ -97,7 +97,8 @@ def _data_seconds(data: Data, batches: StackedBatches, num_steps: int):
             more_ready = last_wait != came and ended - last_wait < _NO_WAIT_SECONDS
         return waited / (count * held) + drawn / (count * looked_up), stack
 
-    drain(4)
+    next(stacks)  # for which everything is set up first
+    drain(3)
     return drain(-(-num_steps // held))
 
 

@@ -117,6 +117,9 @@ class WorkerWatch:
             return
         for message in messages:
             if "lost" in message:
+                for other, each in self._links.items():  # on the chief: they have no links of their own
+                    if other != index:
+                        each.send(**message)
                 self._end(str(message["lost"]), int(message["status"]))
             elif "left" in message:
                 self._selector.unregister(link.socket)
