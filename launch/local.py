@@ -4,7 +4,7 @@ python -m launch.local --num_workers=2 -- --gin_file=configs/runs/digits_adam_to
 
 What follows `--` are flags of launch.train. The chief's output is shown here, that of every worker is in
 `worker-<index>.log` in --log_dir (absl's flag; a new folder by default). When one ends badly all are ended;
-At Ctrl-C or SIGTERM all get SIGTERM, so that they save together. Exit status: that of the worker which was the
+at Ctrl-C or SIGTERM all get SIGTERM, so that they save together. Exit status: that of the worker which was the
 cause; 75, "run it again", also where one was killed.
 """
 
@@ -160,7 +160,10 @@ def main(arguments: list[str]) -> int:
         raise Mistake("Name the run: what follows -- are flags of launch.train.")
     train_arguments = train_flags(arguments)
     log_dir = Path(flags.FLAGS.log_dir or tempfile.mkdtemp(prefix="regraft-workers-"))
-    log_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"--log_dir={log_dir} cannot be made: {error.strerror}. Name a folder that can.") from error
     print(f"workers          {flags.FLAGS.num_workers}, logs in {log_dir}", flush=True)
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -112,16 +112,23 @@ def test_ctrl_c_saves_once_and_leaves_with_75(tmp_path):
 def test_a_mistake_is_told_once_and_ends_all(tmp_path):
     done = run_command("launch.local", "--", "--gin_file=away.gin", f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 2 and "away.gin is not there" in done.stderr and not (tmp_path / "run").exists()
-    for wrong in (["--strategy=mirrored"], []):
-        done = run_command("launch.local", "--", *wrong)
+    (tmp_path / "file").touch()
+    for wrong in (
+        ["--", "--strategy=mirrored"],
+        ["--"],
+        [f"--log_dir={tmp_path / 'file'}", "--", "--gin_file=any.gin"],
+    ):
+        done = run_command("launch.local", *wrong)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
 
 
-def stand_in(folder: Path, *deeds: str) -> None:
-    """A `taskset` by which worker k does deeds[k], words of the shell, in place of training."""
+def workers_that_do(folder: Path, monkeypatch, *deeds: str) -> local.Workers:
+    """Worker k does deeds[k], words of the shell, in place of training: by a `taskset` that stands in for ours."""
     cases = "".join(f"*'\"index\": {index}'*) {deed};;\n" for index, deed in enumerate(deeds))
     (folder / "taskset").write_text(f"#!/bin/bash\ncase $TF_CONFIG in\n{cases}esac\n")
     (folder / "taskset").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return local.Workers(len(deeds), [], folder, pin_cpus=True)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +146,8 @@ def stand_in(folder: Path, *deeds: str) -> None:
     ],
 )
 def test_the_status_is_that_of_the_worker_that_was_the_cause(tmp_path, monkeypatch, capsys, deeds, status, said):
-    stand_in(tmp_path, *deeds)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     begun = time.monotonic()
-    assert local.Workers(2, [], tmp_path, pin_cpus=True).wait(grace_seconds=8, asked=[]) == status
+    assert workers_that_do(tmp_path, monkeypatch, *deeds).wait(grace_seconds=8, asked=[]) == status
     assert time.monotonic() - begun < 60
     told = capsys.readouterr().err
     assert told.count("the others are ended") == (said is not None) and (said or "") in told
@@ -150,26 +155,23 @@ def test_the_status_is_that_of_the_worker_that_was_the_cause(tmp_path, monkeypat
 
 def test_where_all_leave_with_75_already_one_that_fails_at_that_takes_no_time_from_the_others(tmp_path, monkeypatch):
     struck = tmp_path / "struck"
-    stand_in(tmp_path, f"trap 'touch {struck}' TERM; sleep 7; exit 75", "exit 75", "sleep 0.5; kill -ABRT $$")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    deeds = f"trap 'touch {struck}' TERM; sleep 7; exit 75", "exit 75", "sleep 0.5; kill -ABRT $$"
     begun = time.monotonic()
-    assert local.Workers(3, [], tmp_path, pin_cpus=True).wait(grace_seconds=60, asked=[]) == 75
+    assert workers_that_do(tmp_path, monkeypatch, *deeds).wait(grace_seconds=60, asked=[]) == 75
     assert time.monotonic() - begun >= 7 and not struck.exists()
 
 
 def test_a_signal_that_came_before_the_workers_reaches_them(tmp_path, monkeypatch):
     # Python sees to a signal only between two steps of its own, which may be after they have started.
-    stand_in(tmp_path, *2 * ["trap 'exit 75' TERM; for _ in {1..1000}; do sleep 0.1; done"])
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    workers = local.Workers(2, [], tmp_path, pin_cpus=True)
+    workers = workers_that_do(
+        tmp_path, monkeypatch, *2 * ["trap 'exit 75' TERM; for _ in {1..1000}; do sleep 0.1; done"]
+    )
     time.sleep(0.5)
     assert workers.wait(grace_seconds=5, asked=[signal.SIGTERM]) == 75
 
 
 def test_asked_twice_it_waits_no_longer(tmp_path, monkeypatch):
-    stand_in(tmp_path, *2 * ["trap '' TERM; exec sleep 100"])
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    workers = local.Workers(2, [], tmp_path, pin_cpus=True)
+    workers = workers_that_do(tmp_path, monkeypatch, *2 * ["trap '' TERM; exec sleep 100"])
     time.sleep(0.5)
     begun = time.monotonic()
     assert workers.wait(grace_seconds=100, asked=[signal.SIGINT, signal.SIGINT]) == 75

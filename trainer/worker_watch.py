@@ -87,9 +87,7 @@ class WorkerWatch:
 
     def give_up(self, message: str) -> None:
         """Ends this process and all others with 75 and the message; returns where they end by another already."""
-        for link in list(self._links.values()):
-            link.send(lost=message, status=RunAgain.exit_status)
-        self._end(message, RunAgain.exit_status)
+        self._end_all(message, RunAgain.exit_status)
 
     def _watch(self) -> None:
         last_beat = 0.0
@@ -117,10 +115,7 @@ class WorkerWatch:
             return
         for message in messages:
             if "lost" in message:
-                for other, each in self._links.items():  # on the chief: they have no links of their own
-                    if other != index:
-                        each.send(**message)
-                self._end(str(message["lost"]), int(message["status"]))
+                self._end_all(str(message["lost"]), int(message["status"]), told_by=index)
             elif "left" in message:
                 self._selector.unregister(link.socket)
                 del self._links[index]
@@ -136,10 +131,14 @@ class WorkerWatch:
         if status is None:
             status = RunAgain.exit_status
             told += ". Run the same command again to go on from the last checkpoint."
-        for other, link in self._links.items():
-            if other != index:
-                link.send(lost=told, status=status)
-        self._end(told, status)
+        self._end_all(told, status, told_by=index)
+
+    def _end_all(self, message: str, status: int, told_by: int | None = None) -> None:
+        """This process, and those that it has a link to: on the chief all, which have none to each other."""
+        for index, link in list(self._links.items()):
+            if index != told_by:
+                link.send(lost=message, status=status)
+        self._end(message, status)
 
     def _end(self, message: str, status: int) -> None:
         """Ends the process: its main thread may wait in a collective, from which nothing brings it back."""
