@@ -12,7 +12,7 @@ FLOORS = [
     # the ground: what every room may stand on
     {
         "replicas", "nearest", "user_functions", "files", "data_order", "worker_link", "likeness", "tf_config", "tpu",
-        "scaled_gradients", "stop_signals",
+        "scaled_gradients", "stop_signals", "one_trace",
     },
     {"worker_watch"},
     {"roll_call"},

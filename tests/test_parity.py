@@ -198,7 +198,7 @@ def loop_graph(model, accumulation_steps: int, jit_compile: bool = False):
     loop = build_train_loop(
         strategy, state, TASK, built.trainable_variables, 24, batches, accumulation_steps, jit_compile=jit_compile
     )
-    return loop.get_concrete_function().graph.as_graph_def()
+    return loop.function.get_concrete_function().graph.as_graph_def()
 
 
 def loops_around_collectives(graph) -> list[int]:

@@ -119,6 +119,31 @@ def test_each_update_reads_the_rate_of_then_and_reads_it_once(scaled):
         assert len(handles) == len(reads) == 2  # one on each replica, for all variables
 
 
+def test_nothing_of_the_optimizer_is_read_before_there_is_a_gradient():
+    strategy = make_strategy(2)
+    state = state_of(strategy, lambda: keras.optimizers.SGD(0.1, momentum=0.9))
+    variables = state.model.trainable_variables
+    update = Update(strategy, state, variables, "per_replica")
+
+    @tf.function
+    def step(value):
+        gradients = {i: tf.fill(weight.shape, value, name=f"gradient_{i}") for i, weight in enumerate(variables)}
+        strategy.run(update.on_replica, args=(gradients,))
+
+    graph = step.get_concrete_function(tf.constant(1.0)).graph
+    handles = {
+        inner.name
+        for outer, inner in graph.captures
+        if any(outer is copy.handle for held in state.optimizer.variables for copy in held.value.values)
+    }
+    reads = [op for op in graph.get_operations() if op.type == "ReadVariableOp" and op.inputs[0].name in handles]
+    assert len(reads) >= 2 * len(state.optimizer.variables)
+    last = graph.get_operation_by_name(f"gradient_{len(variables) - 1}")
+    for op in reads:  # what is read after it was written waits for that, which has waited for the gradient
+        before = op.control_inputs
+        assert last in before or any(other.type.startswith("Assign") for other in before), op.name
+
+
 @pytest.mark.parametrize("name", ["SGD", "Muon"])
 def test_variables_of_another_dtype_than_the_rate_are_updated_as_once(name, strategy):
     found = []

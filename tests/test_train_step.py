@@ -247,5 +247,25 @@ def test_loops_of_any_length_are_one_trace():
     train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2, stacks)
     for count in (1, 5, 2):
         stacks.run(train_loop, count)
-    assert train_loop.experimental_get_tracing_count() == 1
+    assert train_loop.function.experimental_get_tracing_count() == 1
     assert state.current_step() == 8
+
+
+def test_functions_that_are_to_run_eagerly_do():
+    """As somebody asks for who looks for a fault in a loss of his own."""
+    seen = []
+
+    def loss(model, batch):
+        values = tf.squeeze(model(batch["c"]), axis=-1)
+        seen.append(tf.executing_eagerly())
+        return -values
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        model, _, _ = w_after(
+            tf.distribute.get_strategy(), lambda: keras.optimizers.SGD(0.1), [pulls(1.0)] * 3, custom_loss(loss, "c")
+        )
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert seen == [True] * 3
+    assert value_of(model.w) == pytest.approx(0.3)

@@ -84,7 +84,8 @@ def train_batches(
             steps = _steps_per_stack(data.batch_spec, len(part), steps_per_loop)
 
         def numbers_from(step) -> np.ndarray:
-            return index_stack(data.num_examples, global_batch_size, seed, steps, int(step))[:, part]
+            # Not by subscript, which leaves the rows lying across: TensorFlow would turn them while a step waits.
+            return index_stack(data.num_examples, global_batch_size, seed, steps, int(step)).take(part, axis=1)
 
         spec = tf.TensorSpec([steps, len(part)], tf.int64)
         if by_number:

@@ -8,6 +8,7 @@ import tensorflow as tf
 from trainer.batch_parts import step_inputs
 from trainer.errors import UserError
 from trainer.micro_batches import add_up, needs_other_replicas
+from trainer.one_trace import OneTrace
 from trainer.random_numbers import drawing
 from trainer.replica_update import Update
 from trainer.replicas import add_up_replicas
@@ -94,17 +95,15 @@ def build_train_loop(
         update.once(means(sums))
         # By l2_loss, which no optimizer of Keras' or ours takes: shared with the update on one replica alone, it
         # might round in another way there, and the copies would drift apart.
-        norm = tf.sqrt(
-            2.0 * tf.add_n([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in sums["gradients"].values()])
-        )
-        to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"])
-        return tf.stack([tf.math.divide_no_nan(sums["loss"], sums["weight"]), norm * to_mean / sums["scale"]])
+        halves = tf.add_n([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in sums["gradients"].values()])
+        to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"]) / sums["scale"]
+        return tf.stack([tf.math.divide_no_nan(sums["loss"], sums["weight"]), halves * to_mean * to_mean])
 
     number = tf.TensorSpec([], tf.int32)
 
     @tf.function(input_signature=[batches.spec, number, number], autograph=False)
     def train_loop(stack, first, end):
-        # The metrics are one tensor: each that a loop carries costs a small step percents.
+        # The loss and half of the norm's square are one tensor: each that a loop carries costs a small step percents.
         _, metrics = tf.while_loop(
             lambda index, _: index < end,
             lambda index, before: (
@@ -115,6 +114,6 @@ def build_train_loop(
             parallel_iterations=1,  # steps follow one another anyway: room for more costs a small step percents
         )
         state.step.assign_add(tf.cast(end - first, tf.int64))
-        return {"loss": metrics[0], "grad_norm": metrics[1]}
+        return {"loss": metrics[0], "grad_norm": tf.sqrt(2.0 * metrics[1])}
 
-    return train_loop
+    return OneTrace(train_loop)

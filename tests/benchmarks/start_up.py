@@ -113,7 +113,7 @@ def traces(way: str, workload, strategy) -> str:
     train_loop = build_train_loop(strategy, state, task(), model.trainable_variables, workload.batch_size, batches)
     for num_steps in (50, 50, 20):
         batches.run(train_loop, num_steps)
-    return str(train_loop.experimental_get_tracing_count())
+    return str(train_loop.function.experimental_get_tracing_count())
 
 
 MEASUREMENTS = {each.__name__: each for each in (first_step, peak_memory, growth, traces)}
