@@ -1,6 +1,6 @@
 """One optimizer update: micro-batches -> gradient -> one all-reduce -> apply."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -28,7 +28,7 @@ def build_train_loop(
     random_numbers: str = "per_replica",
     jit_compile: bool = False,
     optimizer_update: str = "per_replica",
-) -> Callable:
+) -> OneTrace:
     """Returns train_loop(stack, first, end) -> {'loss', 'grad_norm'}, float32 scalars.
 
     They are of the last step, or of the first that is not finite, so that no place in a loop hides it. A gradient
@@ -114,6 +114,6 @@ def build_train_loop(
             parallel_iterations=1,  # steps follow one another anyway: room for more costs a small step percents
         )
         state.step.assign_add(tf.cast(end - first, tf.int64))
-        return {"loss": metrics[0], "grad_norm": tf.sqrt(2.0 * metrics[1])}
+        return {"loss": metrics[0], "grad_norm": 2**0.5 * tf.sqrt(metrics[1])}
 
     return OneTrace(train_loop)
