@@ -52,8 +52,7 @@ def build_train_loop(
     replica_batch = global_batch_size // (accumulation_steps * replicas)
     in_loop = replicas == 1 or not needs_other_replicas(state.model)
     update = Update(strategy, state, variables, optimizer_update)
-    # Of the loss and the gradient's norm, those that must be finite.
-    watched = 1 if isinstance(state.optimizer, keras.optimizers.LossScaleOptimizer) else 2
+    skips = isinstance(state.optimizer, keras.optimizers.LossScaleOptimizer)  # steps whose gradient is not finite
 
     def micro_batch_sums(batch, weight):
         with tf.GradientTape() as tape:
@@ -104,11 +103,14 @@ def build_train_loop(
     @tf.function(input_signature=[batches.spec, number, number], autograph=False)
     def train_loop(stack, first, end):
         # The loss and half of the norm's square are one tensor: each that a loop carries costs a small step percents.
+        # So does `tf.where`, which reckons each time how to broadcast.
         _, metrics = tf.while_loop(
             lambda index, _: index < end,
             lambda index, before: (
                 index + 1,
-                tf.where(tf.math.is_finite(before[:watched]), train_step(stack, index), before),
+                tf.raw_ops.Select(
+                    condition=tf.math.is_finite(before[0] if skips else before), x=train_step(stack, index), y=before
+                ),
             ),
             (first, tf.zeros([2])),
             parallel_iterations=1,  # steps follow one another anyway: room for more costs a small step percents
