@@ -40,6 +40,14 @@ def apply_gradients_of(state, strategy, update_kind: str, steps: int = 3) -> Non
         step(tf.constant(float(value)))
 
 
+def reads_of(variables, graph) -> tuple[set[str], list[tf.Operation]]:
+    """What stands in the graph for each copy of the variables, and the operations that read one."""
+    within = {id(outer): inner.name for outer, inner in graph.captures}
+    handles = {within[id(copy.handle)] for variable in variables for copy in variable.value.values}
+    reads = [op for op in graph.get_operations() if op.type == "ReadVariableOp" and op.inputs[0].name in handles]
+    return handles, reads
+
+
 class Hiding(keras.optimizers.SGD):
     """Keeps a variable where nobody looks for one."""
 
@@ -112,10 +120,7 @@ def test_each_update_reads_the_rate_of_then_and_reads_it_once(scaled):
         np.testing.assert_allclose(value, old - 0.75, atol=1e-6)
 
     if not scaled:  # where it is, the reading is in a branch
-        graph = step.get_concrete_function().graph
-        within = {id(outer): inner.name for outer, inner in graph.captures}
-        handles = {within[id(copy.handle)] for copy in rate.value.values}
-        reads = [op for op in graph.get_operations() if op.type == "ReadVariableOp" and op.inputs[0].name in handles]
+        handles, reads = reads_of([rate], step.get_concrete_function().graph)
         assert len(handles) == len(reads) == 2  # one on each replica, for all variables
 
 
@@ -131,12 +136,7 @@ def test_nothing_of_the_optimizer_is_read_before_there_is_a_gradient():
         strategy.run(update.on_replica, args=(gradients,))
 
     graph = step.get_concrete_function(tf.constant(1.0)).graph
-    handles = {
-        inner.name
-        for outer, inner in graph.captures
-        if any(outer is copy.handle for held in state.optimizer.variables for copy in held.value.values)
-    }
-    reads = [op for op in graph.get_operations() if op.type == "ReadVariableOp" and op.inputs[0].name in handles]
+    _, reads = reads_of(state.optimizer.variables, graph)
     assert len(reads) >= 2 * len(state.optimizer.variables)
     last = graph.get_operation_by_name(f"gradient_{len(variables) - 1}")
     for op in reads:  # what is read after it was written waits for that, which has waited for the gradient
