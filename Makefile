@@ -4,10 +4,14 @@ BIN := .venv/bin
 TRAIN := $(BIN)/python -m launch.train
 REPLICAS := --strategy=mirrored --virtual_devices=2
 
-.PHONY: help install finetune compare story-linear story-conv story-custom style-transfer configurables test test-fast test-distributed test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
+# Marks the folder of a run before it begins, unless it is there already: `make clean` removes only what has the mark.
+MARK = @test -e $(1) || { mkdir -p $(1) && touch $(1)/.made_by_make; }
+
+.PHONY: help install finetune compare story-linear story-conv story-custom style-transfer configurables test test-all test-distributed test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
 
 help:            ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+	@awk 'match($$0, /^[a-z-]+:/) && (text = index($$0, "## ")) { \
+		printf "%-18s %s\n", substr($$0, 1, RLENGTH - 1), substr($$0, text + 3) }' $(firstword $(MAKEFILE_LIST))
 
 install: .venv/installed  ## .venv with the pinned versions of requirements.lock
 
@@ -18,45 +22,59 @@ install: .venv/installed  ## .venv with the pinned versions of requirements.lock
 	@touch $@
 
 finetune: runs/digits_source/final.weights.h5  ## the main job, from an Adam checkpoint to SGD + cosine, on two replicas
+	$(call MARK,runs/digits_adam_to_sgd)
 	$(TRAIN) --gin_file=configs/runs/digits_adam_to_sgd.gin --model_dir=runs/digits_adam_to_sgd $(REPLICAS)
+	$(call MARK,runs/digits_from_scratch)
 	$(TRAIN) --gin_file=configs/runs/digits_from_scratch.gin --model_dir=runs/digits_from_scratch $(REPLICAS)
 	@$(BIN)/python -m launch.report --model_dir=runs/digits_adam_to_sgd --model_dir=runs/digits_from_scratch
 
 compare: runs/digits_source/final.weights.h5  ## three optimizers, three seeds each, from one checkpoint, in a table and a picture
+	$(call MARK,runs/compare_digits)
 	$(BIN)/python -m launch.compare --gin_file=configs/runs/compare_digits.gin --model_dir=runs/compare_digits
 
 story-linear: runs/linear_source/final.weights.h5  ## seed story 1, one linear unit from Adam to SGD
+	$(call MARK,runs/linear_adam_to_sgd)
 	$(TRAIN) --gin_file=configs/runs/linear_adam_to_sgd.gin --model_dir=runs/linear_adam_to_sgd
 
 story-conv: runs/digits_source/final.weights.h5  ## seed story 2, a classifier from Adam to SGD + cosine
+	$(call MARK,runs/conv_adam_to_sgd_cosine)
 	$(TRAIN) --gin_file=configs/runs/conv_adam_to_sgd_cosine.gin --model_dir=runs/conv_adam_to_sgd_cosine
 
 story-custom: runs/custom_step_source/final.weights.h5  ## seed story 3, a loss of the user's own, from Adam to RMSprop
+	$(call MARK,runs/custom_step_adam_to_rmsprop)
 	$(TRAIN) --gin_file=configs/runs/custom_step_adam_to_rmsprop.gin --model_dir=runs/custom_step_adam_to_rmsprop
 
 style-transfer: runs/style_transfer_source/final.weights.h5  ## pictures from Adam to SGD, with VGG19's losses; minutes on two cores
+	$(call MARK,runs/style_transfer_vgg19)
 	$(TRAIN) --gin_file=configs/runs/style_transfer_vgg19.gin --model_dir=runs/style_transfer_vgg19
 	@echo "Look at runs/style_transfer_source/images/contact_sheet.png and runs/style_transfer_vgg19/images/contact_sheet.png"
 
 # A source run, by the name of its config; the file is there only once it has finished.
 runs/%/final.weights.h5: .venv/installed
+	$(call MARK,runs/$*)
 	$(TRAIN) --gin_file=configs/runs/$*.gin --model_dir=runs/$*
 
 configurables: install  ## everything that a config can bind, with defaults
 	@$(BIN)/python -m launch.configurables
 
-# In the order of the files: by number of tests, the slowest file would come last and alone.
-test: install  ## the whole suite, file by file on up to four cores
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# File by file, in the order of the files: by number of tests, the slowest would come last and alone.
+PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+test: install  ## every promise once, in minutes; ends with what it cost as a multiple of `import trainer`
+	$(BIN)/python tests/cpu_seconds.py $(PYTEST) $(SIDE_BY_SIDE)
+
+test-all: .venv/schemas  ## all tests: every variation, failing workers, several hosts, Slurm
+	$(BIN)/python tests/cpu_seconds.py $(PYTEST) --full $(SIDE_BY_SIDE)
 
 test-restore: install  ## the restore engine's tests, and the table of models by writers
-	$(BIN)/python -m pytest tests/restore --zoo-table
+	$(PYTEST) --full tests/restore --zoo-table
 
 test-parity: install  ## every row on 2 and 3 replicas and 2 workers against one replica, as a table
-	$(BIN)/python -m pytest tests/test_parity.py --parity-table
+	$(PYTEST) --full tests/parity --parity-table
 
 test-resume: install  ## every fault for real, killed at 20 moments: what was done, how far it ended from an unbroken run
-	$(BIN)/python -m pytest tests/test_faults.py --fault-table
+	$(PYTEST) --full tests/test_faults.py --fault-table
 
 DISTRIBUTED := $(foreach name,cluster kubernetes tpu tpu_vm roll_call data_parts multi_worker local worker_failures hosts slurm,tests/test_$(name).py)
 
@@ -65,7 +83,7 @@ DISTRIBUTED := $(foreach name,cluster kubernetes tpu tpu_vm roll_call data_parts
 	@touch $@
 
 test-distributed: .venv/schemas  ## clusters, Slurm, several hosts and failing workers, for real, with the seconds of each
-	$(BIN)/python -m pytest --distributed --verbose --durations=40 --durations-min=1 $(DISTRIBUTED) $(PYTEST_FLAGS)
+	$(PYTEST) --full --verbose --durations=40 --durations-min=1 $(DISTRIBUTED)
 
 check-tpu: install  ## make check-tpu CONFIG=my.gin: compiles its step with XLA, fails for what a TPU would refuse
 	TPU_NAME= $(TRAIN) --gin_file=$(CONFIG) --strategy=tpu --dry_run
@@ -87,9 +105,6 @@ bench: .venv/orbit  ## speed beside the bare floor, Orbit and Keras fit; start-u
 bench-scaling: install  ## one and two processes on a core each; accumulation over a slow wire (as root: in network namespaces)
 	$(BIN)/python tests/benchmarks/scaling.py
 
-test-fast: install  ## the suite without its slow tests
-	$(BIN)/python -m pytest -m "not slow"
-
 lint: install  ## ruff, lint and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -102,5 +117,8 @@ format: install  ## lets ruff fix and format
 lock: install  ## writes requirements.lock anew, for all supported Python versions
 	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile pyproject.toml --extra dev --extra schemas --universal --python-version 3.10 --no-header --no-annotate --output-file requirements.lock
 
-clean:           ## removes the environment and all runs
-	rm -rf .venv runs *.egg-info
+clean:           ## removes the environment, caches and the runs that these targets made; never a run of yours
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find configs launch tests trainer -name __pycache__ -prune -exec rm -rf {} +
+	for mark in runs/*/.made_by_make; do rm -rf "$${mark%/.made_by_make}"; done
+	-rmdir runs 2>/dev/null || true

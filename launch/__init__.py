@@ -43,9 +43,15 @@ def _import_tensorflow_quietly() -> None:
             sys.stderr.writelines(line for line in lines if not _CHATTER.match(line))
 
 
+def catch_early_signals() -> None:
+    """Ends the process with one line at SIGTERM or SIGINT, until the command has handlers of its own."""
+    global _terminal
+    _terminal = os.dup(2)  # which another file stands in for meanwhile
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+
+
 # Python's word for it while it looks for the module to run: where somebody imports us, the handlers are theirs.
 if sys.argv[:1] == ["-m"]:
-    _terminal = os.dup(2)  # which another file stands in for meanwhile
-    for _number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(_number, _leave)
+    catch_early_signals()
 _import_tensorflow_quietly()

@@ -1,5 +1,6 @@
 """Sets up three logical CPU devices once, and what several tests start from."""
 
+import fcntl
 import functools
 import os
 import subprocess
@@ -15,35 +16,40 @@ os.environ.setdefault("TFDS_DATA_DIR", os.path.join(tempfile.gettempdir(), f"reg
 import numpy as np  # noqa: E402, I001
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from commands import REPOSITORY, end_server, run_command  # noqa: E402
 
 import launch  # noqa: E402, F401  imports TensorFlow quietly
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+
+pytest.register_assert_rewrite("parity.suite")
 
 
 def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="runs everything, also what is marked `full`")
     parser.addoption("--parity-table", action="store_true", help="prints how far each row is from one replica")
     parser.addoption("--fault-table", action="store_true", help="prints what was done about each fault, and kills more")
-    parser.addoption("--distributed", action="store_true", help="runs the tests of several hosts and failing workers")
     parser.addoption("--zoo-table", action="store_true", help="prints what became of every model from every writer")
 
 
 def pytest_ignore_collect(collection_path, config):
-    # It imports the schemas, which `make test-distributed` installs.
-    return True if collection_path.name == "test_kubernetes.py" and not config.getoption("--distributed") else None
+    # It imports the schemas, which `make test-all` installs.
+    return True if collection_path.name == "test_kubernetes.py" and not config.getoption("--full") else None
 
 
 def pytest_collection_modifyitems(config, items):
-    for option, marker in (("--fault-table", "table_only"), ("--distributed", "distributed")):
-        if not config.getoption(option):
-            deselected = [item for item in items if item.get_closest_marker(marker)]
-            items[:] = [item for item in items if item not in deselected]
-            config.hook.pytest_deselected(items=deselected)
+    if not config.getoption("--full"):
+        deselected = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=deselected)
 
 
 def pytest_configure():
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
+
+
+def pytest_sessionfinish():
+    end_server()
 
 
 @functools.cache  # TensorFlow counts collectives by strategy: one for a set of devices in a process
@@ -88,19 +94,6 @@ def small_disk(tmp_path, request):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def run_command(module: str, *arguments: str, cwd=REPOSITORY, timeout_seconds: float = 200, **environment):
-    """Runs `python -m module arguments` as a user would; returns the finished process with its text."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-    )
-
-
 def assert_same_weights(first_model_dir, second_model_dir, num_variables: int, tolerance: float = 1e-5) -> None:
     """Compares the model's variables in the last checkpoints of two runs, read by TensorFlow alone."""
     first, second = (
@@ -114,18 +107,42 @@ def assert_same_weights(first_model_dir, second_model_dir, num_variables: int, t
         )
 
 
+def made_once(tmp_path_factory, name: str, make) -> Path:
+    """The folder `name`, filled by `make(folder)` in whichever of pytest's processes comes first."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with open(base / f"{name}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / f"{name}.made").exists():
+            make(base / name)
+            (base / f"{name}.made").touch()
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def digits_source(tmp_path_factory) -> Path:
-    """The model_dir of the embedded source task, trained by the real command, shortened."""
-    model_dir = tmp_path_factory.mktemp("source") / "digits_source"
-    done = run_command(
-        "launch.train",
-        "--gin_file=configs/runs/digits_source.gin",
-        "--gin_param=NUM_STEPS = 60",
-        f"--model_dir={model_dir}",
-    )
-    assert done.returncode == 0, done.stderr
-    return model_dir
+    """The model_dir of the embedded source task, trained by the real command, shortened. Only to be read."""
+
+    def make(model_dir):
+        config = ("--gin_file=configs/runs/digits_source.gin", "--gin_param=NUM_STEPS = 60")
+        done = run_command("launch.train", *config, f"--model_dir={model_dir}")
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "digits_source", make)
+
+
+@pytest.fixture(scope="session")
+def written_by_keras_2(tmp_path_factory) -> Path:
+    """The folder that `write_with_keras_2.py` fills. Only to be read."""
+    pytest.importorskip("tf_keras", reason="Keras 2 is no dependency of ours")
+
+    def make(folder):
+        environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, REPOSITORY / "tests/restore/write_with_keras_2.py", folder]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "keras_2", make)
 
 
 _CELLS: dict[tuple[str, str], str] = {}

@@ -3,13 +3,13 @@
 import concurrent.futures
 import fcntl
 import re
-import time
 from pathlib import Path
 
 import gin
 import numpy as np
 import pytest
-from conftest import make_strategy, run_command
+from commands import run_command
+from conftest import make_strategy
 
 import trainer
 from trainer.config import parse_config, register_keras
@@ -72,7 +72,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def finished(request, digits_source, tmp_path_factory):
-    """Runs the selected commands, two at a time; a process of ours takes seconds to start."""
+    """Runs the selected commands, two at a time."""
     folder = tmp_path_factory.mktemp("bad_input")
     (folder / "file").write_text("not a folder")
     (folder / "busy").mkdir()
@@ -102,10 +102,9 @@ def finished(request, digits_source, tmp_path_factory):
         if command == "train" and not any(argument.startswith("--model_dir") for argument in arguments):
             arguments.append(f"--model_dir={model_dir}")
         written = contents(digits_source), contents(folder / "busy")
-        start = time.monotonic()
-        done = run_command(f"launch.{command}", *arguments, timeout_seconds=120)
+        done = run_command(f"launch.{command}", *arguments)
         unchanged = written == (contents(digits_source), contents(folder / "busy")) and not model_dir.exists()
-        return done, unchanged, time.monotonic() - start
+        return done, unchanged
 
     chosen = [item.callspec.params["what"] for item in request.session.items if "what" in _params(item)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -121,16 +120,14 @@ def contents(folder: Path) -> dict:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", COMMANDS)
 def test_the_command_stops_with_one_message_and_writes_nothing(what, finished):
-    done, unchanged, seconds = finished[what].result()
+    done, unchanged = finished[what].result()
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("regraft: ") and done.stderr.count("regraft: ") == 1
     assert "Traceback" not in done.stderr
     assert re.search(COMMANDS[what][2], done.stderr, re.DOTALL), done.stderr
     assert unchanged
-    assert seconds < 120
 
 
 def refused(*gin_params: str, files=(ADAM_TO_SGD,)) -> str:

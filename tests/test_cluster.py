@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from conftest import run_command
+from commands import run_command
 
 from launch.cluster import KINDS, Cluster, ClusterMistake, find_cluster
 from launch.cluster.host_lists import expand_counts, expand_hosts

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import REPOSITORY, run_command
+from commands import REPOSITORY, run_command
 
 COMMANDS = sorted(
     [path.stem for path in (REPOSITORY / "launch").glob("[!_]*.py")]

@@ -4,11 +4,9 @@ import base64
 import csv
 import html.parser
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import gin
@@ -16,7 +14,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import REPOSITORY, make_strategy, run_command
+from commands import run_command, start_command
+from conftest import make_strategy
 
 import trainer
 from trainer.comparison.display import progress_in
@@ -512,20 +511,16 @@ def unbroken(command, tmp_path_factory):
 
 def interrupted(command, model_dir, number, run="adam/seed_0"):
     """Signals the command once a run has a checkpoint; returns exit status and text."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, f"--model_dir={model_dir}"], cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
+    process = start_command(*command, f"--model_dir={model_dir}", stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 600
     while not list((model_dir / run / "checkpoints").glob("ckpt-*.manifest.json")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(number)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=600)
     return process.returncode, text
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_numbers(command, unbroken, tmp_path):
     status, text = interrupted(command, tmp_path / "out", signal.SIGKILL)
     assert status == -signal.SIGKILL, text
@@ -542,7 +537,6 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_numbers(co
     )
 
 
-@pytest.mark.slow
 def test_a_signal_saves_the_run_exits_75_and_the_same_command_goes_on(command, unbroken, tmp_path):
     status, text = interrupted(command, tmp_path / "out", signal.SIGTERM)
     assert status == 75 and "Run the same command again" in text, text
@@ -552,7 +546,6 @@ def test_a_signal_saves_the_run_exits_75_and_the_same_command_goes_on(command, u
     assert rows_of(tmp_path / "out") == rows_of(unbroken)
 
 
-@pytest.mark.slow
 def test_processes_at_a_time_reach_the_same_numbers_and_a_signal_to_them_all_is_gone_on_from(
     command, unbroken, tmp_path
 ):
@@ -568,7 +561,6 @@ def test_processes_at_a_time_reach_the_same_numbers_and_a_signal_to_them_all_is_
     assert "Runs went 2 at a time" in (tmp_path / "out/comparison.md").read_text()
 
 
-@pytest.mark.slow
 def test_a_mistake_is_one_message_and_2_and_leaves_nothing_also_in_parallel(command, tmp_path):
     done = run_command(*command, "--gin_param=adam/MODEL = @small_cnn", f"--model_dir={tmp_path / 'out'}")
     assert done.returncode == 2, done.stderr

@@ -1,14 +1,13 @@
 """Following a run that another process writes: every checkpoint once, and an end with the run."""
 
 import json
-import subprocess
-import sys
 import time
 
 import keras
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, make_strategy, run_command
+from commands import run_command, start_command
+from conftest import make_strategy
 from test_experiment import DATA, TASK, small, train
 
 import trainer
@@ -22,20 +21,17 @@ def lines_of(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.slow
 def test_it_follows_a_run_to_its_end_and_evaluates_nothing_twice(tmp_path):
     model_dir = tmp_path / "run"
     model_dir.mkdir()
-    follow = ["launch.evaluate", CONFIG, f"--model_dir={model_dir}", "--continuous", "--timeout_seconds=120"]
-    follower = subprocess.Popen(
-        [sys.executable, "-m", *follow], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    follow = ["launch.evaluate", CONFIG, f"--model_dir={model_dir}", "--continuous", "--timeout_seconds=600"]
+    follower = start_command(*follow)
     trained = run_command(
         "launch.train", CONFIG, "--gin_param=NUM_STEPS = 60", "--gin_param=train.checkpoint_every = 20",
         "--gin_param=train.checkpoints_to_keep = 9", "--gin_param=train.eval_every = 20", f"--model_dir={model_dir}",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
-    text, errors = follower.communicate(timeout=150)
+    text, errors = follower.communicate(timeout=900)
     assert follower.returncode == 0, errors
     seen = {row["step"]: row for row in lines_of(text)}
     assert list(seen) == [20, 40, 60]

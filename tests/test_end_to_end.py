@@ -4,18 +4,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, assert_same_weights, run_command
+from commands import run_command, start_command
+from conftest import assert_same_weights
 from test_metric_writer import points
 
 from trainer.metric_writer import read_rows
-
-pytestmark = pytest.mark.slow
 
 STEPS = 600
 
@@ -63,16 +61,13 @@ def rows_of(model_dir) -> list[dict]:
 
 def start_and_signal(command, model_dir, number, at_step):
     """Starts the run and signals it once the checkpoint of `at_step` is there; returns its exit status and text."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, f"--model_dir={model_dir}"],
-        cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    process = start_command(*command, f"--model_dir={model_dir}", stderr=subprocess.STDOUT)
     index = model_dir / "checkpoints" / f"ckpt-{at_step}.index"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not index.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(process.pid, number)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=600)
     return process.returncode, text
 
 

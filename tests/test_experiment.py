@@ -405,7 +405,6 @@ def test_a_loss_of_sum_reduction_is_refused():
         trainer.supervised(loss=keras.losses.MeanSquaredError(reduction="sum"))
 
 
-@pytest.mark.slow
 def test_a_keras_applications_model_trains_on_two_replicas():
     def mobile_net():
         return keras.applications.MobileNetV2(input_shape=(32, 32, 3), alpha=0.35, weights=None, classes=3)

@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY
+from commands import REPOSITORY, start_command
 
 from launch.local import free_ports
 from trainer.metric_writer import read_rows
@@ -43,7 +42,7 @@ def num_steps() -> int:
     return 400
 
 
-def start(model_dir, num_steps, setup="one replica", *flags, **environment) -> list[subprocess.Popen]:
+def start(model_dir, num_steps, setup="one replica", *flags, **environment) -> list:
     """The command in one process, or in two workers."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     processes = []
@@ -52,13 +51,10 @@ def start(model_dir, num_steps, setup="one replica", *flags, **environment) -> l
         config = {"TF_CONFIG": json.dumps(cluster)} if setup == "two workers" else {}
         paths = f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}"
         processes.append(
-            subprocess.Popen(
-                [
-                    sys.executable, "-m", "launch.train", "--gin_file=tests/faults/run.gin", *SETUPS[setup],
-                    f"--model_dir={model_dir}", f"--gin_param=NUM_STEPS = {num_steps}", *flags,
-                ],
-                cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": paths, **config, **environment},
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_command(
+                "launch.train", "--gin_file=tests/faults/run.gin", *SETUPS[setup],
+                f"--model_dir={model_dir}", f"--gin_param=NUM_STEPS = {num_steps}", *flags,
+                stderr=subprocess.STDOUT, **{"PYTHONPATH": paths, **config, **environment},
             )
         )  # fmt: skip
     return processes
@@ -67,9 +63,9 @@ def start(model_dir, num_steps, setup="one replica", *flags, **environment) -> l
 def finish(processes) -> tuple[int, str]:
     """Exit status and text of the first; all of them are gone afterwards."""
     try:
-        text, _ = processes[0].communicate(timeout=300)
+        text, _ = processes[0].communicate(timeout=600)
         for process in processes[1:]:
-            process.communicate(timeout=60)
+            process.communicate(timeout=600)
     finally:
         for process in processes:
             process.kill()
@@ -88,7 +84,7 @@ def saved(model_dir) -> list[str]:
 
 
 def wait_for_a_save(model_dir, processes, before) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while saved(model_dir) == before and processes[0].poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -166,9 +162,8 @@ def same_bits(unbroken, fault_cell):
     return compare
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("setup", [pytest.param("one replica", marks=pytest.mark.table_only), *list(SETUPS)[1:]])
+@pytest.mark.parametrize("setup", [pytest.param("one replica", marks=pytest.mark.full), *list(SETUPS)[1:]])
 def test_killed_at_any_moment(tmp_path, setup, moments, same_bits):
     """In turn: at any time of a start, after a save, in the middle of one; and then at its very end."""
     num_steps = 300 + 100 * moments  # not to be through before the last kill
@@ -220,7 +215,7 @@ def kill(processes, chance) -> bool:
     return was_there
 
 
-@pytest.mark.table_only
+@pytest.mark.full
 def test_a_lock_that_a_dead_process_left_is_taken_over(tmp_path, num_steps, same_bits):
     processes = start(tmp_path / "run", num_steps)
     wait_for_a_save(tmp_path / "run", processes, [])
@@ -231,7 +226,7 @@ def test_a_lock_that_a_dead_process_left_is_taken_over(tmp_path, num_steps, same
     same_bits("a stale lock", "taken over", tmp_path / "run")
 
 
-@pytest.mark.table_only
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal(tmp_path, number, num_steps, same_bits):
     processes = start(tmp_path / "run", num_steps)
@@ -245,7 +240,7 @@ def test_a_signal(tmp_path, number, num_steps, same_bits):
 
 def wait_until_slow(path, processes, times=3) -> None:
     """Until the model has dawdled so often, as FAULT_SLOW asks."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not path.exists() or path.stat().st_size < times:
         assert time.monotonic() < deadline and processes[0].poll() is None, finish(processes)
         time.sleep(0.02)
@@ -255,8 +250,8 @@ def wait_until_slow(path, processes, times=3) -> None:
     "numbers",
     [
         (signal.SIGTERM, signal.SIGTERM),
-        pytest.param((signal.SIGINT, signal.SIGINT), marks=pytest.mark.table_only),
-        pytest.param((signal.SIGTERM, signal.SIGINT), marks=pytest.mark.table_only),
+        pytest.param((signal.SIGINT, signal.SIGINT), marks=pytest.mark.full),
+        pytest.param((signal.SIGTERM, signal.SIGINT), marks=pytest.mark.full),
     ],
 )
 def test_a_second_signal_leaves_at_once_from_inside_a_device_loop(tmp_path, half, numbers, num_steps, same_bits):
@@ -271,9 +266,8 @@ def test_a_second_signal_leaves_at_once_from_inside_a_device_loop(tmp_path, half
     time.sleep(0.5)
     assert processes[0].poll() is None, "the first one waits for the end of the loop, in minutes"
     processes[0].send_signal(numbers[1])
-    start_time = time.monotonic()
     status, text = finish(processes)
-    assert status == -numbers[1] and time.monotonic() - start_time < 3, (status, text)
+    assert status == -numbers[1], (status, text)  # 75 where it had waited for the end of the loop
     assert saved(tmp_path / "run") == before
     run(tmp_path / "run", num_steps)
     names = " and ".join(signal.Signals(number).name for number in numbers)
@@ -287,10 +281,9 @@ def test_a_signal_in_an_evaluation(tmp_path, half, num_steps, same_bits):
         processes = start(tmp_path / "run", num_steps, **slow)
         wait_until_slow(tmp_path / "slow", processes, 1)
         processes[0].send_signal(signal.SIGTERM)
-        start_time = time.monotonic()
         status, text = finish(processes)
         assert status == 75 and "preempted at" in text, text
-        assert time.monotonic() - start_time < 50, "all batches would take a minute"
+        assert (tmp_path / "slow").stat().st_size < 5, "of ten batches"
         step = int(newest(tmp_path / "run", ".index").stem.removeprefix("ckpt-"))
         assert step % 50 == 0, "saved where the evaluation was due"
         assert [row["step"] for row in rows_of(tmp_path / "run") if "split" in row][-1] == step - 50
@@ -311,26 +304,27 @@ def test_a_signal_in_a_save(tmp_path, num_steps, same_bits):
     same_bits("SIGTERM in a save", "saved, exit 75; the same command", tmp_path / "run")
 
 
-@pytest.mark.parametrize("where", [pytest.param("device loop", marks=pytest.mark.table_only), "save"])
+@pytest.mark.parametrize("where", [pytest.param("device loop", marks=pytest.mark.full), "save"])
 def test_the_end_of_the_grace_time(tmp_path, half, where, num_steps, same_bits):
     shutil.copytree(half, tmp_path / "run")
     before = saved(half)
     last = newest(half, ".index").stem
-    slow = {"device loop": {"FAULT_SLOW": f"training 60 {tmp_path / 'slow'}"}, "save": {"FAULT_SLOW_DISK": "60"}}[where]
+    slow = {
+        "device loop": {"FAULT_SLOW": f"training 100000 {tmp_path / 'slow'}"},
+        "save": {"FAULT_SLOW_DISK": "100000"},
+    }[where]
     processes = start(tmp_path / "run", num_steps, "one replica", "--gin_param=train.grace_seconds = 2", **slow)
     while not (tmp_path / "slow").exists() and not list(tmp_path.glob("run/checkpoints/ckpt-*_temp")):
         assert processes[0].poll() is None, finish(processes)
         time.sleep(0.02)
     processes[0].send_signal(signal.SIGTERM)
-    start_time = time.monotonic()
     status, text = finish(processes)
-    assert status == 75 and 1 < time.monotonic() - start_time < 6, text
+    assert status == 75, text
     assert f"{last} is whole" in text and saved(tmp_path / "run") == before
     run(tmp_path / "run", num_steps)
     same_bits(f"no end of a {where} in the grace time", "left, exit 75; the same command", tmp_path / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_end_of_its_time(tmp_path, num_steps, same_bits):
     loops = [f"--gin_param=train.{name} = 10" for name in ("checkpoint_every", "steps_per_loop")]
@@ -355,7 +349,7 @@ def test_the_end_of_its_time(tmp_path, num_steps, same_bits):
 ALL_ARE_KEPT = "--gin_param=train.keep_every = 1"
 
 
-@pytest.mark.parametrize("on_save_error", [pytest.param("stop", marks=pytest.mark.table_only), "continue"])
+@pytest.mark.parametrize("on_save_error", [pytest.param("stop", marks=pytest.mark.full), "continue"])
 def test_a_full_disk(tmp_path, small_disk, num_steps, same_bits, on_save_error):
     flags = (ALL_ARE_KEPT, f"--gin_param=train.on_save_error = '{on_save_error}'")
     text = run(small_disk / "run", num_steps, "one replica", *flags, status=2)
@@ -446,7 +440,7 @@ def half(tmp_path_factory, num_steps):
 
 @pytest.mark.parametrize(
     "damage",
-    [pytest.param(name, marks=() if name == "has a wrong bit" else pytest.mark.table_only) for name in DAMAGES],
+    [pytest.param(name, marks=() if name == "has a wrong bit" else pytest.mark.full) for name in DAMAGES],
 )
 def test_a_newest_checkpoint_that_is_damaged(tmp_path, half, damage, num_steps, same_bits):
     shutil.copytree(half, tmp_path / "run")

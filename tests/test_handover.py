@@ -1,17 +1,15 @@
 """What becomes of the old optimizer's state: every cell of the carry matrix, and what it is worth to a run."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import write_optimizers
-from conftest import REPOSITORY, make_strategy, run_command
+from commands import REPOSITORY, run_command
+from conftest import make_strategy
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 from write_optimizers import OPTIMIZERS, STEPS, built, net
 
@@ -63,18 +61,10 @@ CELLS = [
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory):
+def sources(tmp_path_factory, written_by_keras_2):
     """{style: folder} of checkpoints of every optimizer, written by Keras 3 here and by Keras 2 in its own process."""
-    folders = {"Keras 3": tmp_path_factory.mktemp("keras3"), "Keras 2": tmp_path_factory.mktemp("keras2")}
+    folders = {"Keras 3": tmp_path_factory.mktemp("keras3"), "Keras 2": written_by_keras_2 / "optimizers"}
     write_optimizers.main(folders["Keras 3"])
-    done = subprocess.run(
-        [sys.executable, "write_optimizers.py", str(folders["Keras 2"])],
-        cwd=REPOSITORY / "tests",
-        env={**os.environ, "TF_USE_LEGACY_KERAS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
     return lambda style, name: str(
         folders["Keras 3" if style == "Keras 3" else "Keras 2"] / (f"legacy {name}" if "legacy" in style else name)
     )
@@ -126,8 +116,23 @@ def slot_values(optimizer, slot: str) -> dict[str, list[np.ndarray]]:
     return {name: replica_values(each) for name, each in zip(names, getattr(optimizer, slot), strict=True)}
 
 
-@pytest.mark.parametrize(("style", "old", "new"), CELLS, ids=lambda part: part.replace(" ", "_"))
-def test_every_cell_carries_the_checkpoints_values_to_the_variables_they_belong_to(style, old, new, strategy, sources):
+def tiered(cells, in_make_test):
+    """All cells; those that are not `in_make_test` for `make test-all` only."""
+    return [
+        pytest.param(*cell, marks=() if cell in in_make_test else pytest.mark.full, id="-".join(cell).replace(" ", "_"))
+        for cell in cells
+    ]
+
+
+# Each pair of classes once, and what each writer hands to its like.
+ONE_OF_EACH_PAIR = {(class_of(old), class_of(new)): (style, old, new) for style, old, new in CELLS[::-1]}
+TO_ITS_LIKE = {(style, old, new) for style, old, new in CELLS if old == new}
+
+
+@pytest.mark.parametrize(("style", "old", "new"), tiered(CELLS, {*ONE_OF_EACH_PAIR.values(), *TO_ITS_LIKE}))
+def test_every_cell_carries_the_checkpoints_values_to_the_variables_they_belong_to(style, old, new, sources):
+    """On two replicas, of which each copy is compared with the file."""
+    strategy = make_strategy(2)
     path = sources(style, old)
     optimizer, _, report, handover = handed_over(path, new, strategy)
     expected = 0
@@ -160,7 +165,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new"), REFUSED, ids=lambda part: part.replace(" ", "_"))
+@pytest.mark.parametrize(("old", "new"), tiered(REFUSED, {class_of(old): (old, new) for old, new in REFUSED}.values()))
 def test_every_other_cell_is_refused_by_name_and_changes_nothing(old, new, sources):
     source, target = class_of(old), class_of(new)
     with make_strategy(1).scope():
@@ -207,7 +212,6 @@ def second_epoch_first() -> dict[str, np.ndarray]:
     return moved
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "replicas"),
     [
@@ -514,7 +518,6 @@ def test_a_schedule_goes_on_with_the_step_count_and_one_that_is_over_is_refused(
         train(**options | {"optimizer": lambda: optimizer(4)})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "replicas"), [(0.4, 2), ("schedule", 1)])
 def test_the_rate_is_warmed_up_again_from_the_hand_over_on_and_through_a_resume(rate, replicas, tmp_path):
     def optimizer():
@@ -554,7 +557,6 @@ def test_a_policy_that_is_none_or_has_no_meaning_is_refused():
             train(optimizer=optimizer, **options)
 
 
-@pytest.mark.slow
 def test_the_dry_run_the_text_and_the_json_list_what_is_carried_and_a_refusal_ends_with_2(digits_source, tmp_path):
     flags = (
         "--gin_file=configs/runs/digits_adam_to_sgd.gin",

@@ -8,13 +8,13 @@ import kubernetes_validate
 import pydantic
 import pytest
 import yaml
-from conftest import REPOSITORY, run_command
+from commands import REPOSITORY, run_command
 from kubeflow import training
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from launch.cluster import find_cluster
 
-pytestmark = pytest.mark.distributed  # needs the schemas that `make test-distributed` installs
+pytestmark = pytest.mark.full  # needs the schemas that `make test-distributed` installs
 
 FOLDER = REPOSITORY / "launch/kubernetes"
 MANIFESTS = sorted(FOLDER.glob("*.yaml"))

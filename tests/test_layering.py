@@ -86,33 +86,33 @@ def rooms_imported(path: Path, package: str) -> set[str]:
     return {room for room in rooms if (folder / f"{room}.py").exists() or (folder / room).is_dir()}
 
 
+def not_lower(paths, package: str, floors, room_of=lambda path: path.stem) -> list[str]:
+    """Each import of a room that does not stand on a lower floor than the file's own."""
+    return [
+        f"{path.relative_to(REPOSITORY)} imports {other}"
+        for path in paths
+        for other in sorted(rooms_imported(path, package) - {room_of(path)})
+        if floor_of(other, floors) >= floor_of(room_of(path), floors)
+    ]
+
+
 TRAINER_FILES = sorted(
     path for path in (REPOSITORY / "trainer").rglob("*.py") if path.parent.name != "trainer" or path.stem != "__init__"
 )
 
 
-@pytest.mark.parametrize("path", TRAINER_FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_a_room_imports_only_from_lower_floors(path):
-    inside = path.relative_to(REPOSITORY / "trainer").parts
-    room = inside[0].removesuffix(".py")
-    for other in rooms_imported(path, "trainer") - {room}:
-        assert floor_of(other, FLOORS) < floor_of(room, FLOORS), f"{room} imports {other}"
+def test_a_room_imports_only_from_lower_floors():
+    def room_of(path):
+        return path.relative_to(REPOSITORY / "trainer").parts[0].removesuffix(".py")
+
+    assert len(TRAINER_FILES) > 100
+    assert not_lower(TRAINER_FILES, "trainer", FLOORS, room_of) == []
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "trainer/restore").glob("[!_]*.py")), ids=lambda path: path.stem)
-def test_the_rooms_of_restore_have_floors_too(path):
-    for other in rooms_imported(path, "trainer.restore") - {path.stem}:
-        assert floor_of(other, RESTORE_FLOORS) < floor_of(path.stem, RESTORE_FLOORS), f"{path.stem} imports {other}"
-
-
-@pytest.mark.parametrize(
-    "path", sorted((REPOSITORY / "trainer/comparison").glob("[!_]*.py")), ids=lambda path: path.stem
-)
-def test_the_rooms_of_comparison_have_floors_too(path):
-    for other in rooms_imported(path, "trainer.comparison") - {path.stem}:
-        assert floor_of(other, COMPARISON_FLOORS) < floor_of(path.stem, COMPARISON_FLOORS), (
-            f"{path.stem} imports {other}"
-        )
+@pytest.mark.parametrize(("package", "floors"), [("restore", RESTORE_FLOORS), ("comparison", COMPARISON_FLOORS)])
+def test_the_rooms_of_a_package_have_floors_too(package, floors):
+    paths = sorted((REPOSITORY / "trainer" / package).glob("[!_]*.py"))
+    assert paths and not_lower(paths, f"trainer.{package}", floors) == []
 
 
 LAUNCH_FILES = sorted((REPOSITORY / "launch").rglob("*.py"))
@@ -126,23 +126,24 @@ CLUSTER_FLOORS = [
 ]
 
 
-@pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_commands_do_not_import_each_other_but_may_stand_on_cluster(path):
-    room = path.relative_to(REPOSITORY / "launch").parts[0].removesuffix(".py")
-    others = rooms_imported(path, "launch") - {room, "_plain_command"}
-    assert others <= ({"cluster"} if path.parent.name == "launch" else set())
+def test_commands_do_not_import_each_other_but_may_stand_on_cluster():
+    for path in LAUNCH_FILES:
+        room = path.relative_to(REPOSITORY / "launch").parts[0].removesuffix(".py")
+        others = rooms_imported(path, "launch") - {room, "_plain_command"}
+        assert others <= ({"cluster"} if path.parent.name == "launch" else set()), path
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch/cluster").glob("*.py")), ids=lambda path: path.stem)
-def test_cluster_stands_on_nothing_of_the_library_nor_on_tensorflow_and_its_rooms_have_floors(path):
-    assert not {name.split(".")[0] for name in imported_modules(path)} & {"trainer", "tensorflow", "keras", "numpy"}
-    for other in rooms_imported(path, "launch.cluster") - {path.stem}:
-        if path.stem != "__init__":
-            assert floor_of(other, CLUSTER_FLOORS) < floor_of(path.stem, CLUSTER_FLOORS), f"{path.stem} imports {other}"
+def test_cluster_stands_on_nothing_of_the_library_nor_on_tensorflow_and_its_rooms_have_floors():
+    paths = sorted((REPOSITORY / "launch/cluster").glob("*.py"))
+    for path in paths:
+        found = {name.split(".")[0] for name in imported_modules(path)}
+        assert not found & {"trainer", "tensorflow", "keras", "numpy"}, path
+    rooms = [path for path in paths if path.stem != "__init__"]
+    assert rooms and not_lower(rooms, "launch.cluster", CLUSTER_FLOORS) == []
 
 
-@pytest.mark.parametrize("path", TRAINER_FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_a_module_opens_with_one_sentence_and_has_a_telling_name(path):
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert docstring and docstring.splitlines()[0].endswith((".", "?")), "the first line says the one job"
-    assert not any(word in path.stem for word in ("utils", "common", "manager"))
+def test_a_module_opens_with_one_sentence_and_has_a_telling_name():
+    for path in TRAINER_FILES:
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring and docstring.splitlines()[0].endswith((".", "?")), f"{path}: the first line says the one job"
+        assert not any(word in path.stem for word in ("utils", "common", "manager")), path

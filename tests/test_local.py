@@ -2,28 +2,23 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, run_command
+from commands import REPOSITORY, run_command, start_command
 from test_faults import rows_of, saved, tensors_of, tf
 
 from launch import local
 
-pytestmark = pytest.mark.slow
-
+FOR_EVER = 100_000  # seconds, in which a test is ended as hanging
 RUN = ["--gin_file=tests/faults/run.gin", "--gin_param=NUM_STEPS = 300"]
 
 
 def start(model_dir, log_dir, *flags, run=RUN):
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}"}
-    command = [sys.executable, "-m", "launch.local", f"--log_dir={log_dir}", *flags, "--", *run]
-    return subprocess.Popen(
-        [*command, f"--model_dir={model_dir}"], cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return start_command(
+        "launch.local", f"--log_dir={log_dir}", *flags, "--", *run, f"--model_dir={model_dir}",
+        PYTHONPATH=f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}",
     )  # fmt: skip
 
 
@@ -32,7 +27,7 @@ def workers_of(process) -> list[int]:
 
 
 def wait_for_a_save(model_dir, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not saved(model_dir) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -47,7 +42,7 @@ def unbroken(tmp_path_factory):
     """model_dir of a run of two workers that nothing hit."""
     folder = tmp_path_factory.mktemp("unbroken")
     whole = start(folder / "run", folder / "logs")
-    out, error = whole.communicate(timeout=200)
+    out, error = whole.communicate(timeout=600)
     assert whole.returncode == 0, error
     assert "2 replicas in 2 workers" in out
     assert sorted(path.name for path in (folder / "logs").iterdir()) == ["worker-0.log", "worker-1.log"]
@@ -55,7 +50,7 @@ def unbroken(tmp_path_factory):
 
 
 def wait_for_state(pid, state):
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600
     # Its first thread is a zombie before the others have ended and it can be waited for.
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != state or (
         state == "Z" and len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
@@ -64,7 +59,7 @@ def wait_for_state(pid, state):
         time.sleep(0.05)
 
 
-@pytest.mark.distributed
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("struck", "number", "said", "all_at_once"),
     [
@@ -89,7 +84,7 @@ def test_a_worker_that_is_lost_takes_all_along_and_they_go_on_to_the_same_bits(
         for pid in first:
             wait_for_state(pid, "Z")
         broken.send_signal(signal.SIGCONT)
-    out, error = broken.communicate(timeout=200)
+    out, error = broken.communicate(timeout=600)
     assert broken.returncode == 0, error
     assert said in error + out and "restart 1 of at most 1" in error
     assert all(not Path(f"/proc/{pid}").exists() for pid in first)
@@ -104,7 +99,7 @@ def test_ctrl_c_saves_once_and_leaves_with_75(tmp_path):
     process = start(tmp_path / "run", tmp_path / "logs", "--max_restarts=3", "--pin_cpus")
     wait_for_a_save(tmp_path / "run", process)
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=100)
+    out, error = process.communicate(timeout=600)
     assert process.returncode == 75, error
     assert "preempted at" in out and "restart" not in error
 
@@ -141,38 +136,32 @@ def workers_that_do(folder: Path, monkeypatch, *deeds: str) -> local.Workers:
         (("sleep 0.5; exit 75", "exit 2"), 2, "worker 1 ended with status 2"),
         (("exit 75", "sleep 0.5; kill -KILL $$"), 75, "worker 1 was ended by SIGKILL"),
         (("exit 1", "sleep 0.5; exit 2"), 1, "worker 0 ended with status 1"),
-        (("exit 1", "trap '' TERM; exec sleep 100"), 1, "worker 0 ended with status 1"),
-        (("exit 75", "exec sleep 100"), 75, None),
+        (("exit 1", "trap '' TERM; exec sleep 100000"), 1, "worker 0 ended with status 1"),
+        (("exit 75", "exec sleep 100000"), 75, None),
     ],
 )
 def test_the_status_is_that_of_the_worker_that_was_the_cause(tmp_path, monkeypatch, capsys, deeds, status, said):
-    begun = time.monotonic()
-    assert workers_that_do(tmp_path, monkeypatch, *deeds).wait(grace_seconds=8, asked=[]) == status
-    assert time.monotonic() - begun < 60
+    assert workers_that_do(tmp_path, monkeypatch, *deeds).wait(grace_seconds=2, asked=[]) == status
     told = capsys.readouterr().err
     assert told.count("the others are ended") == (said is not None) and (said or "") in told
 
 
 def test_where_all_leave_with_75_already_one_that_fails_at_that_takes_no_time_from_the_others(tmp_path, monkeypatch):
     struck = tmp_path / "struck"
-    deeds = f"trap 'touch {struck}' TERM; sleep 7; exit 75", "exit 75", "sleep 0.5; kill -ABRT $$"
-    begun = time.monotonic()
-    assert workers_that_do(tmp_path, monkeypatch, *deeds).wait(grace_seconds=60, asked=[]) == 75
-    assert time.monotonic() - begun >= 7 and not struck.exists()
+    saved = tmp_path / "saved"
+    deeds = f"trap 'touch {struck}' TERM; sleep 7; touch {saved}; exit 75", "exit 75", "sleep 0.5; kill -ABRT $$"
+    assert workers_that_do(tmp_path, monkeypatch, *deeds).wait(grace_seconds=600, asked=[]) == 75
+    assert saved.exists() and not struck.exists()
 
 
 def test_a_signal_that_came_before_the_workers_reaches_them(tmp_path, monkeypatch):
     # Python sees to a signal only between two steps of its own, which may be after they have started.
-    workers = workers_that_do(
-        tmp_path, monkeypatch, *2 * ["trap 'exit 75' TERM; for _ in {1..1000}; do sleep 0.1; done"]
-    )
+    workers = workers_that_do(tmp_path, monkeypatch, *2 * ["trap 'exit 75' TERM; while true; do sleep 0.1; done"])
     time.sleep(0.5)
-    assert workers.wait(grace_seconds=5, asked=[signal.SIGTERM]) == 75
+    assert workers.wait(grace_seconds=FOR_EVER, asked=[signal.SIGTERM]) == 75
 
 
 def test_asked_twice_it_waits_no_longer(tmp_path, monkeypatch):
-    workers = workers_that_do(tmp_path, monkeypatch, *2 * ["trap '' TERM; exec sleep 100"])
+    workers = workers_that_do(tmp_path, monkeypatch, *2 * ["trap '' TERM; exec sleep 100000"])
     time.sleep(0.5)
-    begun = time.monotonic()
-    assert workers.wait(grace_seconds=100, asked=[signal.SIGINT, signal.SIGINT]) == 75
-    assert time.monotonic() - begun < 20
+    assert workers.wait(grace_seconds=FOR_EVER, asked=[signal.SIGINT, signal.SIGINT]) == 75

@@ -5,9 +5,10 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import make_strategy, run_command
-from parity_rows import DATA, INIT, TASK, sgd, weights
-from parity_rows import train as train_by_parity
+from commands import run_command
+from conftest import make_strategy
+from parity.rows import DATA, INIT, TASK, sgd, weights
+from parity.rows import train as train_by_parity
 
 import trainer
 from trainer import RestoreError, UserError
@@ -206,7 +207,6 @@ def test_the_dry_run_says_what_learns(source, capsys):
     assert "in 4 variables" in page and "frozen" in page
 
 
-@pytest.mark.slow
 def test_the_commands_train_evaluate_and_follow_a_run_with_lora(tmp_path):
     common = ["--gin_file=configs/runs/digits_source.gin", "--gin_param=small_cnn.width = 2"]
     tuning = [

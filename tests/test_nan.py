@@ -128,7 +128,6 @@ def test_two_bad_batches_after_one_checkpoint_count_as_two(tmp_path):
         run(tmp_path / "run", **THREE_BAD, most_rollbacks=1)
 
 
-@pytest.mark.slow
 def test_stopped_at_whatever_step_a_run_leaves_out_the_same_and_ends_with_the_same_bits(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", **THREE_BAD, log_every=2)
     rows = [row["loss"] for row in read_rows(ModelDir(tmp_path / "whole").metrics)]

@@ -5,8 +5,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_strategy, run_command
-from parity_rows import DATA, INIT, net, sgd, train, weights
+from commands import run_command
+from conftest import make_strategy
+from parity.rows import DATA, INIT, net, sgd, train, weights
 from test_optimizers import OPTIMIZERS
 
 import trainer
@@ -382,7 +383,6 @@ def test_a_group_that_the_run_never_reaches_is_told(capsys):
     assert "the group ^dense begins at step 10, and the run ends at 10: it is never trained" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_the_command_refuses_a_group_without_variables_in_one_message(tmp_path):
     done = run_command(
         "launch.train", "--gin_file=configs/runs/digits_source.gin", f"--model_dir={tmp_path / 'run'}",

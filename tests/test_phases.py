@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_strategy, run_command
-from parity_rows import DATA, net, sgd, train, weights
+from commands import run_command
+from conftest import make_strategy
+from parity.rows import DATA, net, sgd, train, weights
 
 import trainer
 from trainer import UserError
@@ -434,7 +435,6 @@ def test_what_a_run_with_phases_wrote_is_restored_by_another_without(tmp_path):
     assert tuned.restore_report.optimizer_keys_read == 0 and tuned.initial_metrics == source.final_metrics
 
 
-@pytest.mark.slow
 def test_the_command_switches_and_goes_on_after_a_stop_in_the_second_phase(tmp_path):
     command = [
         "launch.train", "--gin_file=configs/runs/digits_source.gin", "--gin_file=configs/optimizers/adam_then_sgd.gin",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import make_strategy, run_command
+from commands import run_command
+from conftest import make_strategy
 from test_experiment import train
 
 import trainer

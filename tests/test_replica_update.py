@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import make_strategy
-from parity_rows import ROWS, net, train, weights
+from parity.rows import ROWS, net, train, weights
 
 import trainer
 from trainer.optimizers import build_optimizer

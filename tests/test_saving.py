@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import test_nan
-from conftest import REPOSITORY
+from commands import REPOSITORY
 from test_experiment import DATA, train
 
 import trainer

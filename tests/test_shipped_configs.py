@@ -6,7 +6,8 @@ from pathlib import Path
 
 import gin
 import pytest
-from conftest import REPOSITORY, make_strategy
+from commands import REPOSITORY
+from conftest import make_strategy
 
 import trainer  # noqa: F401  registers what configs bind
 from trainer.config import parse_config, register_keras

@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from commands import REPOSITORY
 from slurm.daemons import Slurm, why_not
 from test_faults import difference, run, saved
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.distributed,
+    pytest.mark.full,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 

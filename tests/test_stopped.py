@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from commands import REPOSITORY, start_command
 
 from launch.local import free_ports
 from trainer.stop_signals import NUMBERS, StopSignals
@@ -18,17 +17,14 @@ TRAIN = ("launch.train", "--gin_file=configs/runs/digits_source.gin", "--gin_par
 EVALUATE = ("launch.evaluate", "--gin_file=configs/runs/digits_source.gin")
 
 
-def start(*command) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=REPOSITORY, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def start(*command, **options):
+    return start_command(*command, stderr=subprocess.STDOUT, **options)
 
 
 def stopped(process, number) -> tuple[int, str]:
     """Signals the process; returns its exit status and what it still said."""
     process.send_signal(number)
-    text, _ = process.communicate(timeout=30)
+    text, _ = process.communicate(timeout=600)
     return process.returncode, text
 
 
@@ -47,7 +43,7 @@ def one_of_two(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_training_that_still_imports_ends_with_75_and_one_line(tmp_path, number):
-    process = start(*TRAIN, f"--model_dir={tmp_path / 'run'}")
+    process = start(*TRAIN, f"--model_dir={tmp_path / 'run'}", fresh=True)
     while "tensorflow" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
         time.sleep(0.01)
@@ -75,10 +71,9 @@ def test_another_command_ends_with_128_and_the_signals_number(tmp_path, number, 
     assert text == f"regraft: Stopped by {number.name}; nothing is left half-written.\n"
 
 
-def test_a_sigterm_when_all_is_done_does_not_change_the_status(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}")
-    monkeypatch.setenv("FAULT_SLOW_EXIT", "2")
-    process = start(*TRAIN, f"--model_dir={tmp_path / 'run'}")
+def test_a_sigterm_when_all_is_done_does_not_change_the_status(tmp_path):
+    paths = f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}"
+    process = start(*TRAIN, f"--model_dir={tmp_path / 'run'}", PYTHONPATH=paths, FAULT_SLOW_EXIT="2")
     while (line := process.stdout.readline()) != "about to end\n":
         assert line, "it has ended"
     assert stopped(process, signal.SIGTERM)[0] == 0

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_strategy, run_command
+from commands import run_command
+from conftest import make_strategy
 
 import trainer
 from trainer.metric_writer import read_rows
@@ -41,7 +42,6 @@ def linear_source(tmp_path_factory):
     return model_dir
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", [ONE, TWO], ids=["one replica", "two replicas"])
 def test_story_1_the_first_sgd_step_is_the_one_computed_by_hand(linear_source, tmp_path, flags):
     out = train("linear_adam_to_sgd", tmp_path / "run", f"--gin_param=INIT_CHECKPOINT = '{linear_source}'", *flags)
@@ -63,7 +63,6 @@ def test_story_1_source_is_an_ordinary_checkpoint_with_adams_state(linear_source
     assert any(name.startswith("optimizer/_iterations") for name in names)
 
 
-@pytest.mark.slow
 def test_story_2_the_rate_follows_the_cosine_from_step_0(digits_source, tmp_path):
     source = f"--gin_param=INIT_CHECKPOINT = '{digits_source}'"
     short = (
@@ -83,7 +82,6 @@ def test_story_2_the_rate_follows_the_cosine_from_step_0(digits_source, tmp_path
         assert_equal_weights(one, two, tolerance)
 
 
-@pytest.mark.slow
 def test_story_3_a_loss_of_the_users_own_goes_from_adam_to_rmsprop(tmp_path):
     train("custom_step_source", tmp_path / "source", "--gin_param=NUM_STEPS = 60")
     for name, flags in (("one", ONE), ("two", TWO)):
@@ -95,7 +93,6 @@ def test_story_3_a_loss_of_the_users_own_goes_from_adam_to_rmsprop(tmp_path):
     assert summary["final_metrics"]["loss"] < summary["initial_metrics"]["loss"]
 
 
-@pytest.mark.slow
 def test_story_3_a_changed_parameter_of_the_users_loss_is_another_config(tmp_path):
     train("custom_step_source", tmp_path / "run", "--gin_param=NUM_STEPS = 10")
     operative = (tmp_path / "run/operative_config.gin").read_text()

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY, assert_same_weights, make_strategy, pytest_configure, run_command
+from commands import REPOSITORY, run_command
+from conftest import assert_same_weights, make_strategy, pytest_configure
 
 import trainer
 from trainer.metric_writer import read_rows
@@ -387,7 +388,6 @@ def command(name, config, *flags):
     return run_command(f"launch.{name}", f"--gin_file=configs/runs/{config}.gin", *SMALL, *flags)
 
 
-@pytest.mark.slow
 def test_the_shipped_configs_go_from_adam_to_sgd_on_one_replica_and_on_two(tmp_path):
     source = command("train", "style_transfer_source", f"--model_dir={tmp_path / 'source'}")
     assert source.returncode == 0, source.stderr
@@ -410,7 +410,6 @@ def test_the_shipped_configs_go_from_adam_to_sgd_on_one_replica_and_on_two(tmp_p
     assert json.loads(evaluated.stdout)["style_loss"] == pytest.approx(summary["final_metrics"]["style_loss"], rel=1e-6)
 
 
-@pytest.mark.slow
 def test_the_shipped_network_trains(tmp_path):
     done = command("train", "style_transfer_network", f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
@@ -419,7 +418,6 @@ def test_the_shipped_network_trains(tmp_path):
     assert (tmp_path / "run/images/contact_sheet.png").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("binding", "message"),
     [

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import make_strategy
-from parity_rows import DATA, net, train
+from parity.rows import DATA, net, train
 
 import trainer
 from trainer.data import in_memory

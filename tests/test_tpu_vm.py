@@ -7,7 +7,7 @@ import shlex
 import subprocess
 
 import pytest
-from conftest import REPOSITORY, run_command
+from commands import REPOSITORY, run_command
 
 from launch.cluster import find_cluster
 

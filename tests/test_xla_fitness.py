@@ -3,8 +3,9 @@
 import keras
 import pytest
 import tensorflow as tf
-from conftest import make_strategy, run_command
-from parity_rows import DATA, INIT, TOKEN_TASK, net, recurrent, train
+from commands import run_command
+from conftest import make_strategy
+from parity.rows import DATA, INIT, TOKEN_TASK, net, recurrent, train
 
 import trainer
 

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -23,36 +21,10 @@ from trainer.restore.readers.keras_hdf5 import KerasLegacySource, open_hdf5
 from trainer.restore.readers.keras_weights import KerasWeightsSource
 from trainer.restore.report import RestoreError
 
-WRITE_WITH_KERAS_2 = """
-import sys
-import numpy as np, tf_keras as keras
-layers, folder = keras.layers, sys.argv[1]
-image = keras.Input([4])
-x = layers.Normalization(name="scaled")(layers.Dropout(0.3)(layers.Dense(4, name="first")(image)))
-inner = keras.Sequential([layers.Dense(4, name="inside"), layers.Dense(3)], name="net")
-model = keras.Model(image, inner(x))
-model.compile("adam", "mse")
-model.fit(np.ones((4, 4)), np.ones((4, 3)), verbose=0)
-for name in ("model.weights.h5", "weights.h5"):
-    model.save_weights(folder + "/" + name)
-model.save(folder + "/model.keras")
-model.save(folder + "/model.h5")
-long = keras.Sequential([keras.Input([1])] + [layers.Dense(1, name="x" * 400 + str(i)) for i in range(200)])
-long.save_weights(folder + "/long.h5")
-"""
 
-
-@pytest.fixture(scope="module")
-def keras_2_folder(tmp_path_factory):
-    pytest.importorskip("tf_keras", reason="Keras 2 is no dependency of ours")
-    folder = tmp_path_factory.mktemp("keras_2")
-    done = subprocess.run(
-        [sys.executable, "-c", WRITE_WITH_KERAS_2, str(folder)],
-        capture_output=True, text=True, timeout=200,
-        env={**os.environ, "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
+@pytest.fixture
+def keras_2_folder(written_by_keras_2):
+    return written_by_keras_2 / "files"
 
 
 class Subclassed(keras.Model):

@@ -1,86 +1,11 @@
 """Checkpoints that Keras 3 did not write: Keras 2, plain tf.Modules and name-based files."""
 
-import os
-import subprocess
-import sys
-
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
-from zoo import FOUR, InLists, Plain, TwoDense, built, functional, layers, saved, sequential, values
+from zoo import FOUR, InLists, TwoDense, built, layers, saved, values
 
 import trainer
-
-WRITE_WITH_KERAS_2 = """
-import sys
-import numpy as np, tensorflow as tf, tf_keras as keras
-layers, folder = keras.layers, sys.argv[1]
-
-class Plain(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.body, self.norm = layers.Dense(4), layers.BatchNormalization()
-        self.drop, self.head = layers.Dropout(0.5), layers.Dense(3)
-    def call(self, x, training=None):
-        return self.head(self.drop(self.norm(self.body(x), training=training), training=training))
-
-class InLists(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.blocks, self.head = [layers.Dense(4), layers.Dense(4)], layers.Dense(2)
-    def call(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-def functional():
-    image = keras.Input([4])
-    x = layers.BatchNormalization()(layers.Dropout(0.3)(layers.Dense(4)(image)))
-    return keras.Model(image, layers.Dense(2)(layers.Dense(4)(x)))
-
-def sequential():
-    return keras.Sequential([layers.Dense(4), layers.Dropout(0.3), layers.BatchNormalization(), layers.Dense(2)])
-
-for build in (Plain, InLists, functional, sequential):
-    for optimizer in (keras.optimizers.Adam(), keras.optimizers.legacy.Adam()):
-        model = build()
-        model(tf.zeros([2, 4]))
-        random = np.random.default_rng(1)
-        for weight in model.weights:
-            weight.assign(random.normal(size=weight.shape))
-        optimizer.apply_gradients([(tf.ones_like(v), v) for v in model.trainable_variables])
-        name = folder + "/" + build.__name__ + ("_legacy" if "legacy" in type(optimizer).__module__ else "")
-        tf.train.Checkpoint(model=model, optimizer=optimizer).write(name + "_checkpoint")
-        model.save_weights(name + "_weights")
-        np.savez(name + ".npz", *[w.numpy() for w in model.weights])
-"""
-
-
-@pytest.fixture(scope="module")
-def keras_2_folder(tmp_path_factory):
-    pytest.importorskip("tf_keras", reason="Keras 2 is no dependency of ours")
-    folder = tmp_path_factory.mktemp("keras_2")
-    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", WRITE_WITH_KERAS_2, str(folder)],
-        capture_output=True, text=True, timeout=200, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.mark.parametrize("optimizer", ["", "_legacy"])
-@pytest.mark.parametrize("kind", ["checkpoint", "weights"])
-@pytest.mark.parametrize("build", [Plain, InLists, functional, sequential], ids=lambda build: build.__name__)
-def test_a_keras_2_checkpoint_fills_the_keras_3_model(build, kind, optimizer, keras_2_folder):
-    name = f"{keras_2_folder}/{build.__name__}{optimizer}"
-    with np.load(name + ".npz") as file:
-        expected = [file[key].tobytes() for key in file.files]
-    model = build()
-    report = trainer.restore_weights(model, f"{name}_{kind}", input_spec=FOUR)
-    assert values(model) == expected
-    assert report.optimizer_keys_read == 0
 
 
 class Dense(tf.Module):

@@ -1,16 +1,21 @@
-"""Writes the zoo's models in every way that Keras 2 has; run in a process of its own with TF_USE_LEGACY_KERAS=1.
+"""Writes all that the tests read of Keras 2, in one process with TF_USE_LEGACY_KERAS=1.
 
 python write_with_keras_2.py FOLDER
 
-Beside each file stands `NAME.npz`: an input, what the model makes of it, and its weights in no order that counts.
+FOLDER/zoo has the zoo's models in every way that Keras 2 has of writing them; beside each file stands `NAME.npz`: an
+input, what the model makes of it, and its weights in no order that counts. FOLDER/files has HDF5 files with their
+corners, FOLDER/optimizers what `write_optimizers.py` writes.
 """
 
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+import write_optimizers
 from zoo import MODELS, InLists, built, used_adam
 
 FOUR = tf.TensorSpec([None, 4], tf.float32)
@@ -31,7 +36,7 @@ def write(model, optimizer, way: str, path: str) -> None:
         model.save_weights(f"{path}_{way}")
 
 
-def main(folder: Path) -> None:
+def write_zoo(folder: Path) -> None:
     for kind, (build, spec) in {**MODELS, "in lists": (InLists, FOUR)}.items():
         model = built(build(), spec)
         optimizer = used_adam(model)
@@ -50,6 +55,28 @@ def main(folder: Path) -> None:
             legacy.apply_gradients([(tf.ones_like(v), v) for v in model.trainable_variables])
             tf.train.Checkpoint(model=model, optimizer=legacy).write(str(folder / f"{name}_legacy_checkpoint"))
             np.savez(folder / f"{name}_legacy.npz", example, model(example), *[w.numpy() for w in model.weights])
+
+
+def write_files(folder: Path) -> None:
+    layers = keras.layers
+    image = keras.Input([4])
+    x = layers.Normalization(name="scaled")(layers.Dropout(0.3)(layers.Dense(4, name="first")(image)))
+    inner = keras.Sequential([layers.Dense(4, name="inside"), layers.Dense(3)], name="net")
+    model = keras.Model(image, inner(x))
+    model.compile("adam", "mse")
+    model.fit(np.ones((4, 4)), np.ones((4, 3)), verbose=0)
+    for name in ("model.weights.h5", "weights.h5"):
+        model.save_weights(folder / name)
+    for name in ("model.keras", "model.h5"):
+        model.save(folder / name)
+    long = keras.Sequential([keras.Input([1]), *(layers.Dense(1, name="x" * 400 + str(i)) for i in range(200))])
+    long.save_weights(folder / "long.h5")
+
+
+def main(folder: Path) -> None:
+    for name, write_them in (("zoo", write_zoo), ("files", write_files), ("optimizers", write_optimizers.main)):
+        (folder / name).mkdir(parents=True)
+        write_them(folder / name)
 
 
 if __name__ == "__main__":

@@ -1,90 +1,17 @@
-"""N replicas = 1 replica: the same weights after ten steps through the same train step, row by row."""
-
-import functools
-import json
+"""N replicas = 1 replica: what else a checkpoint holds, infinite gradients, and how often replicas send."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import make_strategy
-from parity_rows import DATA, INIT, ROWS, TASK, infinite_for_one_example, net, sgd, train, weights
-from test_multi_worker import run_workers
+from parity.rows import DATA, INIT, ROWS, TASK, infinite_for_one_example, net, sgd, train
 
 import trainer
 from trainer.optimizers import build_optimizer
 from trainer.replicas import replica_values
 from trainer.train_state import new_train_state
 from trainer.train_step import build_train_loop
-
-# What two real processes must agree on with one replica; each costs them seconds, so the table alone has all rows.
-SHORT_LIST = [
-    "momentum", "adam", "clip by global norm", "accumulation", "batch norm", "embedding", "sample weights", "averages",
-    "masked tokens", "dropout, by example", "loss scale, infinite gradient", "groups, clip by global norm",
-    "gradual unfreezing", "phases by swats", "lora", "tail of 1 and metrics", "class weights and accumulation", "jit",
-]  # fmt: skip
-
-
-@functools.cache
-def on_one_replica(row):
-    return train(make_strategy(1), **{**ROWS[row], **ROWS[row].get("one", {})})
-
-
-def largest_difference(row, arrays) -> float:
-    tolerance = ROWS[row].get("tolerance", 1e-6)
-    one = on_one_replica(row)
-    largest = 0.0
-    for first, second, weight in zip(weights(one), arrays, one.model.weights, strict=True):
-        np.testing.assert_allclose(first, second, atol=tolerance, rtol=0, err_msg=weight.path)
-        largest = max(largest, float(np.max(np.abs(first - second), initial=0.0)))
-    return largest
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_two_and_three_replicas_make_the_steps_of_one(row, parity_cell):
-    one = on_one_replica(row)
-    assert all(np.isfinite(array).all() for array in weights(one))
-    if one.final_metrics:
-        assert one.final_metrics["loss"] != one.initial_metrics["loss"], "nothing was trained"
-    for replicas in (2, 3):
-        other = train(make_strategy(replicas), **ROWS[row])
-        parity_cell(row, f"{replicas} replicas", largest_difference(row, weights(other)))
-        for weight in other.model.weights:
-            copies = replica_values(weight)
-            assert all(np.array_equal(copies[0], copy) for copy in copies[1:]), "the replicas' copies are apart"
-        assert other.final_metrics == pytest.approx(one.final_metrics, abs=max(1e-6, ROWS[row].get("tolerance", 0)))
-
-
-def pytest_generate_tests(metafunc):
-    if "row_of_two" in metafunc.fixturenames:
-        metafunc.parametrize("row_of_two", rows_in_two_workers(metafunc.config))
-
-
-def rows_in_two_workers(config) -> list[str]:
-    return list(ROWS) if config.getoption("--parity-table") else SHORT_LIST
-
-
-@pytest.fixture(scope="module")
-def two_workers(tmp_path_factory, request):
-    folder = tmp_path_factory.mktemp("workers")
-    rows = rows_in_two_workers(request.config)
-    statuses, texts = run_workers(2, "tests.parity_rows", str(folder), *rows, timeout_seconds=60 + 15 * len(rows))
-    assert statuses == [0, 0], texts
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_two_processes_make_the_steps_of_one_replica(row_of_two, two_workers, parity_cell):
-    found = []
-    for worker in ("worker 0", "worker 1"):
-        with np.load(two_workers / worker / f"{row_of_two}.npz") as file:
-            found.append([file[name] for name in file.files])
-        metrics = json.loads((two_workers / worker / f"{row_of_two}.json").read_text())
-        tolerance = max(1e-6, ROWS[row_of_two].get("tolerance", 0))
-        assert metrics == pytest.approx(on_one_replica(row_of_two).final_metrics, abs=tolerance)
-    assert all(np.array_equal(one, two) for one, two in zip(*found, strict=True)), "the workers' copies are apart"
-    parity_cell(row_of_two, "2 workers", largest_difference(row_of_two, found[0]))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +22,7 @@ def test_all_else_that_a_checkpoint_holds_is_that_of_one_replica(row, tmp_path):
     found = []
     for replicas in (1, 2):
         model_dir = tmp_path / f"{replicas} replicas"
-        train(make_strategy(replicas), **{"log_every": 0, **ROWS[row], "model_dir": model_dir})
+        train(make_strategy(replicas), **{"log_every": 0, "eval_data": None, **ROWS[row], "model_dir": model_dir})
         state = tf.train.load_checkpoint(str(model_dir / "checkpoints/ckpt-10"))
         names = set(state.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter"}
         found.append({name: state.get_tensor(name) for name in names})
@@ -111,6 +38,7 @@ def test_all_else_that_a_checkpoint_holds_is_that_of_one_replica(row, tmp_path):
 def test_a_step_with_an_infinite_gradient_changes_nothing_on_any_replica(tmp_path):
     row = {
         **ROWS["loss scale, infinite gradient"],
+        "eval_data": None,
         "log_every": 0,
         "checkpoint_every": 1,
         "checkpoints_to_keep": 9,
@@ -142,6 +70,7 @@ def test_an_infinite_gradient_on_any_one_replica_stops_the_update_on_all(replica
     result = train(
         make_strategy(replicas),
         **{**ROWS["loss scale, infinite gradient"], "task": trainer.custom_loss(loss=infinite_there, inputs="x")},
+        eval_data=None,
         model=model,
         num_steps=3,
     )

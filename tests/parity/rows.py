@@ -1,6 +1,6 @@
 """The rows of the parity suite: what is trained on one replica and on several, through the same train step.
 
-TF_CONFIG=... python tests/parity_rows.py FOLDER ROW...   trains rows as one worker of several; each writes
+TF_CONFIG=... python -m tests.parity.rows FOLDER ROW...   trains rows as one worker of several; each writes
 FOLDER/worker INDEX/ROW.npz, its weights, and ROW.json, the metrics.
 """
 
@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
@@ -128,45 +128,53 @@ def sgd(**options):
 # What one replica does otherwise than the several that are compared with it.
 WHOLE_BATCH = {"accumulation_steps": 1}
 
-ROWS = {
+# Rows by theme, a test file for each. A row is what `train` is called with, and `tolerance` and `one`. A row has
+# evaluation data only where it is about them: they cost it a third of its time.
+OPTIMIZERS = {
     "sgd": {},
     "momentum": {"optimizer": sgd(momentum=0.9)},
     "nesterov": {"optimizer": sgd(momentum=0.9, nesterov=True)},
     "weight decay": {"optimizer": sgd(weight_decay=0.05)},
-    "clip by global norm": {"optimizer": sgd(global_clipnorm=0.1)},
-    "clip by norm": {"optimizer": sgd(clipnorm=0.05)},
-    "clip by value": {"optimizer": sgd(clipvalue=0.01)},
     "ema": {"optimizer": sgd(use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=5)},
     "schedule": {"optimizer": lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10))},
     "adam": {"optimizer": lambda: keras.optimizers.Adam(0.01)},
     "nadam": {"optimizer": lambda: keras.optimizers.Nadam(0.01)},
     "rmsprop": {"optimizer": lambda: keras.optimizers.RMSprop(0.003, epsilon=1e-3)},
     "adagrad": {"optimizer": lambda: keras.optimizers.Adagrad(0.05)},
+    "amsgrad": {"optimizer": lambda: keras.optimizers.Adam(0.01, amsgrad=True)},
+    "adamw": {"optimizer": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1)},
+    "adamax": {"optimizer": lambda: keras.optimizers.Adamax(0.01)},
+    "adadelta": {"optimizer": lambda: keras.optimizers.Adadelta(1.0)},
+    "rmsprop, centered": {"optimizer": lambda: keras.optimizers.RMSprop(0.003, 0.9, 0.9, 1e-3, centered=True)},
+    "ftrl": {"optimizer": lambda: keras.optimizers.Ftrl(0.05)},
+    "lion": {"optimizer": lambda: keras.optimizers.Lion(0.001)},
+    "lamb": {"optimizer": lambda: keras.optimizers.Lamb(0.003)},
+    "adafactor": {"optimizer": lambda: keras.optimizers.Adafactor(0.01)},
+    "muon": {"optimizer": lambda: keras.optimizers.Muon(0.01)},
+    **(
+        {"schedule-free adamw": {"optimizer": lambda: keras.optimizers.ScheduleFreeAdamW(0.01, warmup_steps=3)}}
+        if hasattr(keras.optimizers, "ScheduleFreeAdamW")
+        else {}
+    ),
+    "loss scale": {"optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))},
+    "loss scale, infinite gradient": {
+        "optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, momentum=0.9)),
+        "task": trainer.custom_loss(loss=infinite_for_one_example, inputs="x"),
+    },
+}  # fmt: skip
+
+STEPS = {
+    "clip by global norm": {"optimizer": sgd(global_clipnorm=0.1)},
+    "clip by norm": {"optimizer": sgd(clipnorm=0.05)},
+    "clip by value": {"optimizer": sgd(clipvalue=0.01)},
     "accumulation": {"accumulation_steps": 2, "one": WHOLE_BATCH},
-    "batch norm": {"model": net(keras.layers.BatchNormalization)},
-    "batch norm and accumulation": {"model": net(keras.layers.BatchNormalization), "accumulation_steps": 2},
-    "layer norm": {"model": net(keras.layers.LayerNormalization)},
-    "embedding": {
-        "model": token_net,
-        "task": TOKEN_TASK,
-    },
-    "regularizer": {
-        "model": net(lambda: keras.layers.Conv2D(4, 1, kernel_regularizer=keras.regularizers.L2(0.1), **INIT))
-    },
-    "sample weights": {
-        "task": trainer.supervised(
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            inputs="x", target="label", sample_weight="weight",
-        )
-    },
-    "scalar loss": {
-        "task": trainer.custom_loss(
-            loss=lambda model, batch: tf.reduce_mean(
-                keras.losses.sparse_categorical_crossentropy(batch["label"], model(batch["x"]), from_logits=True)
-            ),
-            inputs="x",
-        )
-    },
+    "averages": {"ema_decay": 0.9, "eval_data": DATA},
+    "averages, update once": {"ema_decay": 0.9, "optimizer_update": "once"},
+    "adam, update once": {"optimizer": lambda: keras.optimizers.Adam(0.01), "optimizer_update": "once"},
+    "accumulation of four": {"accumulation_steps": 4, "global_batch_size": 24, "one": WHOLE_BATCH},
+}  # fmt: skip
+
+FINE_TUNING = {
     "frozen": {"frozen": ["conv2d"]},
     "group with a rate of its own": {"groups": [trainer.group("^conv2d", learning_rate_multiplier=0.1)]},
     "groups, clip by global norm": {
@@ -217,7 +225,7 @@ ROWS = {
         "groups": [trainer.group("^conv2d", 0.1)], "phases": [trainer.phase(sgd(), start=3)], "ema_decay": 0.9,
     },
     "phases by a plateau": {
-        "optimizer": lambda: keras.optimizers.SGD(2.0, momentum=0.9), "eval_every": 1,
+        "optimizer": lambda: keras.optimizers.SGD(2.0, momentum=0.9), "eval_data": DATA, "eval_every": 1,
         "phases": [trainer.phase(sgd(), trainer.plateau(patience=1))],
     },
     "phases by swats": {
@@ -231,29 +239,77 @@ ROWS = {
         "model": net(keras.layers.BatchNormalization), "frozen": ["conv2d", "batch_normalization"],
         "update_frozen_batch_norm": True,
     },
-    "amsgrad": {"optimizer": lambda: keras.optimizers.Adam(0.01, amsgrad=True)},
-    "adamw": {"optimizer": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1)},
-    "adamax": {"optimizer": lambda: keras.optimizers.Adamax(0.01)},
-    "adadelta": {"optimizer": lambda: keras.optimizers.Adadelta(1.0)},
-    "rmsprop, centered": {"optimizer": lambda: keras.optimizers.RMSprop(0.003, 0.9, 0.9, 1e-3, centered=True)},
-    "ftrl": {"optimizer": lambda: keras.optimizers.Ftrl(0.05)},
-    "lion": {"optimizer": lambda: keras.optimizers.Lion(0.001)},
-    "lamb": {"optimizer": lambda: keras.optimizers.Lamb(0.003)},
-    "adafactor": {"optimizer": lambda: keras.optimizers.Adafactor(0.01)},
-    "muon": {"optimizer": lambda: keras.optimizers.Muon(0.01)},
-    **(
-        {"schedule-free adamw": {"optimizer": lambda: keras.optimizers.ScheduleFreeAdamW(0.01, warmup_steps=3)}}
-        if hasattr(keras.optimizers, "ScheduleFreeAdamW")
-        else {}
-    ),
-    "loss scale": {"optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))},
+}  # fmt: skip
+
+LOSSES = {
+    "regularizer": {
+        "model": net(lambda: keras.layers.Conv2D(4, 1, kernel_regularizer=keras.regularizers.L2(0.1), **INIT))
+    },
+    "sample weights": {
+        "eval_data": DATA,
+        "task": trainer.supervised(
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            inputs="x", target="label", sample_weight="weight",
+        )
+    },
+    "scalar loss": {
+        "task": trainer.custom_loss(
+            loss=lambda model, batch: tf.reduce_mean(
+                keras.losses.sparse_categorical_crossentropy(batch["label"], model(batch["x"]), from_logits=True)
+            ),
+            inputs="x",
+        )
+    },
+    **{
+        f"tail of {tail} and metrics": {"train_data": ended_by(tail), "eval_data": ended_by(tail), "task": METRICS_TASK}
+        for tail in (1, 3, 5)
+    },
+    "activity regularizer": {
+        "model": net(lambda: keras.layers.Conv2D(4, 1, activity_regularizer=keras.regularizers.L2(0.1), **INIT))
+    },
+    "activity regularizer and tails": {
+        "model": net(lambda: keras.layers.Conv2D(4, 1, activity_regularizer=keras.regularizers.L2(0.1), **INIT)),
+        "train_data": ended_by(5), "eval_data": ended_by(5), "task": METRICS_TASK,
+    },
+    "add_loss": {"model": net(Adding), "eval_data": DATA},
+    "add_loss and accumulation": {"model": net(Adding), "accumulation_steps": 2, "one": WHOLE_BATCH},
+    "class weights": {
+        "task": trainer.supervised(
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            inputs="x", target="label", class_weight={0: 0.2, 2: 3.0},
+        )
+    },
+    "class weights and accumulation": {
+        "eval_data": DATA,
+        "task": trainer.supervised(
+            loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+            inputs="x", target="one_hot", class_weight={0: 0.2, 2: 3.0}, sample_weight="weight",
+        ),
+        "accumulation_steps": 2, "one": WHOLE_BATCH,
+    },
+    "ignored class": {
+        "eval_data": DATA,
+        "task": trainer.supervised(
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1),
+            inputs="x", target="label",
+        ),
+        "accumulation_steps": 2, "one": WHOLE_BATCH,
+    },
+    "masked tokens": {
+        "model": lambda: tagger(), "task": TAGS_TASK, "accumulation_steps": 2, "one": WHOLE_BATCH, "eval_data": DATA,
+    },
+}  # fmt: skip
+
+LAYERS = {
+    "batch norm": {"model": net(keras.layers.BatchNormalization), "eval_data": DATA},
+    "batch norm and accumulation": {"model": net(keras.layers.BatchNormalization), "accumulation_steps": 2},
+    "layer norm": {"model": net(keras.layers.LayerNormalization)},
+    "embedding": {
+        "model": token_net,
+        "task": TOKEN_TASK,
+    },
     "constraint": {
         "model": net(lambda: keras.layers.Conv2D(4, 1, kernel_constraint=keras.constraints.MaxNorm(0.5), **INIT))
-    },
-    "loss scale, infinite gradient": {
-        "optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, momentum=0.9)),
-        "task": trainer.custom_loss(loss=infinite_for_one_example, inputs="x"),
-        "eval_data": None,
     },
     **{
         f"mixed_{kind}": {"model": lambda policy=f"mixed_{kind}": mixed(policy), "tolerance": tolerance}
@@ -269,47 +325,10 @@ ROWS = {
         "tolerance": 1e-13,
     },
     "float32 and float64": {"model": lambda: mixed("float64", "float32")},
-    "averages": {"ema_decay": 0.9},
-    "averages, update once": {"ema_decay": 0.9, "optimizer_update": "once"},
-    "adam, update once": {"optimizer": lambda: keras.optimizers.Adam(0.01), "optimizer_update": "once"},
-    **{
-        f"tail of {tail} and metrics": {"train_data": ended_by(tail), "eval_data": ended_by(tail), "task": METRICS_TASK}
-        for tail in (1, 3, 5)
-    },
-    "accumulation of four": {"accumulation_steps": 4, "global_batch_size": 24, "one": WHOLE_BATCH},
     "group norm": {"model": net(lambda: keras.layers.GroupNormalization(2))},
-    "activity regularizer": {
-        "model": net(lambda: keras.layers.Conv2D(4, 1, activity_regularizer=keras.regularizers.L2(0.1), **INIT))
-    },
-    "activity regularizer and tails": {
-        "model": net(lambda: keras.layers.Conv2D(4, 1, activity_regularizer=keras.regularizers.L2(0.1), **INIT)),
-        "train_data": ended_by(5), "eval_data": ended_by(5), "task": METRICS_TASK,
-    },
-    "add_loss": {"model": net(Adding)},
-    "add_loss and accumulation": {"model": net(Adding), "accumulation_steps": 2, "one": WHOLE_BATCH},
-    "class weights": {
-        "task": trainer.supervised(
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            inputs="x", target="label", class_weight={0: 0.2, 2: 3.0},
-        )
-    },
-    "class weights and accumulation": {
-        "task": trainer.supervised(
-            loss=keras.losses.CategoricalCrossentropy(from_logits=True),
-            inputs="x", target="one_hot", class_weight={0: 0.2, 2: 3.0}, sample_weight="weight",
-        ),
-        "accumulation_steps": 2, "one": WHOLE_BATCH,
-    },
-    "ignored class": {
-        "task": trainer.supervised(
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1),
-            inputs="x", target="label",
-        ),
-        "accumulation_steps": 2, "one": WHOLE_BATCH,
-    },
-    "masked tokens": {
-        "model": lambda: tagger(), "task": TAGS_TASK, "accumulation_steps": 2, "one": WHOLE_BATCH,
-    },
+}  # fmt: skip
+
+XLA = {
     **{
         f"jit{name}": {"jit_compile": True, "one": {"jit_compile": False}, **more}
         for name, more in (
@@ -330,6 +349,9 @@ ROWS = {
             }),
         )
     },
+}  # fmt: skip
+
+RANDOM_NUMBERS = {
     **{
         f"{name}, by example": {"model": model, "random_numbers": "per_example", **more}
         for name, model, more in (
@@ -344,6 +366,32 @@ ROWS = {
         )
     },
 }  # fmt: skip
+
+
+THEMES = {
+    "optimizers": OPTIMIZERS, "steps": STEPS, "fine-tuning": FINE_TUNING, "losses": LOSSES, "layers": LAYERS,
+    "xla": XLA, "random numbers": RANDOM_NUMBERS,
+}  # fmt: skip
+ROWS = {name: row for rows in THEMES.values() for name, row in rows.items()}
+
+# Variations of a feature that another row of `make test` has; `make test-all` has them all.
+VARIATIONS = {
+    "sgd", "nesterov", "adagrad", "amsgrad", "adamax", "adadelta", "rmsprop, centered", "ftrl", "lamb", "ema",
+    "loss scale", "clip by value", "accumulation of four", "averages, update once", "group with a rate of its own",
+    "groups, update once", "lora, and a layer as a whole", "phases and accumulation", "phases, update once",
+    "frozen", "scalar loss", "class weights", "add_loss and accumulation", "activity regularizer and tails",
+    "tail of 3 and metrics", "tail of 5 and metrics", "batch norm and accumulation", "float32 and float64",
+    "jit and accumulation", "jit, embedding and clipping", "jit, class weights and averages",
+    "dropout and accumulation, by example", "spatial dropout, by example", "gaussian noise, by example",
+    "gaussian dropout, by example", "alpha dropout, by example", "jit dropout, by example",
+}  # fmt: skip
+# What two real processes have too; the table of `make test-parity` has all rows.
+IN_TWO_WORKERS = {
+    "momentum", "adam", "clip by global norm", "accumulation", "batch norm", "embedding", "sample weights", "averages",
+    "masked tokens", "dropout, by example", "loss scale, infinite gradient", "groups, clip by global norm",
+    "gradual unfreezing", "phases by swats", "lora", "tail of 1 and metrics", "class weights and accumulation", "jit",
+}  # fmt: skip
+assert ROWS.keys() >= VARIATIONS | IN_TWO_WORKERS
 
 
 def train(strategy, **options):
@@ -362,7 +410,7 @@ def weights(result) -> list[np.ndarray]:
 def main(folder: Path, names: list[str]) -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     for name in names:
-        result = train(strategy, **ROWS[name])
+        result = train(strategy, **{"eval_data": None, **ROWS[name]})
         worker = folder / f"worker {strategy.cluster_resolver.task_id}"
         worker.mkdir(exist_ok=True)
         np.savez(worker / f"{name}.npz", *weights(result))

@@ -1,0 +1,10 @@
+"""Losses, weights and masks, penalties and uneven ends: N replicas make the steps of one."""
+
+from parity.suite import (  # noqa: F401
+    pytest_generate_tests,
+    test_several_replicas_make_the_steps_of_one,
+    test_two_workers_make_the_steps_of_one_replica,
+    two_workers,
+)
+
+THEME = "losses"
