@@ -52,6 +52,11 @@ def pytest_sessionfinish():
     end_server()
 
 
+def full(*values):
+    """A case of a parametrised test that only `make test-all` runs."""
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
 @functools.cache  # TensorFlow counts collectives by strategy: one for a set of devices in a process
 def make_strategy(replicas: int) -> tf.distribute.Strategy:
     """One replica on one device, or several on logical CPU devices."""
@@ -62,7 +67,7 @@ def make_strategy(replicas: int) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([f"/CPU:{index}" for index in range(replicas)])
 
 
-@pytest.fixture(params=[1, 2], ids=["one replica", "two replicas"])
+@pytest.fixture(params=[full(1), 2], ids=["one replica", "two replicas"])
 def strategy(request):
     return make_strategy(request.param)
 

@@ -11,18 +11,19 @@ import subprocess
 import sys
 
 
-def cpu_seconds_of(command: list[str]) -> tuple[float, int]:
+def cpu_seconds_of(command: list[str], **options) -> tuple[float, int]:
     """(user and system seconds of the command and its children, exit status)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    status = subprocess.run(command).returncode
+    status = subprocess.run(command, **options).returncode
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return sum(after[:2]) - sum(before[:2]), status
 
 
 def main() -> int:
     seconds, status = cpu_seconds_of(sys.argv[1:])
-    importing = min(cpu_seconds_of([sys.executable, "-c", "import trainer"])[0] for _ in range(3))
-    print(f"{seconds:.0f} CPU seconds, {seconds / importing:.0f} times those of `import trainer` ({importing:.1f} s)")
+    importing = [sys.executable, "-c", "import trainer"]
+    unit = min(cpu_seconds_of(importing, stderr=subprocess.DEVNULL)[0] for _ in range(3))
+    print(f"{seconds:.0f} CPU seconds, {seconds / unit:.0f} times those of `import trainer` ({unit:.1f} s)")
     return status
 
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_strategy
+from conftest import full, make_strategy
 from test_resume import bits, run
 
 import trainer
@@ -342,7 +342,7 @@ def test_the_best_is_copied_where_no_links_can_be_made(tmp_path, monkeypatch):
     assert (tmp_path / "best" / DATA.format(10)).stat().st_nlink == 1
 
 
-@pytest.mark.parametrize("moment", range(12))
+@pytest.mark.parametrize("moment", [moment if moment % 5 == 0 else full(moment) for moment in range(12)])
 def test_a_kill_around_the_best_leaves_the_old_or_the_new_one_and_the_same_result(tmp_path, monkeypatch, moment):
     values = [0.5, 0.9, 0.3]
     measured(tmp_path, values[:1])
@@ -510,9 +510,9 @@ def unbroken(tmp_path_factory):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda f: cut(f / DATA.format(6)),
+        full(lambda f: cut(f / DATA.format(6))),
         lambda f: flip(f / DATA.format(6)),
-        lambda f: [cut(f / INDEX.format(6)), cut(f / MANIFEST.format(4), 0)],
+        full(lambda f: [cut(f / INDEX.format(6)), cut(f / MANIFEST.format(4), 0)]),
     ],
     ids=["cut off", "one bit", "index and a manifest"],
 )
@@ -587,6 +587,7 @@ def test_what_hindered_it_in_the_background_is_raised_later_and_the_next_is_save
     )
 
 
+@pytest.mark.full
 def test_a_run_waits_for_its_last_checkpoint(tmp_path, slow_disk):
     threading.Timer(2.0, slow_disk.set).start()
     run(tmp_path / "run", 3, make_strategy(1))

@@ -80,6 +80,7 @@ def test_inspect_lists_a_checkpoint_weights_apart_from_the_rest(digits_source):
     assert "restored" not in done.stdout
 
 
+@pytest.mark.full
 def test_inspect_with_a_config_shows_how_it_would_be_restored(digits_source):
     given = [f"--checkpoint={digits_source}", "--gin_file=configs/runs/digits_adam_to_sgd.gin"]
     done = run_command("launch.inspect", *given)

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import gin
 import h5py
@@ -15,7 +17,7 @@ import keras
 import numpy as np
 import pytest
 from commands import run_command, start_command
-from conftest import make_strategy
+from conftest import full, make_strategy
 
 import trainer
 from trainer.comparison.display import progress_in
@@ -174,7 +176,11 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", WRONG)
+# The rest of their kind: what is found by building every member.
+BUILT = ("data that differ by what Python calls", "a member that cannot be built", "another loss", "other data")
+
+
+@pytest.mark.parametrize("what", [full(what) if what in BUILT else what for what in WRONG])
 def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path, what):
     bindings, message = WRONG[what]
     text = CONFIG + "\n".join(binding[1:] for binding in bindings if binding.startswith("+"))
@@ -184,6 +190,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_a_member_may_change_what_optimizes(tmp_path, capsys):
     changes = ["adam/train.ema_decay = 0.9", "sgd/train.accumulation_steps = 2", "rmsprop/train.frozen = ['bias']"]
     assert run_compare(tmp_path, *changes, dry_run=True) == 0
@@ -201,71 +208,86 @@ def restored_from(folder):
     return [f"INIT_CHECKPOINT = '{folder / 'source/checkpoints'}'", "train.from_scratch = False"]
 
 
+class Compared(NamedTuple):
+    """A finished comparison of all members with two seeds, in `make test` of two members with one."""
+
+    folder: Path
+    members: tuple[str, ...]
+    seeds: str
+    changes: list[str]
+
+
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("compared")
     prepare(folder, "MODEL = @dropout_net", "NUM_STEPS = 1", text=CONFIG.partition("compare.members")[0])
     gin.get_configurable("experiment.train")(model_dir=folder / "source", strategy=make_strategy(1))
+    members, seeds, fewer = ("sgd", "adam", "rmsprop"), "01", []
+    if not request.config.getoption("--full"):
+        members, seeds, fewer = ("sgd", "adam"), "0", ONE_SEED
     changes = [
         *restored_from(folder),
         "MODEL = @dropout_net",
         "compare.source_data = @first_rows()",
         "compare.target = 20.0",
+        *fewer,
     ]
     assert run_compare(folder, *changes) == 0
-    return folder
+    return Compared(folder, members, seeds, changes)
 
 
 def test_every_run_is_the_run_that_it_is_alone_to_the_last_bit(compared, tmp_path):
-    # The fifth of six in that process, as an ordinary config says it.
+    # The last but one of six in that process, or of two the last, as an ordinary config says it.
+    seed = compared.seeds[-1]
     prepare(
-        tmp_path, *restored_from(compared), "MODEL = @dropout_net", "OPTIMIZER = @Adam", "Adam.learning_rate = 0.1",
-        "SEED = 1",
+        tmp_path, *restored_from(compared.folder), "MODEL = @dropout_net", "OPTIMIZER = @Adam",
+        "Adam.learning_rate = 0.1", f"SEED = {seed}",
         text=CONFIG.partition("compare.members")[0],
     )  # fmt: skip
     gin.get_configurable("experiment.train")(model_dir=tmp_path / "alone", strategy=make_strategy(1))
     alone, together = (
-        weights_in(path / "final.weights.h5") for path in (tmp_path / "alone", compared / "out/adam/seed_1")
+        weights_in(path / "final.weights.h5")
+        for path in (tmp_path / "alone", compared.folder / f"out/adam/seed_{seed}")
     )
     assert alone == together
-    sgd = weights_in(compared / "out/sgd/seed_1/final.weights.h5")
+    sgd = weights_in(compared.folder / f"out/sgd/seed_{seed}/final.weights.h5")
     assert sgd.keys() == alone.keys() and sgd != alone
-    config = (compared / "out/adam/seed_1/operative_config.gin").read_text()
+    config = (compared.folder / f"out/adam/seed_{seed}/operative_config.gin").read_text()
     assert "Adam.learning_rate = 0.1" in config and "RMSprop" not in config and "compare." not in config
 
 
 def test_the_csv_has_a_row_a_run_in_full_precision(compared):
-    rows = rows_of(compared / "out")
+    rows = rows_of(compared.folder / "out")
     assert [(row["member"], row["seed"]) for row in rows] == [
-        (member, seed) for seed in "01" for member in ("sgd", "adam", "rmsprop")
+        (member, seed) for seed in compared.seeds for member in compared.members
     ]
     for row in rows:
-        evaluated = [r for r in read_rows(compared / "out" / row["model_dir"] / "metrics.jsonl") if "split" in r]
+        evaluated = [r for r in read_rows(compared.folder / "out" / row["model_dir"] / "metrics.jsonl") if "split" in r]
         losses = [r["loss"] for r in evaluated]
         assert [float(row[name]) for name in ("initial", "final", "best")] == [losses[0], losses[-1], min(losses)]
         first = next((str(r["step"]) for r in evaluated if r["loss"] <= 20.0), "")
         assert row["steps_to_target"] == first
-        assert row["state"] == "finished" and row["optimizer"] == {"sgd": "SGD", "adam": "Adam"}.get(
-            row["member"], "RMSprop"
-        )
+        assert row["state"] == "finished"
+        assert row["optimizer"] == {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}[row["member"]]
     # The rows 1 to 6 hold each of the points 1, 2, 3 and others: what was forgotten is the loss on all of them.
     assert all(float(row["source_before"]) != float(row["source_after"]) for row in rows)
     assert len({row["source_before"] for row in rows if row["seed"] == "0"}) == 1, "one start for all members"
 
 
 def test_all_members_of_a_seed_start_alike_and_it_is_told(compared):
-    rows = rows_of(compared / "out")
-    for seed in "01":
+    rows = rows_of(compared.folder / "out")
+    for seed in compared.seeds:
         assert len({row["initial"] for row in rows if row["seed"] == seed}) == 1
-    assert "same metrics at step 0, bit for bit (6 runs)" in (compared / "out/comparison.md").read_text()
+    page = (compared.folder / "out/comparison.md").read_text()
+    assert f"same metrics at step 0, bit for bit ({len(rows)} runs)" in page
     assert len({row["initial"] for row in rows}) == 1, "every seed starts from the checkpoint"
 
 
 def test_the_page_stands_alone_and_is_well_formed(compared):
-    text = (compared / "out/comparison.html").read_text()
+    text = (compared.folder / "out/comparison.html").read_text()
     assert not re.search(r"(src|href)=[\"']?(https?:|//|\w+\.png)|url\(|@import", text)
     picture = re.search(r'src="data:image/png;base64,([^"]+)"', text)
-    assert base64.b64decode(picture[1]) == (compared / "out/comparison.png").read_bytes()
+    assert base64.b64decode(picture[1]) == (compared.folder / "out/comparison.png").read_bytes()
     open_tags: list[str] = []
 
     class Checker(html.parser.HTMLParser):
@@ -277,7 +299,7 @@ def test_the_page_stands_alone_and_is_well_formed(compared):
             assert open_tags.pop() == tag
 
     Checker().feed(text)
-    assert open_tags == [] and "Adam.learning_rate = 0.1" in text and "RMSprop" in text
+    assert open_tags == [] and "Adam.learning_rate = 0.1" in text and "SGD.learning_rate" in text
 
 
 def test_a_name_or_value_cannot_break_out_of_page_and_table(tmp_path):
@@ -290,18 +312,13 @@ def test_a_name_or_value_cannot_break_out_of_page_and_table(tmp_path):
 
 
 def test_the_same_command_again_makes_no_run_anew(compared):
-    changes = [
-        *restored_from(compared),
-        "MODEL = @dropout_net",
-        "compare.source_data = @first_rows()",
-        "compare.target = 20.0",
-    ]
-    before = {path: path.stat().st_mtime_ns for path in compared.glob("out/*/*/summary.json")}
-    rows = rows_of(compared / "out")
-    assert run_compare(compared, *changes) == 0 and rows_of(compared / "out") == rows
-    assert {path: path.stat().st_mtime_ns for path in compared.glob("out/*/*/summary.json")} == before
+    before = {path: path.stat().st_mtime_ns for path in compared.folder.glob("out/*/*/summary.json")}
+    rows = rows_of(compared.folder / "out")
+    assert run_compare(compared.folder, *compared.changes) == 0 and rows_of(compared.folder / "out") == rows
+    assert {path: path.stat().st_mtime_ns for path in compared.folder.glob("out/*/*/summary.json")} == before
 
 
+@pytest.mark.full
 def test_seeds_and_members_may_be_added_and_a_member_that_is_gone_is_not_in_the_table(tmp_path, capsys):
     assert run_compare(tmp_path, *ONE_SEED) == 0
     kept = (tmp_path / "out/adam/seed_0/summary.json").stat().st_mtime_ns
@@ -314,6 +331,7 @@ def test_seeds_and_members_may_be_added_and_a_member_that_is_gone_is_not_in_the_
     assert "not compared     sgd" in capsys.readouterr().out
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("change", "told"),
     [("adam/Adam.learning_rate = 0.2", "now: Adam.learning_rate = 0.2"), ("NUM_STEPS = 30", "now: NUM_STEPS = 30")],
@@ -326,6 +344,7 @@ def test_a_run_of_another_config_is_not_mixed_in(tmp_path, change, told):
     assert told in str(refused.value) and rows_of(tmp_path / "out") == rows
 
 
+@pytest.mark.full
 def test_an_optimizer_that_diverges_is_a_result_and_the_others_go_on(tmp_path, capsys):
     wild = ["sgd/SGD.learning_rate = 1e20", "compare.num_seeds = 1"]
     assert run_compare(tmp_path, *wild) == 0
@@ -338,6 +357,7 @@ def test_an_optimizer_that_diverges_is_a_result_and_the_others_go_on(tmp_path, c
     assert (tmp_path / "out/sgd/seed_0/log.txt").read_text() == log, "it would diverge again"
 
 
+@pytest.mark.full
 def test_a_run_that_fails_is_told_and_made_by_the_next_command(tmp_path, capsys):
     (tmp_path / "out/adam/seed_0").mkdir(parents=True)
     (tmp_path / "out/adam/seed_0/ckpt-1.index").write_text("somebody's")
@@ -349,6 +369,7 @@ def test_a_run_that_fails_is_told_and_made_by_the_next_command(tmp_path, capsys)
     assert [row["state"] for row in rows_of(tmp_path / "out")] == ["finished", "finished"]
 
 
+@pytest.mark.full
 def test_two_replicas_compare_as_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, replicas in ((one, 1), (two, 2)):
@@ -404,6 +425,7 @@ def test_a_member_that_diverged_in_one_seed_is_in_no_order():
     assert told[2].startswith("c ended better than b") and not any("a ended better" in each for each in told)
 
 
+@pytest.mark.full
 def test_source_data_that_cannot_be_evaluated_is_refused_before_the_first_run(tmp_path):
     source = ["compare.source_data = @source/in_memory()", "source/in_memory.name = 'other'"]
     with pytest.raises(trainer.UserError, match="compare.source_data \\(other.*'y'"):
@@ -411,6 +433,7 @@ def test_source_data_that_cannot_be_evaluated_is_refused_before_the_first_run(tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_from_random_weights_nothing_can_be_forgotten(tmp_path):
     source = ["compare.source_data = @in_memory()", "compare.members = ['sgd', 'adam']", "compare.num_seeds = 1"]
     run_compare(tmp_path, *source)
@@ -423,6 +446,7 @@ def penalized() -> keras.Model:
     return keras.Sequential([keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.1), name="unit")])
 
 
+@pytest.mark.full
 def test_members_with_lora_and_phases_are_compared_but_not_where_a_penalty_is_of_other_variables(tmp_path, capsys):
     members = [
         "compare.members = ['sgd', 'swap', 'lowrank']", "compare.num_seeds = 1", "swap/train.phases = [@phase()]",
@@ -521,6 +545,7 @@ def interrupted(command, model_dir, number, run="adam/seed_0"):
     return process.returncode, text
 
 
+@pytest.mark.full
 def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_numbers(command, unbroken, tmp_path):
     status, text = interrupted(command, tmp_path / "out", signal.SIGKILL)
     assert status == -signal.SIGKILL, text
@@ -537,6 +562,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_numbers(co
     )
 
 
+@pytest.mark.full
 def test_a_signal_saves_the_run_exits_75_and_the_same_command_goes_on(command, unbroken, tmp_path):
     status, text = interrupted(command, tmp_path / "out", signal.SIGTERM)
     assert status == 75 and "Run the same command again" in text, text
@@ -546,6 +572,7 @@ def test_a_signal_saves_the_run_exits_75_and_the_same_command_goes_on(command, u
     assert rows_of(tmp_path / "out") == rows_of(unbroken)
 
 
+@pytest.mark.full
 def test_processes_at_a_time_reach_the_same_numbers_and_a_signal_to_them_all_is_gone_on_from(
     command, unbroken, tmp_path
 ):
@@ -561,6 +588,7 @@ def test_processes_at_a_time_reach_the_same_numbers_and_a_signal_to_them_all_is_
     assert "Runs went 2 at a time" in (tmp_path / "out/comparison.md").read_text()
 
 
+@pytest.mark.full
 def test_a_mistake_is_one_message_and_2_and_leaves_nothing_also_in_parallel(command, tmp_path):
     done = run_command(*command, "--gin_param=adam/MODEL = @small_cnn", f"--model_dir={tmp_path / 'out'}")
     assert done.returncode == 2, done.stderr

@@ -53,6 +53,7 @@ def test_wrong_flags_are_one_message(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.full
 def test_a_second_follower_is_refused_beside_the_first_but_not_beside_the_run(tmp_path):
     files = ModelDir(tmp_path)
     follow = ["launch.evaluate", CONFIG, f"--model_dir={tmp_path}", "--continuous", "--timeout_seconds=0.1"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from conftest import full
 from test_pipeline import take
 
 import trainer
@@ -54,7 +55,7 @@ def training_parts(data, num_workers, accumulation_steps, steps):
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("num_workers", [full(1), 2, full(3)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_training_the_workers_see_every_example_once_an_epoch_between_them(
     numbers, kind, num_workers, accumulation_steps
@@ -74,8 +75,8 @@ def test_in_training_the_workers_see_every_example_once_an_epoch_between_them(
         assert sorted(sum(whole, [])[epoch * SIZE : (epoch + 1) * SIZE]) == list(range(SIZE))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 12, 17, SIZE])
+@pytest.mark.parametrize("num_workers", [full(1), full(2), 3])
+@pytest.mark.parametrize("size", [1, full(12), 17, full(SIZE)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_evaluation_the_workers_see_every_example_once_between_them(numbers, kind, size, num_workers):
     """Also where a worker has nothing but filling in the last batch; and all have as many batches, of one shape."""

@@ -8,7 +8,7 @@ import pytest
 import scipy.ndimage
 import sklearn.datasets
 import tensorflow_datasets as tfds
-from commands import start_command
+from commands import REPOSITORY, start_command
 
 import trainer
 from trainer.datasets import read
@@ -82,7 +82,8 @@ def test_the_pixels_are_those_of_scikit_learn(digits):
 
 
 def test_two_processes_may_build_the_same_data_set_for_the_first_time_at_once(tmp_path):
-    both = [start_command("tests.test_datasets", str(tmp_path)) for _ in range(2)]
+    paths = f"{REPOSITORY / 'tests'}:{REPOSITORY}"
+    both = [start_command("test_datasets", str(tmp_path), PYTHONPATH=paths) for _ in range(2)]
     outputs = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert [out.strip() for out, _ in outputs] == ["100", "100"]

@@ -33,6 +33,7 @@ def test_timing_names_the_bottleneck_and_changes_nothing(strategy, capsys, ema_d
     assert timed.step == 0
 
 
+@pytest.mark.full
 def test_slow_data_are_the_bottleneck(capsys):
     def slow(batch):
         def wait(x):
@@ -54,6 +55,7 @@ def milliseconds_of_data(capsys, **options) -> float:
     return float(re.search(r"data ([0-9.e+-]+) ms a step", page_of(capsys)).group(1))
 
 
+@pytest.mark.full
 def test_what_lies_ready_is_not_counted_as_free(capsys):
     """50 ms a batch, one after the other: whatever else the machine does, they do not come sooner."""
     alone = threading.Lock()
@@ -70,6 +72,7 @@ def test_what_lies_ready_is_not_counted_as_free(capsys):
     assert milliseconds_of_data(capsys, train_data=data, timed_steps=25) > 20
 
 
+@pytest.mark.full
 def test_tracing_is_not_timed(capsys):
     """To trace takes 1 s here, to look up a batch in memory less than a millisecond."""
 
@@ -81,6 +84,7 @@ def test_tracing_is_not_timed(capsys):
     assert milliseconds_of_data(capsys, train_data=data, timed_steps=1) < 500
 
 
+@pytest.mark.full
 def test_statistics_that_are_not_synchronised_are_told_and_make_other_weights(capsys):
     batch_norm = net(lambda: keras.layers.BatchNormalization(name="norm"))
     apart = train(make_strategy(2), model=batch_norm, synchronize_batch_norm=False, num_steps=3)
@@ -102,6 +106,7 @@ def test_float16_without_a_loss_scale_is_told(capsys):
     assert not told("mixed_float16", sgd(loss_scale_factor=128.0))
 
 
+@pytest.mark.full
 def test_a_dry_run_for_a_tpu_compiles_the_step_here(tmp_path):
     arguments = ["launch.train", "--gin_file=configs/runs/digits_source.gin", "--strategy=tpu"]
     arguments.append(f"--model_dir={tmp_path / 'run'}")
@@ -113,6 +118,7 @@ def test_a_dry_run_for_a_tpu_compiles_the_step_here(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_functions_of_the_users_may_branch_on_tensors(strategy):
     """Our graphs are traced without AutoGraph; what the user hands over is converted all the same."""
 

@@ -92,6 +92,7 @@ def test_the_weights_come_back_after_an_error_too(strategy):
     assert [copy.tobytes() for copy in replica_values(weight)] == before
 
 
+@pytest.mark.full
 def test_training_is_the_same_bit_for_bit_with_averages_evaluated_on_the_way(tmp_path, strategy):
     averaged = run(tmp_path / "averaged", 8, strategy, ema_decay=0.9, eval_every=2)
     plain = run(tmp_path / "plain", 8, strategy, eval_every=2)
@@ -143,6 +144,7 @@ def test_what_is_frozen_has_no_average(tmp_path):
     assert set(averages_in(tmp_path / "run")) == {"head/kernel", "head/bias"}
 
 
+@pytest.mark.full
 def test_a_resumed_run_ends_with_the_averages_of_an_unbroken_one(tmp_path, strategy):
     whole = run(tmp_path / "whole", 8, strategy, ema_decay=0.9)
     run(tmp_path / "parts", 4, strategy, ema_decay=0.9)
@@ -153,6 +155,7 @@ def test_a_resumed_run_ends_with_the_averages_of_an_unbroken_one(tmp_path, strat
     assert {name: value.tobytes() for name, value in first.items()} == {n: v.tobytes() for n, v in second.items()}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("before", [0.9, None])
 def test_a_run_is_not_resumed_with_another_decay(before, tmp_path):
     run(tmp_path / "run", 1, make_strategy(1), ema_decay=before)
@@ -203,6 +206,7 @@ def unnamed():
     return keras.Sequential([keras.Input([4]), keras.layers.Dense(5), keras.layers.Dense(3)])
 
 
+@pytest.mark.full
 def test_averages_of_layers_that_keras_numbered_are_found_again(tmp_path):
     options = dict(model=unnamed, ema_decay=0.9)
     whole = run(tmp_path / "whole", 8, make_strategy(1), **options)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from commands import run_command, start_command
-from conftest import assert_same_weights
+from conftest import assert_same_weights, full
 from test_metric_writer import points
 
 from trainer.metric_writer import read_rows
 
-STEPS = 600
+STEPS = 300
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,7 @@ def test_tuning_improves_on_the_restored_start(unbroken):
     assert summary["final_metrics"]["accuracy"] > summary["initial_metrics"]["accuracy"] + 0.1
 
 
+@pytest.mark.full
 def test_tuning_beats_the_same_budget_from_random_weights(digits_source, tmp_path):
     accuracies = {}
     for config, start in (
@@ -124,7 +125,7 @@ def test_tuning_beats_the_same_budget_from_random_weights(digits_source, tmp_pat
     assert accuracies["digits_adam_to_sgd"] > accuracies["digits_from_scratch"] + 0.03
 
 
-@pytest.mark.parametrize("at_step", [50, 300])
+@pytest.mark.parametrize("at_step", [full(50), 150])
 def test_killed_and_started_again_it_ends_with_the_same_bits(command, unbroken, tmp_path, at_step):
     status, text = start_and_signal(command, tmp_path / "run", signal.SIGKILL, at_step)
     assert status == -signal.SIGKILL, text
@@ -138,7 +139,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(command, unbroken, 
         assert [step for step, _ in points(tmp_path / "run" / name, "loss")] == logged, "in TensorBoard, each once"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, full(signal.SIGINT)])
 def test_a_signal_saves_exits_75_and_the_same_command_goes_on_to_the_same_bits(command, unbroken, tmp_path, number):
     status, text = start_and_signal(command, tmp_path / "run", number, 100)
     assert status == 75, text
@@ -149,6 +150,7 @@ def test_a_signal_saves_exits_75_and_the_same_command_goes_on_to_the_same_bits(c
     assert rows_of(tmp_path / "run") == rows_of(unbroken[0])
 
 
+@pytest.mark.full
 def test_a_finished_run_started_again_changes_nothing_and_is_done(command, unbroken):
     before = tensors_of(unbroken[0]), rows_of(unbroken[0])
     again = run_command(*command, f"--model_dir={unbroken[0]}")
@@ -156,6 +158,7 @@ def test_a_finished_run_started_again_changes_nothing_and_is_done(command, unbro
     assert (tensors_of(unbroken[0]), rows_of(unbroken[0])) == before
 
 
+@pytest.mark.full
 def test_one_replica_reaches_the_weights_of_two_within_1e_5(command, unbroken, tmp_path):
     flags = [flag for flag in command if flag not in ("--strategy=mirrored", "--virtual_devices=2")]
     steps = "--gin_param=NUM_STEPS = 100"
@@ -168,6 +171,7 @@ def test_one_replica_reaches_the_weights_of_two_within_1e_5(command, unbroken, t
     assert_same_weights(tmp_path / "one", tmp_path / "two", num_variables=10)
 
 
+@pytest.mark.full
 def test_the_evaluate_command_agrees_with_the_runs_last_evaluation(command, unbroken):
     done = run_command("launch.evaluate", command[1], f"--model_dir={unbroken[0]}")
     assert done.returncode == 0, done.stderr

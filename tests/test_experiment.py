@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_strategy
+from conftest import full, make_strategy
 
 import trainer
 from trainer.config.checks import problems
@@ -85,6 +85,7 @@ def test_a_run_does_not_go_back_behind_its_checkpoint(tmp_path):
         train(model_dir=tmp_path / "run", num_steps=3)
 
 
+@pytest.mark.full
 def test_a_finished_runs_summary_names_where_it_started_even_after_a_resume(tmp_path):
     train(model_dir=tmp_path / "source", num_steps=2)
     options = {"init_checkpoint": str(tmp_path / "source"), "from_scratch": False, "model_dir": tmp_path / "run"}
@@ -132,6 +133,7 @@ def test_labels_that_the_model_has_no_output_for_are_named_before_anything_is_wr
     refused("run from 0 to 2, but the model has 2 outputs", tmp_path, model=narrow)
 
 
+@pytest.mark.full
 def test_labels_that_are_ignored_or_shifted_or_texts_at_first_are_no_mistake():
     ignoring = classification(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1))
     assert train(train_data=DATA | {"label": np.where(DATA["label"] == 2, -1, DATA["label"])}, task=ignoring).finished
@@ -290,9 +292,9 @@ def test_a_run_whose_checkpoints_lost_their_data_is_not_started_over_in_silence(
     ("changed", "named"),
     [
         ({"task": classification(loss=keras.losses.SparseCategoricalCrossentropy())}, "train.task.from_logits"),
-        ({"frozen": ["bias"]}, "train.frozen"),
-        ({"seed": 5}, "train.seed"),
-        ({"global_batch_size": 5}, "train.global_batch_size"),
+        full({"frozen": ["bias"]}, "train.frozen"),
+        full({"seed": 5}, "train.seed"),
+        full({"global_batch_size": 5}, "train.global_batch_size"),
         ({"optimizer": lambda: keras.optimizers.SGD(0.2)}, "train.optimizer.learning_rate"),
     ],
 )
@@ -306,6 +308,7 @@ def test_what_would_make_it_another_run_is_named_line_by_line(tmp_path, changed,
     )
 
 
+@pytest.mark.full
 def test_an_allowed_change_goes_on_from_the_last_step_with_the_new_rate_and_is_told(tmp_path, capsys):
     train(model_dir=tmp_path / "run")
     changed = dict(optimizer=lambda: keras.optimizers.SGD(0.25), num_steps=8, model_dir=tmp_path / "run")
@@ -323,6 +326,7 @@ def in_loss_scaling(rate):
     return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("optimizer", "more"),
     [
@@ -363,6 +367,7 @@ class Halving(keras.optimizers.SGD):
         self._learning_rate.assign(self._learning_rate * 0.5)
 
 
+@pytest.mark.full
 def test_a_rate_that_an_optimizer_changed_itself_is_resumed(tmp_path):
     options = dict(optimizer=lambda: Halving(0.1), checkpoint_every=2)
     whole = train(model_dir=tmp_path / "whole", **options)
@@ -405,6 +410,7 @@ def test_a_loss_of_sum_reduction_is_refused():
         trainer.supervised(loss=keras.losses.MeanSquaredError(reduction="sum"))
 
 
+@pytest.mark.full
 def test_a_keras_applications_model_trains_on_two_replicas():
     def mobile_net():
         return keras.applications.MobileNetV2(input_shape=(32, 32, 3), alpha=0.35, weights=None, classes=3)

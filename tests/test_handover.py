@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import write_optimizers
 from commands import REPOSITORY, run_command
-from conftest import make_strategy
+from conftest import full, make_strategy
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 from write_optimizers import OPTIMIZERS, STEPS, built, net
 
@@ -216,12 +216,12 @@ def second_epoch_first() -> dict[str, np.ndarray]:
     ("name", "replicas"),
     [
         ("Adam", 1),
-        ("Adam", 2),
-        ("AMSGrad", 1),
-        ("Nadam", 2),
-        ("SGD nesterov", 2),
-        ("RMSprop with all", 1),
-        ("Adamax", 1),
+        full("Adam", 2),
+        full("AMSGrad", 1),
+        full("Nadam", 2),
+        full("SGD nesterov", 2),
+        full("RMSprop with all", 1),
+        full("Adamax", 1),
     ],
 )
 def test_a_run_and_a_carry_end_with_the_bits_of_one_run_of_both_lengths(name, replicas, tmp_path):
@@ -240,6 +240,7 @@ def test_a_run_and_a_carry_end_with_the_bits_of_one_run_of_both_lengths(name, re
         assert replica_values(variable)[0].tobytes() == replica_values(other)[0].tobytes(), variable.path
 
 
+@pytest.mark.full
 def test_without_the_carry_it_is_another_run(tmp_path):
     train(optimizer=lambda: built("Adam"), model_dir=tmp_path / "first")
     options = dict(optimizer=lambda: built("Adam"), init_checkpoint=tmp_path / "first")
@@ -328,6 +329,7 @@ def test_the_first_update_of_empty_slots_at_a_late_step_is_as_long_as_the_note_s
     np.testing.assert_allclose(change, -0.01 * 0.1 / np.sqrt(0.001), rtol=1e-3)
 
 
+@pytest.mark.full
 def test_a_step_count_is_taken_from_a_file_that_only_numbers_its_slots_and_slots_are_not(tmp_path):
     model = net()
     model.compile(built("Adam"), "mse")
@@ -367,6 +369,7 @@ def test_variables_under_other_names_take_their_slots_with_them_and_reinitialize
     assert "up to about 3.2 times the rate" in text
 
 
+@pytest.mark.full
 def test_what_is_frozen_here_or_was_frozen_there_is_said(tmp_path, sources):
     optimizer, _, _, handover = handed_over(
         sources("Keras 3", "Adam"), "Adam", make_strategy(1), frozen=("first/kernel", "first/bias")
@@ -504,6 +507,7 @@ def test_an_optimizer_that_scales_the_loss_hands_over_what_it_wraps(tmp_path):
         np.testing.assert_array_equal(replica_values(value)[1], wanted)
 
 
+@pytest.mark.full
 def test_a_schedule_goes_on_with_the_step_count_and_one_that_is_over_is_refused(tmp_path):
     def optimizer(decay_steps=8):
         return built("Adam", learning_rate=keras.optimizers.schedules.PolynomialDecay(0.8, decay_steps, 0.0))
@@ -518,6 +522,7 @@ def test_a_schedule_goes_on_with_the_step_count_and_one_that_is_over_is_refused(
         train(**options | {"optimizer": lambda: optimizer(4)})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("rate", "replicas"), [(0.4, 2), ("schedule", 1)])
 def test_the_rate_is_warmed_up_again_from_the_hand_over_on_and_through_a_resume(rate, replicas, tmp_path):
     def optimizer():

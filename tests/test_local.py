@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import REPOSITORY, run_command, start_command
+from conftest import full
 from test_faults import rows_of, saved, tensors_of, tf
 
 from launch import local
@@ -95,6 +96,7 @@ def test_a_worker_that_is_lost_takes_all_along_and_they_go_on_to_the_same_bits(
     assert rows_of(unbroken) == rows_of(tmp_path / "run")
 
 
+@pytest.mark.full
 def test_ctrl_c_saves_once_and_leaves_with_75(tmp_path):
     process = start(tmp_path / "run", tmp_path / "logs", "--max_restarts=3", "--pin_cpus")
     wait_for_a_save(tmp_path / "run", process)
@@ -104,6 +106,7 @@ def test_ctrl_c_saves_once_and_leaves_with_75(tmp_path):
     assert "preempted at" in out and "restart" not in error
 
 
+@pytest.mark.full
 def test_a_mistake_is_told_once_and_ends_all(tmp_path):
     done = run_command("launch.local", "--", "--gin_file=away.gin", f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 2 and "away.gin is not there" in done.stderr and not (tmp_path / "run").exists()
@@ -136,8 +139,8 @@ def workers_that_do(folder: Path, monkeypatch, *deeds: str) -> local.Workers:
         (("sleep 0.5; exit 75", "exit 2"), 2, "worker 1 ended with status 2"),
         (("exit 75", "sleep 0.5; kill -KILL $$"), 75, "worker 1 was ended by SIGKILL"),
         (("exit 1", "sleep 0.5; exit 2"), 1, "worker 0 ended with status 1"),
-        (("exit 1", "trap '' TERM; exec sleep 100000"), 1, "worker 0 ended with status 1"),
-        (("exit 75", "exec sleep 100000"), 75, None),
+        full(("exit 1", "trap '' TERM; exec sleep 100000"), 1, "worker 0 ended with status 1"),
+        full(("exit 75", "exec sleep 100000"), 75, None),
     ],
 )
 def test_the_status_is_that_of_the_worker_that_was_the_cause(tmp_path, monkeypatch, capsys, deeds, status, said):
@@ -146,6 +149,7 @@ def test_the_status_is_that_of_the_worker_that_was_the_cause(tmp_path, monkeypat
     assert told.count("the others are ended") == (said is not None) and (said or "") in told
 
 
+@pytest.mark.full
 def test_where_all_leave_with_75_already_one_that_fails_at_that_takes_no_time_from_the_others(tmp_path, monkeypatch):
     struck = tmp_path / "struck"
     saved = tmp_path / "saved"

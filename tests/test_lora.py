@@ -102,6 +102,7 @@ def test_what_is_exported_is_the_merged_kernel_and_evaluates_as_the_run_did(sour
     assert metrics == pytest.approx(result.final_metrics, abs=1e-6)
 
 
+@pytest.mark.full
 def test_a_checkpoint_of_the_run_evaluates_as_the_run_did_and_is_no_start_for_a_plain_model(source, tmp_path):
     result = tune(source, tmp_path / "run", lora=trainer.lora(2, alpha=6.0))
     checkpoint = tmp_path / "run" / "checkpoints"
@@ -112,6 +113,7 @@ def test_a_checkpoint_of_the_run_evaluates_as_the_run_did_and_is_no_start_for_a_
     assert "train.ignore" not in str(refused.value)
 
 
+@pytest.mark.full
 def test_every_kind_of_layer_learns_and_is_merged(tmp_path):
     train(make_strategy(1), num_steps=2, model_dir=tmp_path / "source", **TOKENS)
     result = tune(tmp_path / "source", tmp_path / "run", **TOKENS)
@@ -134,18 +136,21 @@ def test_layers_are_chosen_by_name_and_others_may_be_trained_as_a_whole(source, 
     assert changed == {"head/bias"}
 
 
+@pytest.mark.full
 def test_a_frozen_kernel_that_has_matrices_is_no_mistake_and_frozen_matrices_are(source):
     assert tune(source, frozen=["^conv/kernel$"], num_steps=1).step == 1
     with pytest.raises(UserError, match="train.frozen leaves none of its matrices to train"):
         tune(source, frozen=["kernel"])
 
 
+@pytest.mark.full
 def test_a_fresh_head_must_be_trained(source):
     with pytest.raises(UserError, match="head/kernel, head/bias start fresh.*lora.also_trained = \\['\\^head'\\]"):
         tune(source, lora=trainer.lora(2, layers=["^conv"]), reinitialize=["^head/"])
     tune(source, lora=trainer.lora(2, layers=["^conv"], also_trained=["^head"]), reinitialize=["^head/"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_run_with_lora_resumes_to_the_bits_of_an_unbroken_one(source, tmp_path, replicas):
     whole = tune(source, replicas=replicas, ema_decay=0.9)
@@ -158,6 +163,7 @@ def test_a_run_with_lora_resumes_to_the_bits_of_an_unbroken_one(source, tmp_path
     assert metrics == pytest.approx(resumed.final_metrics, abs=1e-6)
 
 
+@pytest.mark.full
 def test_another_rank_is_another_run(source, tmp_path):
     tune(source, tmp_path / "run", num_steps=2)
     with pytest.raises(UserError, match="holds a run of another config"):
@@ -207,6 +213,7 @@ def test_the_dry_run_says_what_learns(source, capsys):
     assert "in 4 variables" in page and "frozen" in page
 
 
+@pytest.mark.full
 def test_the_commands_train_evaluate_and_follow_a_run_with_lora(tmp_path):
     common = ["--gin_file=configs/runs/digits_source.gin", "--gin_param=small_cnn.width = 2"]
     tuning = [

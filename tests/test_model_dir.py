@@ -50,6 +50,7 @@ def test_a_file_that_is_deleted_between_its_opening_and_its_lock_is_none(files, 
             pass
 
 
+@pytest.mark.full
 def test_who_did_not_let_go_on_another_host_is_named(files, capsys):
     files.lock_file.write_text("process 7 on another-host")
     train(model_dir=files.path, num_steps=1)

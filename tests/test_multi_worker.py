@@ -50,6 +50,7 @@ def test_two_workers_train_to_the_weights_of_one_process_and_only_the_chief_writ
     assert summaries[0]["final_metrics"] == pytest.approx(summaries[1]["final_metrics"], abs=1e-5)
 
 
+@pytest.mark.full
 def test_what_two_workers_began_one_process_ends(digits_source, tmp_path):
     def command(num_steps):
         return (
@@ -68,6 +69,7 @@ def test_what_two_workers_began_one_process_ends(digits_source, tmp_path):
     assert_same_weights(tmp_path / "parts", tmp_path / "alone", num_variables=10, tolerance=1e-6)
 
 
+@pytest.mark.full
 def test_sigterm_to_one_worker_stops_both_with_one_checkpoint_and_75(digits_source, tmp_path):
     def terminate_the_second(processes):
         index = tmp_path / "run/checkpoints/ckpt-10.index"
@@ -94,6 +96,7 @@ def test_sigterm_to_one_worker_stops_both_with_one_checkpoint_and_75(digits_sour
     assert tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints")).endswith(f"ckpt-{step}")
 
 
+@pytest.mark.full
 def test_sigterm_to_one_worker_in_an_evaluation_leaves_it_on_both(tmp_path):
     def terminate_the_second(processes):
         deadline = time.monotonic() + 600

@@ -107,6 +107,7 @@ def test_rollback_leaves_the_batch_out_and_is_the_same_again_after_a_stop(tmp_pa
 THREE_BAD = dict(train_data=data_with_bad_batches(5, 7, 14), checkpoint_every=5, on_nan="rollback")
 
 
+@pytest.mark.full
 def test_two_bad_batches_after_one_checkpoint_are_two_rollbacks(tmp_path, strategy):
     result = run(tmp_path / "run", strategy, **THREE_BAD, log_every=1)
     assert result.finished and counters(tmp_path / "run") == (3, 3)
@@ -128,6 +129,7 @@ def test_two_bad_batches_after_one_checkpoint_count_as_two(tmp_path):
         run(tmp_path / "run", **THREE_BAD, most_rollbacks=1)
 
 
+@pytest.mark.full
 def test_stopped_at_whatever_step_a_run_leaves_out_the_same_and_ends_with_the_same_bits(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", **THREE_BAD, log_every=2)
     rows = [row["loss"] for row in read_rows(ModelDir(tmp_path / "whole").metrics)]
@@ -177,6 +179,7 @@ def test_weights_that_a_gradient_spoilt_are_not_saved_and_its_own_step_is_named(
     assert whole_checkpoints(tmp_path / "run" / "checkpoints")[-1].endswith(f"ckpt-{every}")
 
 
+@pytest.mark.full
 def test_a_gradient_that_loss_scaling_skips_does_not_end_the_run(tmp_path):
     def optimizer():
         return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**127)
@@ -200,12 +203,14 @@ def test_a_loss_that_is_not_finite_ends_a_run_wherever_its_loops_end(tmp_path, l
         run(tmp_path / "run", **options)
 
 
+@pytest.mark.full
 def test_a_run_that_stopped_goes_on_when_it_is_allowed_to_go_round(tmp_path):
     with pytest.raises(trainer.UserError):
         run(tmp_path / "run")
     assert run(tmp_path / "run", on_nan="rollback").finished
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("killed_first", [False, True])
 def test_a_rate_that_was_lowered_is_the_one_that_a_run_goes_back_to(tmp_path, monkeypatch, killed_first):
     options = dict(train_data=data_with_bad_batches(7), checkpoint_every=5, log_every=1)
@@ -235,6 +240,7 @@ def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
         run(None)
 
 
+@pytest.mark.full
 def test_the_checkpoint_of_step_0_is_one_to_go_back_to(tmp_path, monkeypatch):
     options = dict(train_data=data_with_bad_batches(1), checkpoint_every=0, on_nan="rollback")
     with monkeypatch.context() as patched:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from commands import run_command
-from conftest import make_strategy
+from conftest import full, make_strategy
 from parity.rows import DATA, INIT, net, sgd, train, weights
 from test_optimizers import OPTIMIZERS
 
@@ -280,6 +280,7 @@ def test_a_group_of_impossible_numbers_is_refused(options, message):
         trainer.group("x", **options)
 
 
+@pytest.mark.full
 def test_groups_resume_to_the_bits_of_an_unbroken_run(tmp_path):
     options = dict(
         optimizer=lambda: keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, 12), global_clipnorm=1.0),
@@ -293,6 +294,7 @@ def test_groups_resume_to_the_bits_of_an_unbroken_run(tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.full
 def test_what_a_run_with_groups_wrote_is_restored_by_another_without(tmp_path):
     groups = [trainer.group("^dense", optimizer=lambda: keras.optimizers.Adam(0.01))]
     source = train(make_strategy(1), num_steps=2, model_dir=tmp_path, groups=groups, optimizer=sgd(momentum=0.9))
@@ -304,6 +306,7 @@ def test_what_a_run_with_groups_wrote_is_restored_by_another_without(tmp_path):
     assert tuned.restore_report.optimizer_keys_read == 0 and tuned.initial_metrics == source.final_metrics
 
 
+@pytest.mark.full
 def test_a_group_that_changed_is_another_run(tmp_path):
     train(make_strategy(1), num_steps=2, model_dir=tmp_path, groups=[trainer.group("^dense", 0.5)])
     with pytest.raises(UserError, match="holds a run of another config"):
@@ -322,10 +325,10 @@ def batch_norm_net():
     [
         ({}, True),
         ({"frozen": ["^norm/"]}, False),
-        ({"frozen": ["^norm/gamma"]}, True),
-        ({"trained": "last_layer"}, False),
-        ({"trained": "biases"}, True),
-        ({"frozen": ["^norm/"], "update_frozen_batch_norm": True}, True),
+        full({"frozen": ["^norm/gamma"]}, True),
+        full({"trained": "last_layer"}, False),
+        full({"trained": "biases"}, True),
+        full({"frozen": ["^norm/"], "update_frozen_batch_norm": True}, True),
     ],
 )
 def test_the_statistics_of_a_frozen_batch_norm_stay_on_every_replica(options, moves, capsys):
@@ -358,6 +361,7 @@ PAGE = [
 ]
 
 
+@pytest.mark.full
 def test_the_dry_run_shows_every_group(capsys):
     register_keras()
     parse_config(["configs/runs/digits_source.gin"], PAGE)
@@ -383,6 +387,7 @@ def test_a_group_that_the_run_never_reaches_is_told(capsys):
     assert "the group ^dense begins at step 10, and the run ends at 10: it is never trained" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_the_command_refuses_a_group_without_variables_in_one_message(tmp_path):
     done = run_command(
         "launch.train", "--gin_file=configs/runs/digits_source.gin", f"--model_dir={tmp_path / 'run'}",

@@ -150,6 +150,7 @@ def test_the_loss_scaling_is_around_all_phases():
     assert steps(optimizer, variables, [4.0, 4.0]) == pytest.approx([0.9, -0.1])
 
 
+@pytest.mark.full
 def test_rates_of_groups_hold_in_every_phase():
     result = {}
     for groups in ([], [trainer.group("^dense", learning_rate_multiplier=0.0001)]):
@@ -198,6 +199,7 @@ def test_the_plot_marks_where_a_phase_began(tmp_path, monkeypatch):
     assert marked == [3, 3]  # in each of the two panels
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("broken_at", [4, 6, 9])
 def test_phases_resume_to_the_bits_of_an_unbroken_run(tmp_path, replicas, broken_at):
@@ -221,6 +223,7 @@ def plateau_run(folder=None, num_steps=20, **options):
     return train(make_strategy(1), **(defaults | options))
 
 
+@pytest.mark.full
 def test_a_plateau_of_the_evaluation_begins_the_next_phase(tmp_path, capsys):
     plateau_run(tmp_path)
     rows = rows_of(tmp_path)
@@ -238,6 +241,7 @@ def test_a_plateau_of_the_evaluation_begins_the_next_phase(tmp_path, capsys):
     assert all(row["learning_rate"] == pytest.approx(1e-3) for row in rows if row.get("phase") == 2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("broken_at", [2, 4, 6, 8, 10])
 def test_what_a_plateau_has_seen_survives_a_resume(tmp_path, broken_at):
     whole = plateau_run(tmp_path / "whole")
@@ -249,6 +253,7 @@ def test_what_a_plateau_has_seen_survives_a_resume(tmp_path, broken_at):
     assert began[0] == began[1] > 0
 
 
+@pytest.mark.full
 def test_a_run_that_went_back_sees_the_same_evaluations_again(tmp_path):
     """Between the last checkpoint and the bad batch there were evaluations, and they began a phase."""
     data = dict(DATA.examples)
@@ -269,6 +274,7 @@ def test_a_run_that_went_back_sees_the_same_evaluations_again(tmp_path):
     assert rates[4] == pytest.approx(1e-3)
 
 
+@pytest.mark.full
 def test_a_run_that_is_made_longer_takes_no_note_of_what_was_its_end(tmp_path):
     whole = plateau_run(tmp_path / "whole")
     plateau_run(tmp_path / "run", num_steps=5)  # evaluated there, between two of its evaluations
@@ -277,6 +283,7 @@ def test_a_run_that_is_made_longer_takes_no_note_of_what_was_its_end(tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "change",
     [{"eval_every": 4}, {"phases": [trainer.phase(sgd_of(1e-3), trainer.plateau("loss", patience=3))]}],
@@ -288,6 +295,7 @@ def test_what_decides_a_plateau_makes_another_run(tmp_path, change):
         plateau_run(tmp_path, **change)
 
 
+@pytest.mark.full
 def test_by_gin_too_evaluations_decide_where_a_phase_waits_for_a_plateau(tmp_path):
     def start(*given):
         gin.clear_config()
@@ -402,6 +410,7 @@ PAGE = [
 ]  # fmt: skip
 
 
+@pytest.mark.full
 def test_the_dry_run_shows_every_phase_and_plots_the_rate_of_all(capsys):
     register_keras()
     parse_config(["configs/runs/digits_source.gin"], PAGE)
@@ -415,6 +424,7 @@ def test_the_dry_run_shows_every_phase_and_plots_the_rate_of_all(capsys):
     assert "0.1 |" in printed and "WARNING" not in printed
 
 
+@pytest.mark.full
 def test_a_phase_that_never_begins_or_outlives_its_schedule_is_told(capsys):
     train(make_strategy(1), phases=[trainer.phase(sgd(), 10)], num_steps=10, dry_run=True)
     assert "phase 2 begins at step 10, and the run ends at 10: it never begins" in capsys.readouterr().out
@@ -423,18 +433,21 @@ def test_a_phase_that_never_begins_or_outlives_its_schedule_is_told(capsys):
     assert "in the steps of phase 2, the schedule ends at step 10, the run at step 5" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_phases_that_changed_are_another_run(tmp_path):
     train(make_strategy(1), num_steps=2, model_dir=tmp_path, phases=SOME)
     with pytest.raises(UserError, match="holds a run of another config"):
         train(make_strategy(1), num_steps=4, model_dir=tmp_path, phases=[trainer.phase(sgd(), 6)])
 
 
+@pytest.mark.full
 def test_what_a_run_with_phases_wrote_is_restored_by_another_without(tmp_path):
     source = train(make_strategy(1), num_steps=4, model_dir=tmp_path, phases=[trainer.phase(sgd(momentum=0.9), 2)])
     tuned = train(make_strategy(1), num_steps=1, from_scratch=False, init_checkpoint=tmp_path / "checkpoints")
     assert tuned.restore_report.optimizer_keys_read == 0 and tuned.initial_metrics == source.final_metrics
 
 
+@pytest.mark.full
 def test_the_command_switches_and_goes_on_after_a_stop_in_the_second_phase(tmp_path):
     command = [
         "launch.train", "--gin_file=configs/runs/digits_source.gin", "--gin_file=configs/optimizers/adam_then_sgd.gin",

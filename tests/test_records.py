@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from commands import run_command
-from conftest import make_strategy
+from conftest import full, make_strategy
 from test_experiment import train
 
 import trainer
@@ -51,6 +51,7 @@ def test_every_epoch_holds_every_example_once_in_an_order_of_its_own(files, bloc
     assert examples(files, 75, block_size) == found and examples(files, 75, block_size, seed=2) != found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("block_size", [1, 4, 100])
 def test_any_position_is_gone_on_from(files, block_size):
     unbroken = examples(files, 140, block_size)
@@ -190,6 +191,7 @@ def options(folder, **more):
     ) | more  # fmt: skip
 
 
+@pytest.mark.full
 def test_a_run_on_a_stream_in_two_parts_ends_with_the_bits_of_an_unbroken_one(prepared, tmp_path):
     whole = train(model_dir=tmp_path / "whole", **options(prepared))
     train(model_dir=tmp_path / "run", **options(prepared, num_steps=23))
@@ -249,8 +251,8 @@ def damage(folder, split):
     return path
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("memory_limit_bytes", [1, 2**30], ids=["streamed", "in memory"])
+@pytest.mark.parametrize("split", ["train", full("test")])
+@pytest.mark.parametrize("memory_limit_bytes", [1, full(2**30)], ids=["streamed", "in memory"])
 def test_a_damaged_file_is_named(tmp_path, prepared, split, memory_limit_bytes):
     import shutil
 

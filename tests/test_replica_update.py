@@ -193,6 +193,7 @@ def test_a_device_that_is_not_there_is_named_before_anything_waits_for_it():
         train(strategy)
 
 
+@pytest.mark.full
 def test_a_second_run_in_the_process_is_the_first_again():
     strategy = make_strategy(2)
     first, second = (weights(train(strategy, num_steps=3)) for _ in range(2))

@@ -72,6 +72,7 @@ def test_a_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, stra
     assert rows["parts"] == rows["whole"]
 
 
+@pytest.mark.full
 def test_a_run_under_loss_scaling_resumes_to_the_bits_of_an_unbroken_one(tmp_path, strategy):
     """The scale falls at steps that are skipped, and grows again after every other one."""
 
@@ -111,6 +112,7 @@ def test_a_run_goes_on_with_another_number_of_replicas(tmp_path):
         np.testing.assert_allclose(first_value(first), first_value(second), atol=1e-6)
 
 
+@pytest.mark.full
 def test_resume_wins_over_restore_and_does_not_read_the_old_file_again(tmp_path, strategy):
     run(tmp_path / "source", 3, strategy)
     options = {"from_scratch": False, "init_checkpoint": str(tmp_path / "source")}
@@ -122,6 +124,7 @@ def test_resume_wins_over_restore_and_does_not_read_the_old_file_again(tmp_path,
     assert second.step == 6 and second.restore_report is None and second.optimizer_proof is None
 
 
+@pytest.mark.full
 def test_the_checkpoint_is_an_ordinary_one_that_tensorflow_reads_alone(tmp_path):
     result = run(tmp_path / "run", 3, make_strategy(2))
     reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints"))
@@ -133,6 +136,7 @@ def test_the_checkpoint_is_an_ordinary_one_that_tensorflow_reads_alone(tmp_path)
     assert "train_state/step/.ATTRIBUTES/VARIABLE_VALUE" in keys
 
 
+@pytest.mark.full
 def test_the_state_of_a_model_with_listed_layers_can_be_somebodys_init_checkpoint(tmp_path):
     source = run(tmp_path / "source", 3, make_strategy(2))
     model = Everything()
@@ -142,6 +146,7 @@ def test_the_state_of_a_model_with_listed_layers_can_be_somebodys_init_checkpoin
         np.testing.assert_array_equal(ours.numpy(), first_value(theirs))
 
 
+@pytest.mark.full
 def test_another_optimizer_in_the_same_model_dir_is_named_and_nothing_is_lost(tmp_path):
     run(tmp_path / "run", 3, make_strategy(1))
     before = newest_checkpoint(tmp_path / "run/checkpoints")
@@ -159,6 +164,7 @@ def test_a_second_writer_is_told_who_holds_the_folder(tmp_path):
     assert run(tmp_path / "run", 3, make_strategy(1)).finished, "a lock that was left is no lock"
 
 
+@pytest.mark.full
 def test_the_newest_whole_checkpoint_is_taken_when_a_later_one_lost_a_file(tmp_path):
     run(tmp_path / "run", 6, make_strategy(1), checkpoint_every=2)
     (tmp_path / "run/checkpoints/ckpt-6.data-00000-of-00001").unlink()
@@ -167,6 +173,7 @@ def test_the_newest_whole_checkpoint_is_taken_when_a_later_one_lost_a_file(tmp_p
     assert bits(again) == bits(run(tmp_path / "other", 6, make_strategy(1), checkpoint_every=2))
 
 
+@pytest.mark.full
 def test_a_resumed_run_normalises_with_the_statistics_that_it_was_restored_with(tmp_path):
     adapted = keras.layers.Normalization()
     adapted.adapt(DATA["x"] * 9.0 + 50.0)
@@ -184,6 +191,7 @@ def test_a_resumed_run_normalises_with_the_statistics_that_it_was_restored_with(
     assert rest.final_metrics == whole.final_metrics
 
 
+@pytest.mark.full
 def test_dropout_by_example_goes_on_with_another_number_of_replicas(tmp_path):
     whole = run(tmp_path / "whole", 9, make_strategy(1), random_numbers="per_example")
     run(tmp_path / "parts", 4, make_strategy(2), random_numbers="per_example")
@@ -192,6 +200,7 @@ def test_dropout_by_example_goes_on_with_another_number_of_replicas(tmp_path):
         np.testing.assert_allclose(first_value(first), first_value(second), atol=1e-5, rtol=0, err_msg=first.path)
 
 
+@pytest.mark.full
 def test_a_run_that_another_process_began_meanwhile_is_to_be_started_again(tmp_path):
     run(tmp_path / "other", 3, make_strategy(1))
 

@@ -82,6 +82,7 @@ def test_whoever_does_not_come_is_named_to_all_who_did():
     assert together((workers, 0, None, 1.0), (workers, 1, None, 1.0)) == [said, said]
 
 
+@pytest.mark.full
 def test_a_worker_that_started_earlier_hears_the_chiefs_word_all_the_same():
     workers = addresses(3)
     said = f"RunAgain: worker 2 ({workers[2]}) did not come within 4 s."

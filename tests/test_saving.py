@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import test_nan
-from commands import REPOSITORY
+from commands import REPOSITORY, run_command
+from conftest import full
 from test_experiment import DATA, train
 
 import trainer
@@ -57,6 +58,7 @@ def test_the_best_checkpoint_by_a_metric_is_kept_with_what_made_it_the_best(tmp_
         assert float(weights(label, result.model(x))) == pytest.approx(best, rel=1e-5)
 
 
+@pytest.mark.full
 def test_a_broken_run_ends_with_the_same_best(tmp_path):
     options = LONG | {"best_metric": "loss", "best_mode": "min", "optimizer": lambda: keras.optimizers.SGD(50.0)}
     train(model_dir=tmp_path / "whole", **options)
@@ -68,6 +70,7 @@ def test_a_broken_run_ends_with_the_same_best(tmp_path):
     assert one == two
 
 
+@pytest.mark.full
 def test_a_run_that_goes_on_past_its_end_is_not_finished_meanwhile_and_keeps_the_old_weights(tmp_path):
     folder = tmp_path / "run"
     options = LONG | {"model_dir": folder}
@@ -131,11 +134,10 @@ def killed_in_saving():
     return keras.Sequential([*layers, KilledInSaving(50), keras.layers.Dense(3)])
 
 
-AGAIN = """
-import sys
-from test_saving import LONG, killed_in_saving, train
-train(**LONG | {"model": killed_in_saving, "model_dir": sys.argv[1], "checkpoints_to_keep": 1})
-"""
+def again(folder, **environment):
+    """The run once more, in a process of its own: HDF5 might end it, or we."""
+    path = f"{REPOSITORY / 'tests'}:{REPOSITORY}"
+    return run_command("test_saving", str(folder), PYTHONPATH=path, **environment)
 
 
 def test_a_damaged_checkpoint_that_a_rollback_finds_is_said(tmp_path, monkeypatch, capsys):
@@ -154,6 +156,7 @@ def test_a_damaged_checkpoint_that_a_rollback_finds_is_said(tmp_path, monkeypatc
     assert told.count("ckpt-10 is not whole: ") == 1 and "; ckpt-5 is used instead" in told
 
 
+@pytest.mark.full
 def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on_to_the_same_bits(small_disk, tmp_path):
     options = LONG | {"model": big}
     train(model_dir=tmp_path / "whole", **options)
@@ -175,17 +178,13 @@ def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
     assert kept(small_disk / "run/checkpoints"), "the older ones are there"
 
 
-@pytest.mark.parametrize("leave_bytes", [50_000, 90_000])
+@pytest.mark.parametrize("leave_bytes", [full(50_000), 90_000])
 def test_a_disk_that_is_full_at_the_end_leaves_the_older_final_weights_whole(small_disk, leave_bytes):
     options = LONG | {"model": killed_in_saving, "model_dir": small_disk / "run", "checkpoints_to_keep": 1}
     train(**options)
     before = (small_disk / "run/final.weights.h5").read_bytes()
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - leave_bytes))
-    # In a process of its own: HDF5 might end it.
-    done = subprocess.run(
-        [sys.executable, "-c", AGAIN, small_disk / "run"], cwd=REPOSITORY / "tests", capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+    done = again(small_disk / "run")
     assert done.returncode == 1, done.stderr
     assert "UserError" in done.stderr and "final.weights.h5 cannot be written: No space left on device" in done.stderr
     assert (small_disk / "run/final.weights.h5").read_bytes() == before
@@ -200,10 +199,7 @@ def test_a_kill_while_the_final_weights_are_written_leaves_the_older_ones_or_non
         if earlier:
             train(**LONG | {"model": killed_in_saving, "model_dir": folder})
             before = (folder / "final.weights.h5").read_bytes()
-        done = subprocess.run(
-            [sys.executable, "-c", AGAIN, folder], cwd=REPOSITORY / "tests", capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "KILLED_IN_SAVING": "1"},
-        )  # fmt: skip
+        done = again(folder, KILLED_IN_SAVING="1")
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert (folder / ".tmp.final.weights.h5").exists(), "it came in the midst of it"
         if earlier:
@@ -212,3 +208,7 @@ def test_a_kill_while_the_final_weights_are_written_leaves_the_older_ones_or_non
             assert not (folder / "final.weights.h5").exists()
         train(**LONG | {"model": killed_in_saving, "model_dir": folder})
         assert (folder / "final.weights.h5").exists() and not list(folder.glob(".tmp.*"))
+
+
+if __name__ == "__main__":
+    train(**LONG | {"model": killed_in_saving, "model_dir": sys.argv[1], "checkpoints_to_keep": 1})

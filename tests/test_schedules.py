@@ -98,6 +98,7 @@ def test_an_optimizer_uses_in_the_update_what_learning_rate_at_says(strategy):
         before = float(weight.numpy()[0])
 
 
+@pytest.mark.full
 def test_the_steps_of_a_run_have_the_scheduled_rates_before_and_after_a_resume(tmp_path):
     """The gradient of the sum is 1: the weight itself says what the rates of all steps add up to."""
     rate = trainer.warmup(keras_schedules.PolynomialDecay(0.4, 6, 0.0), warmup_steps=4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import gin
 import pytest
 from commands import REPOSITORY
-from conftest import make_strategy
+from conftest import full, make_strategy
 
 import trainer  # noqa: F401  registers what configs bind
 from trainer.config import parse_config, register_keras
@@ -46,7 +46,14 @@ def test_there_are_shipped_configs():
     assert len(RUNS) >= 8
 
 
-@pytest.mark.parametrize("path", RUNS, ids=shown)
+# `make test` trains or compares in their way elsewhere.
+SLOW = (
+    "style_transfer_vgg19", "style_transfer_network", "style_transfer_source", "compare_digits",
+    "conv_adam_to_sgd_cosine", "custom_step_adam_to_rmsprop",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [full(path) if path.stem in SLOW else path for path in RUNS], ids=shown)
 def test_a_run_config_parses_builds_and_dry_runs(path, source, tmp_path, capsys):
     register_keras()
     parse_config([shown(path)], [])
@@ -72,6 +79,7 @@ def test_the_header_of_a_run_config_gives_the_command_with_its_own_path(path):
     assert f"python -m {command} --gin_file={shown(path)} --model_dir=runs/{path.stem}" in "\n".join(header)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", COMPARISONS, ids=shown)
 def test_the_members_of_a_comparison_build_and_start_alike(path, source, tmp_path, capsys):
     register_keras()
@@ -107,7 +115,9 @@ def test_git_keeps_every_shipped_config():
 OPTIMIZERS = sorted((REPOSITORY / "configs/optimizers").glob("*.gin"))
 
 
-@pytest.mark.parametrize("path", OPTIMIZERS, ids=shown)
+@pytest.mark.parametrize(
+    "path", [full(path) if index % 3 else path for index, path in enumerate(OPTIMIZERS)], ids=shown
+)
 def test_an_optimizer_goes_with_the_shipped_run_without_a_warning(path, source, tmp_path, capsys):
     """As its header says: the run's config, then the optimizer's."""
     given = [f"INIT_CHECKPOINT = '{source('digits_source')}'"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import REPOSITORY, start_command
+from conftest import full
 
 from launch.local import free_ports
 from trainer.stop_signals import NUMBERS, StopSignals
@@ -41,7 +42,7 @@ def one_of_two(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}}))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, full(signal.SIGINT)])
 def test_a_training_that_still_imports_ends_with_75_and_one_line(tmp_path, number):
     process = start(*TRAIN, f"--model_dir={tmp_path / 'run'}", fresh=True)
     while "tensorflow" not in Path(f"/proc/{process.pid}/maps").read_text():
@@ -52,7 +53,8 @@ def test_a_training_that_still_imports_ends_with_75_and_one_line(tmp_path, numbe
     assert text == f"regraft: Stopped by {number.name} before anything was done. Run the same command again.\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGTERM, full(signal.SIGINT)])
 def test_a_training_that_waits_for_its_workers_ends_with_75_and_one_line(tmp_path, number, one_of_two):
     process = start(*TRAIN, f"--model_dir={tmp_path / 'run'}")
     await_waiting(process)
@@ -62,6 +64,7 @@ def test_a_training_that_waits_for_its_workers_ends_with_75_and_one_line(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_another_command_ends_with_128_and_the_signals_number(tmp_path, number, one_of_two):
     process = start(*EVALUATE, f"--model_dir={tmp_path}")
@@ -71,6 +74,7 @@ def test_another_command_ends_with_128_and_the_signals_number(tmp_path, number, 
     assert text == f"regraft: Stopped by {number.name}; nothing is left half-written.\n"
 
 
+@pytest.mark.full
 def test_a_sigterm_when_all_is_done_does_not_change_the_status(tmp_path):
     paths = f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}"
     process = start(*TRAIN, f"--model_dir={tmp_path / 'run'}", PYTHONPATH=paths, FAULT_SLOW_EXIT="2")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from commands import run_command
-from conftest import make_strategy
+from conftest import full, make_strategy
 
 import trainer
 from trainer.metric_writer import read_rows
@@ -42,7 +42,7 @@ def linear_source(tmp_path_factory):
     return model_dir
 
 
-@pytest.mark.parametrize("flags", [ONE, TWO], ids=["one replica", "two replicas"])
+@pytest.mark.parametrize("flags", [full(ONE), TWO], ids=["one replica", "two replicas"])
 def test_story_1_the_first_sgd_step_is_the_one_computed_by_hand(linear_source, tmp_path, flags):
     out = train("linear_adam_to_sgd", tmp_path / "run", f"--gin_param=INIT_CHECKPOINT = '{linear_source}'", *flags)
     before = weights_of(linear_source / "checkpoints")
@@ -63,36 +63,55 @@ def test_story_1_source_is_an_ordinary_checkpoint_with_adams_state(linear_source
     assert any(name.startswith("optimizer/_iterations") for name in names)
 
 
+def story_2(digits_source) -> list[str]:
+    return [
+        f"--gin_param=INIT_CHECKPOINT = '{digits_source}'", "--gin_param=NUM_STEPS = 40",
+        "--gin_param=train.log_every = 8", "--gin_param=train.checkpoint_every = 8",
+        "--gin_param=train.checkpoints_to_keep = 5",
+    ]  # fmt: skip
+
+
 def test_story_2_the_rate_follows_the_cosine_from_step_0(digits_source, tmp_path):
-    source = f"--gin_param=INIT_CHECKPOINT = '{digits_source}'"
-    short = (
-        "--gin_param=NUM_STEPS = 40", "--gin_param=train.log_every = 8",
-        "--gin_param=train.checkpoint_every = 8", "--gin_param=train.checkpoints_to_keep = 5",
-    )  # fmt: skip
-    train("conv_adam_to_sgd_cosine", tmp_path / "two", source, *short, *TWO)
+    train("conv_adam_to_sgd_cosine", tmp_path / "two", *story_2(digits_source), *TWO)
     rows = [row for row in read_rows(tmp_path / "two/metrics.jsonl") if "split" not in row]
     assert [row["step"] for row in rows] == [8, 16, 24, 32, 40]
     for row in rows:
         assert row["learning_rate"] == pytest.approx(0.01 * 0.5 * (1 + np.cos(np.pi * row["step"] / 40)), abs=1e-6)
 
-    train("conv_adam_to_sgd_cosine", tmp_path / "one", source, *short, *ONE)
+
+@pytest.mark.full
+def test_story_2_one_replica_makes_the_steps_of_two(digits_source, tmp_path):
+    for name, flags in (("one", ONE), ("two", TWO)):
+        train("conv_adam_to_sgd_cosine", tmp_path / name, *story_2(digits_source), *flags)
     # The trained net has activations that rounding alone takes across a ReLU's corner: what they add grows on.
     for step, tolerance in ((8, 5e-6), (40, 1e-4)):
         one, two = (weights_of(tmp_path / name / f"checkpoints/ckpt-{step}") for name in ("one", "two"))
         assert_equal_weights(one, two, tolerance)
 
 
-def test_story_3_a_loss_of_the_users_own_goes_from_adam_to_rmsprop(tmp_path):
-    train("custom_step_source", tmp_path / "source", "--gin_param=NUM_STEPS = 60")
-    for name, flags in (("one", ONE), ("two", TWO)):
-        source = f"--gin_param=INIT_CHECKPOINT = '{tmp_path / 'source'}'"
-        out = train("custom_step_adam_to_rmsprop", tmp_path / name, source, "--gin_param=NUM_STEPS = 20", *flags)
-        assert "RMSprop is new: iterations 0" in out
-    assert_equal_weights(weights_of(tmp_path / "one/checkpoints"), weights_of(tmp_path / "two/checkpoints"), 1e-5)
-    summary = json.loads((tmp_path / "one/summary.json").read_text())
+@pytest.fixture(scope="module")
+def custom_source(tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("custom") / "source"
+    train("custom_step_source", model_dir, "--gin_param=NUM_STEPS = 60")
+    return f"--gin_param=INIT_CHECKPOINT = '{model_dir}'"
+
+
+def test_story_3_a_loss_of_the_users_own_goes_from_adam_to_rmsprop(custom_source, tmp_path):
+    steps = "--gin_param=NUM_STEPS = 20"
+    out = train("custom_step_adam_to_rmsprop", tmp_path / "two", custom_source, steps, *TWO)
+    assert "RMSprop is new: iterations 0" in out
+    summary = json.loads((tmp_path / "two/summary.json").read_text())
     assert summary["final_metrics"]["loss"] < summary["initial_metrics"]["loss"]
 
 
+@pytest.mark.full
+def test_story_3_one_replica_makes_the_steps_of_two(custom_source, tmp_path):
+    for name, flags in (("one", ONE), ("two", TWO)):
+        train("custom_step_adam_to_rmsprop", tmp_path / name, custom_source, "--gin_param=NUM_STEPS = 20", *flags)
+    assert_equal_weights(weights_of(tmp_path / "one/checkpoints"), weights_of(tmp_path / "two/checkpoints"), 1e-5)
+
+
+@pytest.mark.full
 def test_story_3_a_changed_parameter_of_the_users_loss_is_another_config(tmp_path):
     train("custom_step_source", tmp_path / "run", "--gin_param=NUM_STEPS = 10")
     operative = (tmp_path / "run/operative_config.gin").read_text()
@@ -115,6 +134,7 @@ class TwoDense(keras.Model):
         return self.head(self.hidden(x))
 
 
+@pytest.mark.full
 def test_story_3_one_process_trains_with_both_optimizers_in_turn(tmp_path, strategy):
     random = np.random.default_rng(0)
     data = {"x": random.normal(size=[32, 4]), "label": random.integers(0, 3, 32)}
@@ -160,6 +180,7 @@ def test_an_unbuilt_model_under_a_strategy_is_filled_whole_or_refused(tmp_path, 
         trainer.train(**common, model=lambda: TwoDense(width=9), init_checkpoint=path, strategy=strategy)
 
 
+@pytest.mark.full
 def test_the_parity_of_two_and_three_replicas_holds_without_a_command(tmp_path):
     random = np.random.default_rng(0)
     data = {"x": random.normal(size=[32, 4]), "label": random.integers(0, 3, 32)}

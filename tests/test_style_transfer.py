@@ -122,6 +122,7 @@ def test_over_the_two_shipped_photographs_every_layer_has_a_mean_of_one():
 # The run.
 
 
+@pytest.mark.full
 def test_both_losses_go_down_and_the_second_optimizer_starts_from_the_firsts_restored_pictures(tmp_path):
     first = run(tmp_path / "adam", adam, from_scratch=True)
     second = run(tmp_path / "sgd", sgd, init_checkpoint=tmp_path / "adam/checkpoints")
@@ -139,6 +140,7 @@ def test_both_losses_go_down_and_the_second_optimizer_starts_from_the_firsts_res
     assert all({"content_loss", "style_loss", "total_variation"} <= row.keys() for row in recorded)
 
 
+@pytest.mark.full
 def test_the_loss_is_the_weighted_sum_of_the_three_that_are_recorded(tmp_path):
     result = run(tmp_path / "run", adam, num_steps=1, from_scratch=True)
     for metrics in (result.initial_metrics, result.final_metrics):
@@ -146,6 +148,7 @@ def test_the_loss_is_the_weighted_sum_of_the_three_that_are_recorded(tmp_path):
         assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.full
 def test_a_picture_that_starts_as_its_photograph_has_no_content_loss_to_begin_with(tmp_path):
     def photographs_themselves():
         return trainer.trained_images(contents=[CHINA, FLOWER], size=SIZE, start="content")
@@ -155,6 +158,7 @@ def test_a_picture_that_starts_as_its_photograph_has_no_content_loss_to_begin_wi
     assert result.final_metrics["style_loss"] < result.initial_metrics["style_loss"]
 
 
+@pytest.mark.full
 def test_the_checkpoint_holds_the_pictures_and_nothing_of_vgg19(tmp_path):
     result = run(tmp_path / "run", adam, num_steps=1, from_scratch=True)
     prefix = tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints"))
@@ -174,6 +178,7 @@ MODELS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("what", MODELS)
 def test_two_replicas_make_the_pictures_of_one(what):
     # oneDNN, by which TensorFlow convolves on some processors, rounds by the size of the batch: the network's weights,
@@ -197,6 +202,7 @@ def compare_one_and_two_replicas(what):
         np.testing.assert_allclose(one, two, atol=1e-6, rtol=0)
 
 
+@pytest.mark.full
 def test_an_interrupted_run_ends_with_the_bits_of_an_unbroken_one_and_with_its_sheet(tmp_path):
     whole = run(tmp_path / "whole", adam, num_steps=10, from_scratch=True)
     run(tmp_path / "parts", adam, num_steps=5, from_scratch=True)
@@ -211,6 +217,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_unbroken_one_and_with_its_s
         assert whole_file.read_bytes() == parts_file.read_bytes(), name
 
 
+@pytest.mark.full
 def test_a_network_learns_a_style_from_the_same_losses(tmp_path, strategy):
     result = run(
         tmp_path / "run", lambda: keras.optimizers.Adam(0.01), num_steps=10, model=small_network,
@@ -224,6 +231,7 @@ def test_a_network_learns_a_style_from_the_same_losses(tmp_path, strategy):
 # The pictures.
 
 
+@pytest.mark.full
 def test_a_file_shows_the_pixels_that_were_trained(tmp_path):
     result = run(tmp_path / "run", adam, num_steps=5, from_scratch=True)
     (images,) = map(first_value, result.model.weights)
@@ -309,6 +317,7 @@ def test_a_file_as_keras_offers_it_is_read_and_accounted_for(vgg19_weights, tmp_
         np.testing.assert_array_equal(seen, same.features(photographs(), [layer])[layer])
 
 
+@pytest.mark.full
 def test_the_classifier_on_top_may_stay_behind_and_nothing_else(vgg19_weights, tmp_path):
     model, _ = vgg19_weights
     arrays = {f"{layer.name}/{weight.name}": weight.numpy() for layer in model.layers for weight in layer.weights}
@@ -388,28 +397,50 @@ def command(name, config, *flags):
     return run_command(f"launch.{name}", f"--gin_file=configs/runs/{config}.gin", *SMALL, *flags)
 
 
-def test_the_shipped_configs_go_from_adam_to_sgd_on_one_replica_and_on_two(tmp_path):
-    source = command("train", "style_transfer_source", f"--model_dir={tmp_path / 'source'}")
-    assert source.returncode == 0, source.stderr
-    assert "RANDOM weights" in source.stdout and f"images           {tmp_path / 'source'}/images" in source.stdout
-    start = f"--gin_param=INIT_CHECKPOINT = '{tmp_path / 'source/checkpoints'}'"
-    for name, flags in (("one", ()), ("two", TWO)):
-        # Fewer pixels have larger slopes each.
-        rate = "--gin_param=CosineDecay.initial_learning_rate = 3.0"
-        done = command("train", "style_transfer_vgg19", start, rate, f"--model_dir={tmp_path / name}", *flags)
-        assert done.returncode == 0, done.stderr
-        assert "restored        1  images" in done.stdout and "SGD is new: iterations 0" in done.stdout
-        assert (tmp_path / name / "images/step_000010_flower.png").exists()
-        summary = json.loads((tmp_path / name / "summary.json").read_text())
-        for loss in ("content_loss", "style_loss"):
-            assert summary["final_metrics"][loss] < summary["initial_metrics"][loss]
-    assert_same_weights(tmp_path / "one", tmp_path / "two", num_variables=1, tolerance=1e-6)
-    evaluated = command("evaluate", "style_transfer_vgg19", f"--model_dir={tmp_path / 'one'}")
-    summary = json.loads((tmp_path / "one/summary.json").read_text())
+@pytest.fixture(scope="module")
+def shipped_source(tmp_path_factory):
+    """The model_dir of pictures that the shipped config trained with Adam."""
+    model_dir = tmp_path_factory.mktemp("shipped") / "source"
+    done = command("train", "style_transfer_source", f"--model_dir={model_dir}")
+    assert done.returncode == 0, done.stderr
+    assert "RANDOM weights" in done.stdout and f"images           {model_dir}/images" in done.stdout
+    return model_dir
+
+
+def go_on_with_sgd(shipped_source, model_dir, *flags) -> None:
+    start = f"--gin_param=INIT_CHECKPOINT = '{shipped_source / 'checkpoints'}'"
+    # Fewer pixels have larger slopes each.
+    rate = "--gin_param=CosineDecay.initial_learning_rate = 3.0"
+    done = command("train", "style_transfer_vgg19", start, rate, f"--model_dir={model_dir}", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "restored        1  images" in done.stdout and "SGD is new: iterations 0" in done.stdout
+    assert (model_dir / "images/step_000010_flower.png").exists()
+    summary = json.loads((model_dir / "summary.json").read_text())
+    for loss in ("content_loss", "style_loss"):
+        assert summary["final_metrics"][loss] < summary["initial_metrics"][loss]
+
+
+@pytest.fixture(scope="module")
+def shipped_result(shipped_source):
+    model_dir = shipped_source.parent / "one"
+    go_on_with_sgd(shipped_source, model_dir)
+    return model_dir
+
+
+def test_the_shipped_configs_go_from_adam_to_sgd_and_are_evaluated(shipped_result):
+    evaluated = command("evaluate", "style_transfer_vgg19", f"--model_dir={shipped_result}")
+    summary = json.loads((shipped_result / "summary.json").read_text())
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout)["style_loss"] == pytest.approx(summary["final_metrics"]["style_loss"], rel=1e-6)
 
 
+@pytest.mark.full
+def test_the_shipped_configs_make_the_same_pictures_on_two_replicas(shipped_source, shipped_result, tmp_path):
+    go_on_with_sgd(shipped_source, tmp_path / "two", *TWO)
+    assert_same_weights(shipped_result, tmp_path / "two", num_variables=1, tolerance=1e-6)
+
+
+@pytest.mark.full
 def test_the_shipped_network_trains(tmp_path):
     done = command("train", "style_transfer_network", f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr

@@ -127,6 +127,7 @@ def test_an_address_where_no_tpu_is_is_named_within_ten_seconds(host):
         build_strategy("tpu", tpu=f"grpc://{address}")
 
 
+@pytest.mark.full
 def test_a_metadata_server_that_never_answers_does_not_hold_us_for_more_than_ten_seconds(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{silent.getsockname()[1]}")

@@ -52,6 +52,7 @@ def test_batch_statistics_over_several_replicas_are_refused(tmp_path):
     assert "batch_normalization" in message and "takes its statistics over all replicas" in message
 
 
+@pytest.mark.full
 def test_on_one_replica_batch_statistics_compile():
     result = train(make_strategy(1), model=net(keras.layers.BatchNormalization), jit_compile=True, num_steps=2)
     assert result.finished
@@ -84,6 +85,7 @@ def test_what_is_dynamic_within_a_loop_is_found(capsys):
     assert "xla compiles; a TPU would refuse shapes that depend on values: Where (" in page
 
 
+@pytest.mark.full
 def test_a_recurrent_layer_is_static(capsys):
     train(make_strategy(1), model=recurrent, task=TOKEN_TASK, jit_compile=True, dry_run=True)
     assert "xla compiles; every shape is static" in " ".join(capsys.readouterr().out.split())

@@ -204,7 +204,7 @@ FINE_TUNING = {
         "ema_decay": 0.9,
     },
     "only biases": {"trained": "biases"},
-    "lora": {"lora": trainer.lora(2), "optimizer": lambda: keras.optimizers.Adam(0.01)},
+    "lora": {"lora": trainer.lora(2), "optimizer": lambda: keras.optimizers.Adam(0.01), "eval_data": DATA},
     "lora, and a layer as a whole": {
         "lora": trainer.lora(2, alpha=4.0, layers=["^conv2d"], also_trained=["^dense"]), "ema_decay": 0.9,
     },
@@ -271,7 +271,7 @@ LOSSES = {
         "model": net(lambda: keras.layers.Conv2D(4, 1, activity_regularizer=keras.regularizers.L2(0.1), **INIT)),
         "train_data": ended_by(5), "eval_data": ended_by(5), "task": METRICS_TASK,
     },
-    "add_loss": {"model": net(Adding), "eval_data": DATA},
+    "add_loss": {"model": net(Adding)},
     "add_loss and accumulation": {"model": net(Adding), "accumulation_steps": 2, "one": WHOLE_BATCH},
     "class weights": {
         "task": trainer.supervised(
@@ -377,9 +377,12 @@ ROWS = {name: row for rows in THEMES.values() for name, row in rows.items()}
 # Variations of a feature that another row of `make test` has; `make test-all` has them all.
 VARIATIONS = {
     "sgd", "nesterov", "adagrad", "amsgrad", "adamax", "adadelta", "rmsprop, centered", "ftrl", "lamb", "ema",
-    "loss scale", "clip by value", "accumulation of four", "averages, update once", "group with a rate of its own",
+    "loss scale", "nadam", "lion", "clip by value", "accumulation of four", "averages, update once", "group with a rate of its own",
     "groups, update once", "lora, and a layer as a whole", "phases and accumulation", "phases, update once",
-    "frozen", "scalar loss", "class weights", "add_loss and accumulation", "activity regularizer and tails",
+    "frozen", "frozen batch norm, in training mode", "groups and loss scale", "phases and groups",
+    "phases by a plateau", "ignored class", "jit, layer norm", "jit, masked tokens", "recurrent dropout, by example",
+    "gradual unfreezing", "layer decay", "group norm", "constraint", "scalar loss", "class weights",
+    "add_loss and accumulation", "activity regularizer and tails",
     "tail of 3 and metrics", "tail of 5 and metrics", "batch norm and accumulation", "float32 and float64",
     "jit and accumulation", "jit, embedding and clipping", "jit, class weights and averages",
     "dropout and accumulation, by example", "spatial dropout, by example", "gaussian noise, by example",

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_strategy
+from conftest import full, make_strategy
 from parity.rows import DATA, INIT, ROWS, TASK, infinite_for_one_example, net, sgd, train
 
 import trainer
@@ -13,10 +13,10 @@ from trainer.replicas import replica_values
 from trainer.train_state import new_train_state
 from trainer.train_step import build_train_loop
 
+OTHER_STATES = ("phases and groups", "momentum", "adafactor", "averages", "loss scale", "dropout, by example")
 
-@pytest.mark.parametrize(
-    "row", ["momentum", "adam", "adafactor", "averages", "loss scale", "phases and groups", "dropout, by example"]
-)
+
+@pytest.mark.parametrize("row", ["adam", *map(full, OTHER_STATES)])
 def test_all_else_that_a_checkpoint_holds_is_that_of_one_replica(row, tmp_path):
     """Slots, averages, counters, scales, generators: what the next steps depend on beside the weights."""
     found = []
@@ -35,6 +35,7 @@ def test_all_else_that_a_checkpoint_holds_is_that_of_one_replica(row, tmp_path):
             np.testing.assert_array_equal(value, two[name], err_msg=name)
 
 
+@pytest.mark.full
 def test_a_step_with_an_infinite_gradient_changes_nothing_on_any_replica(tmp_path):
     row = {
         **ROWS["loss scale, infinite gradient"],
@@ -59,7 +60,7 @@ def test_a_step_with_an_infinite_gradient_changes_nothing_on_any_replica(tmp_pat
                 np.testing.assert_array_equal(before, after, err_msg=name)
 
 
-@pytest.mark.parametrize("replicas, bad", [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+@pytest.mark.parametrize("replicas, bad", [full(2, 0), full(2, 1), full(3, 0), (3, 1), full(3, 2)])
 def test_an_infinite_gradient_on_any_one_replica_stops_the_update_on_all(replicas, bad):
     def infinite_there(model, batch):
         here = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -156,6 +157,7 @@ def test_each_replica_sends_its_gradients_once_a_step_however_many_micro_batches
     assert loops_around_collectives(loop_graph(net(), accumulation_steps)) == [1, 1]
 
 
+@pytest.mark.full
 def test_with_statistics_over_all_replicas_the_gradients_are_still_sent_once():
     """Each micro-batch sends its statistics there, and their gradients back; nothing but those is more."""
 
@@ -175,6 +177,7 @@ def test_what_xla_compiles_is_the_forward_and_backward_pass_of_each_replica():
         assert "Conv2DBackpropFilter" in kinds and not any("Collective" in kind for kind in kinds)
 
 
+@pytest.mark.full
 def test_frozen_variables_stay_bit_identical_on_every_replica():
     model = net()
     frozen = train(make_strategy(2), model=model, frozen=["conv2d"], optimizer=sgd(weight_decay=0.1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
+from conftest import full
 from zoo import Plain, TwoDense, built, saved, used_adam, values
 
 import trainer
@@ -119,7 +120,7 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [kind if kind in ("checkpoint", "safetensors") else full(kind) for kind in FORMATS])
 def test_five_hundred_damaged_copies_end_whole_or_refused(kind, tmp_path):
     """Bytes flipped, files cut, files swapped: all of the writer's values or all of one's own, never another end.
 

@@ -418,6 +418,7 @@ def test_weights_go_into_a_model_with_lora_merged_if_the_writer_had_one(lora_ran
     np.testing.assert_array_equal(model.layers[1].kernel.numpy(), source.layers[1].kernel.numpy())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["m.weights.h5", "m.keras"])
 def test_quantized_layers_come_back_in_the_order_in_which_keras_writes_them(name, tmp_path):
     source, model = two_dense(), two_dense(seed=2)

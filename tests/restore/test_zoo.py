@@ -1,19 +1,20 @@
 """Every kind of model from every way of writing it arrives whole, or is refused with a reason; nothing else happens."""
 
 import json
+import time
 
 import keras
 import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
-from conftest import make_strategy
+from conftest import full, make_strategy
 from zoo import FOUR, IMAGE, MODELS, InLists, Plain, Twins, application, built, functional, saved, used_adam, values
 
 import trainer
 from trainer.checkpoints import Checkpoints
 from trainer.replicas import replica_values
-from trainer.restore import weights_of
+from trainer.restore import plan_weights, weights_of
 from trainer.train_state import new_train_state
 
 KINDS = {**MODELS, "layers in lists": (InLists, FOUR), "MobileNetV2": (application, IMAGE)}
@@ -120,6 +121,7 @@ WITH_PATHS = [
     "functional", "sequential", "nested functional", "named functional", "recurrent", "shared layer", "MobileNetV2",
 ]  # fmt: skip
 LISTS = {"model.export": "in a bare list", ".npz, a list": "in a bare list"}  # by order, and only on request
+IN_MAKE_TEST = ("functional", "layers in lists")
 OBJECT_GRAPHS = [name for name in WRITERS if name.startswith("Checkpoint(") or name == "Orbit, Model Garden"]
 SLOW = {"MobileNetV2": ("Checkpoint(model, optimizer)", "model.export", ".weights.h5", ".keras", "old .h5 of Keras 3")}
 
@@ -128,7 +130,9 @@ def cells():
     for writer in WRITERS:
         for kind in KINDS:
             if writer in SLOW.get(kind, WRITERS):
-                yield pytest.param(writer, kind, id=f"{writer}-{kind}")
+                # Each writer and each kind in `make test`, and all of them with each other in `make test-all`.
+                marks = () if kind in IN_MAKE_TEST or writer == "Checkpoint(model)" else pytest.mark.full
+                yield pytest.param(writer, kind, id=f"{writer}-{kind}", marks=marks)
 
 
 @pytest.mark.parametrize(("writer", "kind"), cells())
@@ -195,7 +199,8 @@ KERAS_2_KINDS = {
 def keras_2_cells():
     for writer in KERAS_2:
         for kind in KERAS_2_KINDS.get(writer, [kind for kind in KINDS if kind != "MobileNetV2"]):
-            yield pytest.param(writer, kind, id=f"{writer}-{kind}")
+            marks = () if kind in IN_MAKE_TEST or writer == "Keras 2 Checkpoint" else pytest.mark.full
+            yield pytest.param(writer, kind, id=f"{writer}-{kind}", marks=marks)
 
 
 @pytest.mark.parametrize(("writer", "kind"), keras_2_cells())
@@ -214,7 +219,7 @@ def test_a_keras_2_file_fills_the_keras_3_model(writer, kind, keras_2_folder, zo
     zoo_cell(writer, kind, "whole")
 
 
-@pytest.mark.parametrize("kind", ["subclassed", "functional", "nested"])
+@pytest.mark.parametrize("kind", ["subclassed", full("functional"), full("nested")])
 def test_every_replica_holds_the_file_s_values(kind, strategy, tmp_path):
     build, spec = MODELS[kind]
     source = built(build(), spec)
@@ -241,6 +246,23 @@ def test_a_model_of_two_replicas_can_be_restored_outside_of_the_scope(tmp_path):
         for weight, expected in zip(model.weights, values(source), strict=True)
         for copy in replica_values(weight)
     )
+
+
+@pytest.mark.full
+def test_a_plan_costs_in_proportion_to_the_variables(tmp_path):
+    def cpu_seconds(layers: int) -> float:
+        source = keras.Sequential([keras.Input([2]), *(keras.layers.Dense(2) for _ in range(layers))])
+        (tmp_path / str(layers)).mkdir()
+        path = saved(tmp_path / str(layers), model=source, optimizer=keras.optimizers.SGD())
+        took = []
+        for _ in range(3):
+            started = time.process_time()
+            assert len(plan_weights(source, path).restored) == 2 * layers
+            took.append(time.process_time() - started)
+        return min(took)
+
+    # Four times as many: 4 times as long, 16 where each is compared with all.
+    assert cpu_seconds(800) < 10 * cpu_seconds(200)
 
 
 @pytest.mark.parametrize("kind", ["subclassed", "functional"])
