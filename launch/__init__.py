@@ -1,5 +1,6 @@
 """Command-line entry points; TensorFlow is imported here once, without its start-up chatter."""
 
+import functools
 import os
 import re
 import signal
@@ -18,12 +19,12 @@ _GO_ON = {"launch.train", "launch.compare", "launch.local"}
 _CHATTER = re.compile(r"^(I\d{4} |I0000 |WARNING: All log messages before absl::InitializeLog)")
 
 
-def _leave(number, frame) -> None:
+def _leave(terminal: int, number: int, frame) -> None:
     """Until the command has handlers of its own, nothing has been done that would be lost."""
     del frame
     goes_on = bool(_GO_ON & set(sys.orig_argv))
     told = f"regraft: Stopped by {signal.Signals(number).name} before anything was done."
-    os.write(_terminal, f"{told}{' Run the same command again.' if goes_on else ''}\n".encode())
+    os.write(terminal, f"{told}{' Run the same command again.' if goes_on else ''}\n".encode())
     os._exit(75 if goes_on else 128 + number)
 
 
@@ -45,10 +46,9 @@ def _import_tensorflow_quietly() -> None:
 
 def catch_early_signals() -> None:
     """Ends the process with one line at SIGTERM or SIGINT, until the command has handlers of its own."""
-    global _terminal
-    _terminal = os.dup(2)  # which another file stands in for meanwhile
+    terminal = os.dup(2)  # which another file stands in for meanwhile
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
+        signal.signal(number, functools.partial(_leave, terminal))
 
 
 # Python's word for it while it looks for the module to run: where somebody imports us, the handlers are theirs.

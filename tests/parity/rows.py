@@ -377,8 +377,9 @@ ROWS = {name: row for rows in THEMES.values() for name, row in rows.items()}
 # Variations of a feature that another row of `make test` has; `make test-all` has them all.
 VARIATIONS = {
     "sgd", "nesterov", "adagrad", "amsgrad", "adamax", "adadelta", "rmsprop, centered", "ftrl", "lamb", "ema",
-    "loss scale", "nadam", "lion", "clip by value", "accumulation of four", "averages, update once", "group with a rate of its own",
-    "groups, update once", "lora, and a layer as a whole", "phases and accumulation", "phases, update once",
+    "loss scale", "nadam", "lion", "clip by value", "accumulation of four", "averages, update once",
+    "group with a rate of its own", "groups, update once",
+    "lora, and a layer as a whole", "phases and accumulation", "phases, update once",
     "frozen", "frozen batch norm, in training mode", "groups and loss scale", "phases and groups",
     "phases by a plateau", "ignored class", "jit, layer norm", "jit, masked tokens", "recurrent dropout, by example",
     "gradual unfreezing", "layer decay", "group norm", "constraint", "scalar loss", "class weights",
