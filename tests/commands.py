@@ -9,7 +9,6 @@ seconds in place of 8. A command is a real new interpreter instead
 """
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -19,6 +18,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -37,7 +37,7 @@ def start_command(
     """
     whole = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
     if not fresh and sys.platform == "linux" and not _needs_fresh_interpreter(whole):
-        return _Fork(_server()[1], module, arguments, str(cwd), whole, stderr)
+        return _Fork(_server().control, module, arguments, str(cwd), whole, stderr)
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments], cwd=cwd, env=whole, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=stderr, text=True,
@@ -54,9 +54,26 @@ def run_command(module: str, *arguments: str, timeout_seconds: float = 600, **op
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-@functools.cache
-def _server() -> tuple[subprocess.Popen, socket.socket, dict[str, str]]:
-    """The server, the socket that takes commands, and the environment it has."""
+class _Server(NamedTuple):
+    """control: the socket that takes commands.  environment: what the process was started with."""
+
+    process: subprocess.Popen
+    control: socket.socket
+    environment: dict[str, str]
+
+
+_servers: list[_Server] = []  # none or one
+_starting = threading.Lock()  # tests start commands from threads too
+
+
+def _server() -> _Server:
+    with _starting:
+        if not _servers:
+            _servers.append(_start_server())
+        return _servers[0]
+
+
+def _start_server() -> _Server:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = dict(os.environ)
     process = subprocess.Popen(
@@ -64,23 +81,22 @@ def _server() -> tuple[subprocess.Popen, socket.socket, dict[str, str]]:
         cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
     )  # fmt: skip
     theirs.close()
-    return process, ours, environment
+    return _Server(process, ours, environment)
 
 
 def end_server() -> None:
     """Ends the server, if one was started, and waits for it: its CPU seconds are then counted as ours."""
-    if _server.cache_info().currsize:
-        process, control, _ = _server()
-        control.close()
+    while _servers:
+        server = _servers.pop()
+        server.control.close()
         try:
-            process.wait(timeout=60)
+            server.process.wait(timeout=60)
         except subprocess.TimeoutExpired:  # a command that a test has left behind still runs
-            process.kill()
-        _server.cache_clear()
+            server.process.kill()
 
 
 def _needs_fresh_interpreter(environment: dict[str, str]) -> bool:
-    _, _, servers = _server()
+    servers = _server().environment
     changed = {name for name in environment.keys() | servers.keys() if environment.get(name) != servers.get(name)}
     return any(_READ_AT_START.fullmatch(name) for name in changed)
 

@@ -17,6 +17,7 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 import time
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -102,6 +103,7 @@ def main() -> None:
     sys.path.insert(0, REPOSITORY)
     for name in _PRELOADED:
         importlib.import_module(name)
+    assert threading.active_count() == 1, "a fork has one thread: what the others hold is held for ever"
     gc.freeze()  # the collector of a fork would touch, and so copy, all of the pages that it shares with us
     serve(control)
     runpy.run_module(sys.orig_argv[2], run_name="__main__", alter_sys=True)

@@ -1,5 +1,6 @@
 """`make help` shows every target, and `make clean` takes only what the targets have made."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,8 +18,11 @@ def make(tmp_path):
     for name in ("configs", "launch", "tests", "trainer"):
         (tmp_path / name).mkdir()
 
+    # As a person would start it, not as a part of the `make` that runs the tests.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
     def run(*arguments) -> str:
-        done = subprocess.run(["make", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(["make", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
