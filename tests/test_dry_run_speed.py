@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from commands import run_command
-from conftest import make_strategy
+from conftest import full, make_strategy
 from parity.rows import DATA, mixed, net, sgd, train
 
 import trainer
@@ -21,7 +21,7 @@ def page_of(capsys) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("ema_decay", [full(None), 0.9])
 def test_timing_names_the_bottleneck_and_changes_nothing(strategy, capsys, ema_decay):
     options = dict(optimizer=lambda: keras.optimizers.Adam(0.1), dry_run=True, ema_decay=ema_decay)
     timed = train(strategy, timed_steps=5, **options)

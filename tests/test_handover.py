@@ -562,6 +562,7 @@ def test_a_policy_that_is_none_or_has_no_meaning_is_refused():
             train(optimizer=optimizer, **options)
 
 
+@pytest.mark.full
 def test_the_dry_run_the_text_and_the_json_list_what_is_carried_and_a_refusal_ends_with_2(digits_source, tmp_path):
     flags = (
         "--gin_file=configs/runs/digits_adam_to_sgd.gin",

@@ -193,6 +193,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_older_final_weights_whole(sma
     assert not list((small_disk / "run").glob(".tmp.*"))
 
 
+@pytest.mark.full
 def test_a_kill_while_the_final_weights_are_written_leaves_the_older_ones_or_none(tmp_path):
     for earlier in (False, True):
         folder = tmp_path / f"run-{earlier}"

@@ -299,6 +299,7 @@ def vgg19_weights(tmp_path_factory):
     return model, path
 
 
+@pytest.mark.full
 def test_a_file_as_keras_offers_it_is_read_and_accounted_for(vgg19_weights, tmp_path):
     """Its layout is that of 2016: a group for each layer, pooling too, and names such as `block1_conv1_W_1:0`."""
     model, path = vgg19_weights

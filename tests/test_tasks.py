@@ -126,6 +126,7 @@ def test_what_would_not_add_up_in_parts_is_refused_before_anything_is_written(pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_in_one_part_it_is_trained():
     assert train(make_strategy(1), model=with_activity(), task=WEIGHED, num_steps=2).finished
 
