@@ -23,8 +23,8 @@ def _leave(terminal: int, number: int, frame) -> None:
     """Until the command has handlers of its own, nothing has been done that would be lost."""
     del frame
     goes_on = bool(_GO_ON & set(sys.orig_argv))
-    told = f"regraft: Stopped by {signal.Signals(number).name} before anything was done."
-    os.write(terminal, f"{told}{' Run the same command again.' if goes_on else ''}\n".encode())
+    message = f"regraft: Stopped by {signal.Signals(number).name} before anything was done."
+    os.write(terminal, f"{message}{' Run the same command again.' if goes_on else ''}\n".encode())
     os._exit(75 if goes_on else 128 + number)
 
 
