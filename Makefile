@@ -121,4 +121,4 @@ clean:           ## removes the environment, caches and the runs that these targ
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find configs launch tests trainer -name __pycache__ -prune -exec rm -rf {} +
 	for mark in runs/*/.made_by_make; do rm -rf "$${mark%/.made_by_make}"; done
-	-rmdir runs 2>/dev/null || true
+	rmdir runs 2>/dev/null || true
