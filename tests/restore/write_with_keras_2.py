@@ -4,7 +4,7 @@ python write_with_keras_2.py FOLDER
 
 FOLDER/zoo has the zoo's models in every way that Keras 2 has of writing them; beside each file stands `NAME.npz`: an
 input, what the model makes of it, and its weights in no order that counts. FOLDER/files has HDF5 files with their
-corners, FOLDER/optimizers what `write_optimizers.py` writes.
+corners, FOLDER/named a model with names, FOLDER/optimizers what `write_optimizers.py` writes.
 """
 
 import sys
@@ -73,8 +73,20 @@ def write_files(folder: Path) -> None:
     long.save_weights(folder / "long.h5")
 
 
+def write_named(folder: Path) -> None:
+    """A Sequential model of layers called a and b, in every way that keeps their names."""
+    layers = [keras.Input([4]), keras.layers.Dense(4, name="a"), keras.layers.Dense(4, name="b")]
+    model = built(keras.Sequential(layers))
+    np.savez(folder / "values.npz", **{w.name.removesuffix(":0"): w.numpy() for w in model.weights})
+    tf.train.Checkpoint(model=model).write(str(folder / "checkpoint"))
+    model.save_weights(folder / "weights")
+    model.save(folder / "model.keras")
+
+
 def main(folder: Path) -> None:
-    for name, write_them in (("zoo", write_zoo), ("files", write_files), ("optimizers", write_optimizers.main)):
+    for name, write_them in (
+        ("zoo", write_zoo), ("files", write_files), ("named", write_named), ("optimizers", write_optimizers.main)
+    ):  # fmt: skip
         (folder / name).mkdir(parents=True)
         write_them(folder / name)
 

@@ -1,6 +1,7 @@
 """Pairs variables by the whole paths that Keras gave them, whatever numbers a process put into these."""
 
 import collections
+import re
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
@@ -44,6 +45,16 @@ class Comparison:
         """Whether either of two paths, by their places in the lists, has its equal elsewhere on the other side."""
         a, b = self.ours[ours], self.theirs[theirs]
         return a != b and (self._counts[1][a] == 1 or self._counts[0][b] == 1)
+
+    def has_rank(self, ours: int) -> bool:
+        """Whether a path, by its place in the list, goes by the rank of a number that Keras gave."""
+        return any(re.search(r"#\d+$", segment) for segment in self.ours[ours])
+
+    def are_certain(self, ours: int, theirs: int) -> bool:
+        """Whether both paths are unique on their side and hold no number of Keras' that no rank could replace."""
+        paths = self.ours[ours], self.theirs[theirs]
+        is_unique = all(counts[path] == 1 for counts, path in zip(self._counts, paths, strict=True))
+        return is_unique and not any(self._numbered(segment)[0] for path in paths for segment in path)
 
     def equal(self) -> list[tuple[int, int]]:
         """Places of the paths that are there once on either side."""

@@ -5,15 +5,21 @@ from collections.abc import Callable
 
 from trainer.restore.keras_paths import is_shifted
 from trainer.restore.live import LiveNode, number_in
+from trainer.restore.report import Pairing
 from trainer.restore.source import Node
 
 LeafNames = Callable[[LiveNode | Node], frozenset[str]]
+Kind = Callable[[LiveNode | Node], tuple]
+Pairs = list[tuple[LiveNode, Node]]
 
 
-def child_pairs(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
-    """The parts that belong together; layers that nothing but their position would pair are left out.
+def child_pairs(
+    live: LiveNode, node: Node, leaf_names: LeafNames, kind: Kind
+) -> tuple[list[tuple[LiveNode, Node, Pairing]], list[LiveNode]]:
+    """([(part of the model, part of the file, how they were paired)], layers whose place and number disagree).
 
     leaf_names: names of the variables in a layer; empty for one without.
+    kind: names and shapes of all variables in a layer.
 
     A name that somebody gave a layer says the most. Layers that go by number are paired only where
     their count and all their variables' names agree, layers that go by class only where each class
@@ -21,29 +27,71 @@ def child_pairs(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple
     in between would else shift all after it in silence.
     """
     attributes = _by_name(live, node)
+    disputed: list[LiveNode] = []
     if node.by_class:
-        return attributes + _by_class_and_name(live, node, attributes, leaf_names)
-    return _by_place_or_name(live, node, leaf_names) + attributes
+        layers = _by_class_and_name(live, node, attributes, leaf_names)
+    else:
+        layers, disputed = _by_place_or_name(live, node, leaf_names, kind)
+    by_attribute = Pairing.BY_NAME if node.is_plain else Pairing.BY_PATH
+    ways = [(ours, theirs, _way(ours, theirs, node)) for ours, theirs in layers]
+    ways_of_attributes = [(ours, theirs, by_attribute) for ours, theirs in attributes]
+    return (ways_of_attributes + ways if node.by_class else ways + ways_of_attributes), disputed
 
 
-def _by_place_or_name(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
-    if not live.is_graph and node.layers is None:
-        return []  # a subclassed model's layers stand under its attributes
-    theirs = [layer for layer in _layers_of(node) if leaf_names(layer)]
+def _way(ours: LiveNode, theirs: Node, parent: Node) -> Pairing:
+    """Two layers of one given name are paired by it, and layers in a file of plain names by nothing else."""
+    return Pairing.BY_NAME if parent.is_plain or ours.given_name == theirs.keras_name != "" else Pairing.BY_PLACE
+
+
+def _by_place_or_name(live: LiveNode, node: Node, leaf_names: LeafNames, kind: Kind) -> tuple[Pairs, list[LiveNode]]:
+    theirs = [layer for layer in node.in_order() if leaf_names(layer)]
     if not theirs:
-        return _by_number(live, node, leaf_names) if live.is_graph else []
+        return (_by_number(live, node, leaf_names) if live.is_graph else []), []
     ours = [layer for layer in live.in_order or [] if leaf_names(layer)]
     named = _by_given_name(ours, theirs)
-    if len(named) in (len(ours), len(theirs)):
-        return named
-    fits = len(ours) == len(theirs) and all(leaf_names(a) == leaf_names(b) for a, b in zip(ours, theirs, strict=True))
-    pairs = list(zip(ours, theirs, strict=True)) if fits else []
-    return pairs if pairs and not _contradicts(pairs, named) and not _ranks_disagree(pairs) else named
+    if len(named) in (len(ours), len(theirs)) or (not live.is_graph and node.layers is None):
+        return named, []  # a subclassed model's layers stand under its attributes, in no order that counts
+    if [leaf_names(layer) for layer in ours] == [leaf_names(layer) for layer in theirs]:
+        pairs = list(zip(ours, theirs, strict=True))
+    else:
+        pairs = _by_only_place(ours, theirs, kind)
+    if _contradicts(pairs, named):
+        return named, []
+    return (named, [layer for layer, _ in pairs]) if _ranks_disagree(pairs) else (pairs, [])
 
 
-def _by_class_and_name(
-    live: LiveNode, node: Node, attributes: list[tuple[LiveNode, Node]], leaf_names: LeafNames
-) -> list[tuple[LiveNode, Node]]:
+def _by_only_place(ours: list[LiveNode], theirs: list[Node], kind: Kind) -> Pairs:
+    """One model's layers beside another's that has other layers too, such as a backbone beside the whole model.
+
+    Layers of a kind that the other side has not are left out. Those that are left must fit in their order, and
+    in one way only: a layer in the model that the file has not could stand anywhere among others of its kind.
+    """
+    common = {kind(layer) for layer in ours} & {kind(layer) for layer in theirs}
+    mine = [layer for layer in ours if kind(layer) in common]
+    other = [layer for layer in theirs if kind(layer) in common]
+    if len(mine) <= len(other):
+        places = _only_places([kind(layer) for layer in mine], [kind(layer) for layer in other])
+        return [(layer, other[place]) for layer, place in zip(mine, places, strict=False)]
+    places = _only_places([kind(layer) for layer in other], [kind(layer) for layer in mine])
+    return [(mine[place], layer) for layer, place in zip(other, places, strict=False)]
+
+
+def _only_places(few: list[tuple], many: list[tuple]) -> list[int]:
+    """Where each of `few` stands in `many`, in order, if there is one way to lay them beside each other; else []."""
+    first = _first_places(few, many)
+    last = [len(many) - 1 - place for place in reversed(_first_places(few[::-1], many[::-1]))]
+    return first if first == last else []
+
+
+def _first_places(few: list[tuple], many: list[tuple]) -> list[int]:
+    places: list[int] = []
+    for place, kind in enumerate(many):
+        if len(places) < len(few) and kind == few[len(places)]:
+            places.append(place)
+    return places if len(places) == len(few) else []
+
+
+def _by_class_and_name(live: LiveNode, node: Node, attributes: Pairs, leaf_names: LeafNames) -> Pairs:
     # What stands in the file under an attribute's name is missing among its numbered classes.
     taken = {id(layer) for ours, _ in attributes for layer in _layers_below(ours)}
     remaining = {key: layer for key, layer in live.by_class.items() if leaf_names(layer) and id(layer) not in taken}
@@ -61,7 +109,7 @@ def _by_class_and_name(
     return pairs + [pair for pair in named if not settled & {id(part) for part in pair}]
 
 
-def _by_number(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[LiveNode, Node]]:
+def _by_number(live: LiveNode, node: Node, leaf_names: LeafNames) -> Pairs:
     """Layers in a file of plain names: by the given ones, and those that Keras numbered by their rank in a class.
 
     `dense_3, dense_4` of one process are `dense, dense_1` of another: equal names among them are chance.
@@ -84,7 +132,7 @@ def _by_number(live: LiveNode, node: Node, leaf_names: LeafNames) -> list[tuple[
     return pairs
 
 
-def _ranks_disagree(pairs: list[tuple[LiveNode, Node]]) -> bool:
+def _ranks_disagree(pairs: Pairs) -> bool:
     """Whether layers of one class were made in another order than they stand in, here but not in the file."""
     by_class: dict[str, list[tuple[int, int]]] = {}
     for ours, theirs in pairs:
@@ -94,9 +142,9 @@ def _ranks_disagree(pairs: list[tuple[LiveNode, Node]]) -> bool:
     return any([b for _, b in sorted(numbers)] != sorted(b for _, b in numbers) for numbers in by_class.values())
 
 
-def _by_name(live: LiveNode, node: Node) -> list[tuple[LiveNode, Node]]:
+def _by_name(live: LiveNode, node: Node) -> Pairs:
     # Layers that Keras numbered have equal names by chance.
-    numbered = {id(child) for child in (*node.by_class.values(), *(node.layers or []))}
+    numbered = {id(child) for child in (*node.by_class.values(), *node.in_order())}
     ours, theirs = live.children, node.children
     # From the smaller side: a model of a thousand layers is held against each small object of the file.
     names = [name for name in ours if name in theirs] if len(ours) < len(theirs) else [n for n in theirs if n in ours]
@@ -118,24 +166,7 @@ def _layers_below(live: LiveNode) -> list[LiveNode]:
     return [layer for child in live.children.values() for layer in _layers_below(child)]
 
 
-def _layers_of(node: Node) -> list[Node]:
-    """The layers of a Functional or Sequential model in their order, as Keras 3 or Keras 2 wrote them."""
-    if node.layers is not None:
-        return node.layers
-    node = node.children.get("functional", node)
-    operations = node.children.get("operations") or node.children.get("layers")
-    if operations is not None:
-        numbered = {int(name): child for name, child in operations.children.items() if name.isdigit()}
-    else:
-        numbered = {
-            int(name.rsplit("-", 1)[-1]): child
-            for name, child in node.children.items()
-            if re.fullmatch(r"layer_with_weights-\d+", name)
-        }
-    return [numbered[index] for index in sorted(numbered)]
-
-
-def _by_given_name(ours: list[LiveNode], theirs: list[Node]) -> list[tuple[LiveNode, Node]]:
+def _by_given_name(ours: list[LiveNode], theirs: list[Node]) -> Pairs:
     counts: dict[str, int] = {}
     for layer in theirs:
         counts[layer.keras_name] = counts.get(layer.keras_name, 0) + 1
@@ -148,7 +179,7 @@ def _by_given_name(ours: list[LiveNode], theirs: list[Node]) -> list[tuple[LiveN
     ]
 
 
-def _contradicts(pairs: list[tuple[LiveNode, Node]], named: list[tuple[LiveNode, Node]]) -> bool:
+def _contradicts(pairs: Pairs, named: Pairs) -> bool:
     partner = {id(ours): theirs for ours, theirs in named}
     other_way = {id(theirs): ours for ours, theirs in named}
     return any(

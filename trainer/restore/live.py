@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -190,6 +190,12 @@ def numbered_by_keras(tree: LiveNode) -> set[int]:
     return found
 
 
+def numbered_paths(tree: LiveNode) -> set[str]:
+    """Paths of the layers, in Functional and Sequential models, that Keras numbered in this process."""
+    found = ((path, node) for path, node in paths(tree) if node.is_graph)
+    return {join(path, layer.name) for path, node in found for layers in node.numbered.values() for layer in layers}
+
+
 def trained_first(weights: list[keras.Variable], tree: LiveNode) -> tuple[list[keras.Variable], list[keras.Variable]]:
     """(those that were made to be trained, the others), each in their order; what is frozen now does not matter."""
     layers = (node.layer for _, node in paths(tree) if node.layer is not None)
@@ -208,6 +214,15 @@ def unbuilt_layers(model: keras.Model) -> list[keras.Layer]:
 
 def paths(tree: LiveNode) -> Iterator[tuple[str, LiveNode]]:
     """(shortest path, node) of everything in the tree, each once, the nearest first."""
+    return _walk(tree, lambda node: {})
+
+
+def paths_by_rank(tree: LiveNode) -> Iterator[tuple[str, LiveNode]]:
+    """The same, but a layer that Keras numbered goes by its rank: the first Dense of a model is `dense`."""
+    return _walk(tree, _ranked)
+
+
+def _walk(tree: LiveNode, names: Callable[[LiveNode], dict[str, str]]) -> Iterator[tuple[str, LiveNode]]:
     seen: set[int] = set()
     queue = [("", tree)]
     for path, node in queue:
@@ -215,7 +230,19 @@ def paths(tree: LiveNode) -> Iterator[tuple[str, LiveNode]]:
             continue
         seen.add(id(node))
         yield path, node
-        queue += [(join(path, name), child) for name, child in node.children.items()]
+        other = names(node)
+        queue += [(join(path, other.get(name, name)), child) for name, child in node.children.items()]
+
+
+def _ranked(node: LiveNode) -> dict[str, str]:
+    """{name of a numbered layer of a Functional or Sequential model: class and rank}."""
+    if not node.is_graph:
+        return {}
+    return {
+        layer.name: f"{name}_{rank}" if rank else name
+        for name, layers in node.numbered.items()
+        for rank, layer in enumerate(layers)
+    }
 
 
 def _node(thing, known: dict[int, LiveNode]) -> LiveNode:
@@ -277,11 +304,12 @@ def number_in(name: str) -> int:
 
 def class_name(layer_class: type) -> str:
     """`MultiHeadAttention` -> `multi_head_attention`, which Keras also makes names of layers from."""
-    return _in_snake_case(layer_class.__name__)
+    return snake_case(layer_class.__name__)
 
 
 @functools.cache
-def _in_snake_case(name: str) -> str:
+def snake_case(name: str) -> str:
+    """`LayerNormalization` -> `layer_normalization`, as Keras makes names from classes."""
     words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 

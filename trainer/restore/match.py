@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from trainer.nearest import nearest
 from trainer.restore.live import LiveNode, LiveVariable
 from trainer.restore.names import matching_rule
-from trainer.restore.report import RestoreError
+from trainer.restore.report import Pairing, RestoreError
 from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry, Node
 from trainer.restore.walk import Walk, nodes
@@ -19,8 +19,10 @@ class Match:
     names: each entry that is not an optimizer's -> its name from that object, or from the file's top.
     pairs: id of a model's variable -> entry.  by_rename: the ids that a rename rule led to.
     moved: entries that a rule renamed; they go where the rule says or nowhere.
-    notes: what a person should know of how an entry was paired.
-    twins: entries that hold a variable a second time, as wrappers write that of their layer.
+    ways: how the walk paired an entry.
+    twins: entries that stand where a variable would be a second time, as wrappers write that of their layer ->
+      the entry that the variable takes.
+    disputed: ids of variables in layers whose place in some object and whose number disagree, so that neither counts.
     outside: where the user named a root, the entries that it does not lead to.
     """
 
@@ -28,9 +30,10 @@ class Match:
     pairs: dict[int, Entry]
     by_rename: set[int]
     moved: set[Entry]
-    notes: dict[Entry, str]
+    ways: dict[Entry, Pairing]
     outside: set[Entry]
-    twins: set[Entry]
+    twins: dict[Entry, Entry]
+    disputed: set[int]
 
 
 def best_match(
@@ -66,11 +69,11 @@ def best_match(
     if rivals:
         raise RestoreError(_ambiguous(source, [place, *rivals], f"{score[-1]} of {len(weights)} variables"))
     by_rename = walk.pairs_from(root, place)[1]
-    twins = walk.twins - set(found.values())
+    twins = {twin: first for twin, first in walk.twins.items() if twin not in set(found.values())}
     names = _names_from(root, [entry for entry in source.entries if entry.kind != "optimizer"])
     moved = {entry for entry, name in names.items() if rules.renamed(name, entry.name) != name}
     inside = {node.entry for _, node in nodes(root)} if rules.root is not None else set(source.entries)
-    return Match(names, found, by_rename, moved, walk.notes, set(source.entries) - inside, twins)
+    return Match(names, found, by_rename, moved, walk.ways, set(source.entries) - inside, twins, walk.disputed)
 
 
 def _fit(found: dict[int, Entry], shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:

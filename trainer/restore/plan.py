@@ -6,15 +6,15 @@ import re
 
 import tensorflow as tf
 
-from trainer.restore.keras_paths import path_pairs
+from trainer.restore.full_names import settle_by_full_names
 from trainer.restore.live import LiveVariable, classes_in, live_tree, live_variables, numbered_by_keras
 from trainer.restore.match import Match, best_match
 from trainer.restore.names import matching_rule
 from trainer.restore.order import pairs_by_order
-from trainer.restore.report import Record, RestoreError, RestoreReport
+from trainer.restore.report import Pairing, Record, RestoreReport
 from trainer.restore.rows import Rows, rows_for
 from trainer.restore.rules import Rules, check_rules
-from trainer.restore.source import CheckpointSource, Entry
+from trainer.restore.source import CheckpointSource, Entry, is_copy_of
 
 _NUMBERED = "(a number)"  # the leaf of what a file knows by its place in its layer only
 _MOST_KIN = 20  # comparing spellings takes about 0.1 ms a pair; a large model has thousands of equal shapes
@@ -48,16 +48,17 @@ def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
     check_rules(rules, weights)
     classes = classes_in(tree)
     match = best_match(tree, weights, source, rules, classes)
-    pairs = _pairs(weights, match, rules, numbered_by_keras(tree))
-    pairs = _by_keras_paths(pairs, weights, match, rules, source, classes)
+    pairs, ways = _pairs(weights, match, rules, numbered_by_keras(tree))
+    pairs, contradicted = settle_by_full_names(pairs, ways, weights, match, rules, source, classes)
     ordered, no_weights = (
         pairs_by_order(tree, weights, pairs, source, classes) if rules.match == "order" else ({}, set())
     )
     pairs |= ordered
+    ways |= dict.fromkeys(ordered.values(), Pairing.BY_ORDER)
     fresh = {weight: rule for weight in weights if (rule := matching_rule(weight.name, rules.reinitialize))}
 
-    records, kept = _judge(weights, pairs, fresh, match, rules, ordered)
-    records += _unused(match, pairs, fresh, rules, records)
+    records, kept = _judge(weights, pairs, ways, fresh, match, rules, contradicted)
+    records += _unused(source, match, pairs, fresh, rules, records)
     no_weight_keys = {entry.key for entry in no_weights}
     records = [record for record in records if record.key not in no_weight_keys]
     used = set(pairs.values())
@@ -78,51 +79,31 @@ def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
     return Plan(report, kept)
 
 
-def _pairs(weights: list[LiveVariable], match: Match, rules: Rules, numbered: set[int]) -> dict[LiveVariable, Entry]:
-    """Each weight's entry, by rule or by structure, else by a full name that only one entry has."""
+def _pairs(
+    weights: list[LiveVariable], match: Match, rules: Rules, numbered: set[int]
+) -> tuple[dict[LiveVariable, Entry], dict[Entry, Pairing]]:
+    """Each weight's entry, by rule or by structure, else by a full name that only one entry has; and how."""
     pairs: dict[LiveVariable, Entry] = {}
-    taken: set[Entry] = set()
+    ways: dict[Entry, Pairing] = {}
 
-    def take(weight: LiveVariable, entry: Entry | None) -> None:
-        if entry is not None and weight not in pairs and entry not in taken:
+    def take(weight: LiveVariable, entry: Entry | None, way: Pairing | None) -> None:
+        if entry is not None and weight not in pairs and entry not in ways:
             pairs[weight] = entry
-            taken.add(entry)
+            ways[entry] = way or match.ways[entry]
 
     for by_rename in (True, False):  # what the user said comes first
         for weight in weights:
             if (id(weight.variable) in match.by_rename) == by_rename:
-                take(weight, match.pairs.get(id(weight.variable)))
-    left = {entry: name for entry, name in match.names.items() if entry not in taken}
+                take(weight, match.pairs.get(id(weight.variable)), Pairing.BY_RULE if by_rename else None)
+    left = {entry: name for entry, name in match.names.items() if entry not in ways}
     renamed = {e: rules.renamed(name, e.name) if e in match.moved else name for e, name in left.items()}
     for is_outside in (False, True):  # what a named root leads to comes before what is called the same elsewhere
         by_name = _unique({entry: name for entry, name in renamed.items() if (entry in match.outside) == is_outside})
         for weight in weights:
             if id(weight.variable) not in numbered:  # such a name is equal by chance
-                take(weight, by_name.get(weight.name))
-    return pairs
-
-
-def _by_keras_paths(pairs, weights, match: Match, rules: Rules, source: CheckpointSource, classes):
-    """The pairs, or those of the paths that Keras gave the variables where the file has just these and no more.
-
-    Raises `RestoreError` where names of a file that holds nothing else fit both ways, and differ.
-    """
-    labelled = [(entry.label, entry) for entry in match.names if entry.kind == "weight"]
-    if rules.rename or rules.root is not None or not all(label for label, _ in labelled):
-        return pairs
-    found = dict(path_pairs([(weight.variable.path, weight) for weight in weights], labelled, classes))
-    differing = [weight for weight, entry in found.items() if pairs.get(weight, entry) is not entry]
-    if len(found) < len(weights) or (differing and len(pairs) == len(weights) and not source.top.is_plain):
-        return pairs
-    if differing and len(pairs) == len(weights):
-        weight = differing[0]
-        raise RestoreError(
-            f"{source.path}: its names fit the model in two ways. {weight.name} is {pairs[weight].key} if they are "
-            f"those of attributes, and {found[weight].key} if they are the paths that Keras gave the variables, by "
-            "number. Say which, for every such name:\n"
-            f"  train.rename = [('^{match.names[pairs[weight]]}$', '{weight.name}'), ...]"
-        )
-    return found
+                entry = by_name.get(weight.name)
+                take(weight, entry, Pairing.BY_RULE if entry in match.moved else Pairing.BY_NAME)
+    return pairs, ways
 
 
 def _unique(names: dict[Entry, str]) -> dict[str, Entry]:
@@ -132,7 +113,9 @@ def _unique(names: dict[Entry, str]) -> dict[str, Entry]:
     return {name: entry for entry, name in names.items() if counts[name] == 1}
 
 
-def _judge(weights, pairs, fresh, match: Match, rules: Rules, ordered) -> tuple[list[Record], list[Pair]]:
+def _judge(
+    weights, pairs, ways, fresh, match: Match, rules: Rules, contradicted: dict[LiveVariable, str]
+) -> tuple[list[Record], list[Pair]]:
     records, kept = [], []
     for weight in weights:
         entry = pairs.get(weight)
@@ -142,12 +125,13 @@ def _judge(weights, pairs, fresh, match: Match, rules: Rules, ordered) -> tuple[
                 "key": entry.key,
                 "checkpoint_shape": entry.shape,
                 "checkpoint_dtype": entry.dtype.name,
+                "paired": ways[entry],
             }
         if weight in fresh:
             records.append(Record(status="reinitialized", rule=fresh[weight], **common))
             continue
         if entry is None:
-            records.append(Record(status="missing", **common))
+            records.append(Record(status="missing", note=contradicted.get(weight, ""), **common))
             continue
         rows = rows_for(weight.name, weight.shape, entry.shape, rules.grow, rules.copy_rows)
         if (entry.shape != weight.shape and rows is None) or not _castable(entry.dtype, weight.dtype):
@@ -155,16 +139,22 @@ def _judge(weights, pairs, fresh, match: Match, rules: Rules, ordered) -> tuple[
             continue
         notes = [] if entry.dtype == weight.dtype else [f"cast from {entry.dtype.name} to {weight.dtype.name}"]
         notes += [rows.note(weight.shape[rows.axis])] if rows else []
-        notes += ["by order"] if weight in ordered else [match.notes[entry]] if entry in match.notes else []
-        rule = (
-            rows.rule if rows else "rename" if entry in match.moved else "match = 'order'" if weight in ordered else ""
-        )
+        notes += _note_of_place(ways[entry], entry, match)
+        by_order = ways[entry] == Pairing.BY_ORDER
+        rule = rows.rule if rows else "rename" if entry in match.moved else "match = 'order'" if by_order else ""
         records.append(Record(status="restored", rule=rule, note=", ".join(notes), **common))
         kept.append(Pair(weight, entry, rows))
     return records, kept
 
 
-def _unused(match: Match, pairs, fresh, rules: Rules, records: list[Record]) -> list[Record]:
+def _note_of_place(way: Pairing, entry: Entry, match: Match) -> list[str]:
+    """What the file calls an entry that was paired by nothing but its place."""
+    if way == Pairing.BY_PLACE:
+        return [f"by place, where the file has {entry.label or match.names.get(entry, entry.name)}"]
+    return [str(way.value)] if way == Pairing.BY_ORDER else []
+
+
+def _unused(source: CheckpointSource, match: Match, pairs, fresh, rules: Rules, records: list[Record]) -> list[Record]:
     # What a reinitialized variable would have taken is left over by the same rule.
     left_by_rule = {pairs[weight]: rule for weight, rule in fresh.items() if weight in pairs}
     used = set(pairs.values()) - set(left_by_rule)
@@ -179,11 +169,20 @@ def _unused(match: Match, pairs, fresh, rules: Rules, records: list[Record]) -> 
             continue
         rule = left_by_rule.get(entry) or matching_rule((name, entry.name), rules.ignore) or ""
         rule = rule or f"root = {rules.root!r}" * (entry in match.outside)
-        rule = rule or "the same variable a second time" * (entry in match.twins)
+        twin = match.twins.get(entry)
+        note = ""
+        if twin is not None and not rule:
+            is_copy = is_copy_of(source, entry, twin)
+            rule = "the same variable a second time" if is_copy else ""
+            note = (
+                ""
+                if is_copy
+                else f"stands for the same variable as {match.names.get(twin, twin.name)}, and is another one"
+            )
         found.append(
             Record(
                 name=name, status="unused", key=entry.key, checkpoint_shape=entry.shape,
-                checkpoint_dtype=entry.dtype.name, rule=rule,
+                checkpoint_dtype=entry.dtype.name, rule=rule, note=note,
                 likely_home="" if rule else _likely_home(name, homes.get(_kinship(name, entry.shape), [])),
             )
         )  # fmt: skip

@@ -1,11 +1,23 @@
 """What a restore does with every variable of the model and every entry of the file, as text and JSON."""
 
 import dataclasses
+import enum
 import json
 
 from trainer.errors import UserError
 
+_MAX_PLACES = 6  # pairs by place that the text names; the JSON has all
 STATUSES = ("restored", "reinitialized", "mismatched", "missing", "unused")
+
+
+class Pairing(str, enum.Enum):
+    """How a weight of the model and an entry of the file were brought together."""
+
+    BY_RULE = "by rule"  # `rename`
+    BY_PATH = "by path"  # both stand under the same attributes
+    BY_NAME = "by name"  # of the layer or of the variable; numbers that Keras gave count by their rank
+    BY_PLACE = "by place"  # among the layers of a model, or the variables of a layer
+    BY_ORDER = "by order"  # in a list, on request: `match = 'order'`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +30,7 @@ class Record:
     rule: the regex that excuses it or led to it, "" where none was needed.
     likely_home: for `unused`, the variable of the model that it may be meant for.
     note: what a person should know about it, such as a cast.
+    paired: how it found its entry, None where it has none.
     checksum: of its bytes in the file, which every replica's copy was compared with.
     not_finite: how many of its values are NaN or infinite; they are restored as they are.
     """
@@ -32,6 +45,7 @@ class Record:
     rule: str = ""
     likely_home: str = ""
     note: str = ""
+    paired: Pairing | None = None
     checksum: str = ""
     not_finite: int = 0
 
@@ -191,8 +205,14 @@ def _status_lines(status: str, records: list[Record]) -> list[str]:
 
 
 def _notes(records: list[Record]) -> list[str]:
-    notes = [record.note for record in records if record.note]
-    return [f"{note} ({notes.count(note)})" for note in dict.fromkeys(notes)]
+    """How they were paired, then each pair by place with both names, then every other note with its count."""
+    ways = [record.paired for record in records if record.paired]
+    lines = [", ".join(f"{way.value} {ways.count(way)}" for way in Pairing if way in ways)]
+    placed = [record for record in records if record.paired == Pairing.BY_PLACE]
+    lines += [f"{record.name}  {record.note}" for record in placed[:_MAX_PLACES]]
+    lines += [f"and {len(placed) - _MAX_PLACES} more by place"] if len(placed) > _MAX_PLACES else []
+    notes = [record.note for record in records if record.note and record.paired != Pairing.BY_PLACE]
+    return [line for line in lines if line] + [f"{note} ({notes.count(note)})" for note in dict.fromkeys(notes)]
 
 
 def _groups(records: list[Record]) -> str:

@@ -2,8 +2,10 @@
 
 import abc
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 
+import google_crc32c
 import numpy as np
 import tensorflow as tf
 
@@ -39,6 +41,22 @@ class Node:
     spelled: dict[str, str] = dataclasses.field(default_factory=dict)
     is_plain: bool = False
 
+    def in_order(self) -> list["Node"]:
+        """The layers of a model in their order, as Keras 3 or Keras 2 wrote them; none for what is no such model."""
+        if self.layers is not None:
+            return self.layers
+        node = self.children.get("functional", self)
+        operations = node.children.get("operations") or node.children.get("layers")
+        if operations is not None:
+            numbered = {int(name): child for name, child in operations.children.items() if name.isdecimal()}
+        else:
+            numbered = {
+                int(name.rsplit("-", 1)[-1]): child
+                for name, child in node.children.items()
+                if re.fullmatch(r"layer_with_weights-\d+", name)
+            }
+        return [numbered[index] for index in sorted(numbered)]
+
     def parts(self) -> dict[str, "Node"]:
         """Everything directly in it, under a name that a person can write in a rule."""
         parts = dict(self.children)
@@ -56,7 +74,7 @@ class Entry:
 
     key: what the file calls it.  name: normalised path from the file's top; the key may be another
     one, by way of an optimizer.  kind: `weight`, `optimizer`, `counter` or `other`.
-    label: the variable's name in the writer's program, where it stands in the file beside a mere number.
+    label: the variable's full name in the writer's program, `dense/kernel`, where the file has it.
     """
 
     key: str
@@ -197,6 +215,23 @@ class CheckpointSource(abc.ABC):
         return RestoreError(
             f"The checkpoint {self.path} cannot be read; its index is damaged or of something else: {first_line(error)}"
         )
+
+
+def is_copy_of(source: CheckpointSource, one: Entry, other: Entry) -> bool:
+    """Whether two entries have one shape, one dtype and the same bytes, by their CRC-32C."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return _checksum(source, one) == _checksum(source, other)
+
+
+def _checksum(source: CheckpointSource, entry: Entry) -> int:
+    """Of the entry's bytes; only a file that has no checksum of it is read."""
+    checksum = source.crc32c(entry)
+    if checksum is None:
+        checksum = 0
+        for piece in source.pieces(entry):
+            checksum = google_crc32c.extend(checksum, np.ascontiguousarray(piece).view(np.uint8))
+    return checksum
 
 
 def tree_of_names(entries: Iterable[Entry], separator: str = "/") -> Node:

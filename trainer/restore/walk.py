@@ -1,15 +1,16 @@
 """Walks the model's tree and a checkpoint's together and pairs what stands in the same place."""
 
-import re
 from collections.abc import Iterator
 
 from trainer.restore.flat_layers import flat_pairs
 from trainer.restore.layer_pairs import child_pairs
-from trainer.restore.live import LiveNode, as_stored, class_name, paths
+from trainer.restore.live import LiveNode, as_stored, numbered_paths, paths, paths_by_rank
 from trainer.restore.names import join
+from trainer.restore.report import Pairing
 from trainer.restore.rules import Rules
 from trainer.restore.source import Entry, Node
 
+_FROM_STRONG_TO_WEAK = [Pairing.BY_PATH, Pairing.BY_NAME, Pairing.BY_PLACE]
 # What Keras 2 writes into a SavedModel beside a layer's parts: the same variables once more, by number.
 _OTHER_VIEWS = {"variables", "trainable_variables", "non_trainable_variables", "keras_api"}
 
@@ -20,18 +21,21 @@ class Walk:
     def __init__(self, tree: LiveNode, rules: Rules, classes: frozenset[str]):
         self._tree = tree
         self._rules = rules
-        self._live_at = dict(paths(tree)) if rules.rename else {}
+        # Keras' numbers differ between processes, and a rule should not: `dense/` is the first Dense in each.
+        self._live_at = dict(paths_by_rank(tree)) | dict(paths(tree)) if rules.rename else {}
+        self._numbered = numbered_paths(tree) if rules.rename else set()
         self._leaves: dict[LiveNode | Node, frozenset[str]] = {}
         self._classes = classes
-        self.notes: dict[Entry, str] = {}
-        self.twins: set[Entry] = set()
-        self._shapes_of: dict[LiveNode, tuple] = {}
+        self.ways: dict[Entry, Pairing] = {}
+        self.twins: dict[Entry, Entry] = {}
+        self.disputed: set[int] = set()
+        self._kinds: dict[LiveNode | Node, tuple] = {}
 
     def pairs_from(self, root: Node, place: str) -> tuple[dict[int, Entry], set[int]]:
         """({id of variable: entry} as seen from `root`, the ids that a rename rule led to)."""
         found: dict[int, Entry] = {}
         moved: set[int] = set()
-        self.notes, self.twins = {}, set()  # of this walk alone
+        self.ways, self.twins = {}, {}  # of this walk alone
         if self._rules.rename:
             self._match_renamed(root, place, found, moved)
         by_rename = set(found)
@@ -53,7 +57,7 @@ class Walk:
             new = self._rules.renamed(name, whole + end if whole else "")
             if new == name:
                 continue
-            target = self._live_at.get(new.rstrip("/"))
+            target = None if self._is_chance(name, new) else self._live_at.get(new.rstrip("/"))
             if node.entry is not None:
                 moved.add(id(node.entry))
                 if target is not None and target.variable is not None:
@@ -70,49 +74,60 @@ class Walk:
                 if id(entry) in moved and entry not in taken:
                     found.setdefault(key, entry)
 
-    def _match(self, live: LiveNode, node: Node, found: dict[int, Entry], walked: set[tuple[int, int]]) -> None:
+    def _is_chance(self, name: str, new: str) -> bool:
+        """Whether a name leads by a number that Keras gave in this process, and that no rule wrote."""
+        segments = new.rstrip("/").split("/")
+        written = _segments_before_common_end(segments, name.rstrip("/").split("/"))
+        ends = range(written + 1, len(segments) + 1)
+        return any("/".join(segments[:end]) in self._numbered for end in ends)
+
+    def _match(
+        self,
+        live: LiveNode,
+        node: Node,
+        found: dict[int, Entry],
+        walked: set[tuple[int, int]],
+        way: Pairing = Pairing.BY_PATH,
+    ) -> None:
         if (id(live), id(node)) in walked or node.is_optimizer:
             return
         walked.add((id(live), id(node)))
         if live.variable is not None:
-            if node.entry is not None and found.setdefault(id(live.variable), node.entry) is not node.entry:
-                self.twins.add(node.entry)
+            if node.entry is not None:
+                self._take(id(live.variable), node.entry, found, way)
             return
         if node.flat is not None and live.layer is not None:
-            pairs, notes = flat_pairs(live, node, self._classes)
-            self.notes |= notes
+            pairs, places = flat_pairs(live, node, self._classes)
+            for key, entry in pairs.items():
+                step = Pairing.BY_PLACE if entry in places else Pairing.BY_NAME
+                self._take(key, entry, found, _weaker(way, step))
             if pairs:
-                for key, entry in pairs.items():
-                    found.setdefault(key, entry)
                 return
         own = as_stored(live) if node.own else []
         known_by_name = {id(child) for child in node.children.values()} if own else set()
         if len(node.own) == len(own) and not any(id(variable) in known_by_name for variable in node.own):
             for child, other in zip(own, node.own, strict=True):
-                self._match(child, other, found, walked)
-        for child, other in child_pairs(live, node, self._leaf_names):
-            note = self._note(live, child, other)
-            known = set(found) if note else set()
-            self._match(child, other, found, walked)
-            if note:
-                self.notes |= {entry: note for key, entry in found.items() if key not in known}
+                self._match(child, other, found, walked, Pairing.BY_PLACE)
+        parts, disputed = child_pairs(live, node, self._leaf_names, self._kind)
+        self.disputed |= {
+            id(part.variable) for layer in disputed for _, part in paths(layer) if part.variable is not None
+        }
+        for child, other, step in parts:
+            self._match(child, other, found, walked, _weaker(way, step))
 
-    def _note(self, parent: LiveNode, live: LiveNode, node: Node) -> str:
-        """What a person should know of two layers that only their place paired."""
-        if not live.given_name or live not in parent.in_order_set or live.given_name == node.keras_name:
-            return ""
-        if node.keras_name and not re.fullmatch(rf"{class_name(type(live.layer))}(_\d+)?", node.keras_name):
-            return f"by its place among the layers, where the file calls the layer {node.keras_name}"
-        alike = [layer for layer in parent.in_order or [] if self._shapes(layer) == self._shapes(live)]
-        if len(alike) > 1 and parent.is_graph and not node.keras_name and live.children.get(live.given_name) is None:
-            return "by its place among layers of equal shapes, of which the file has no names"
-        return ""
+    def _take(self, key: int, entry: Entry, found: dict[int, Entry], way: Pairing) -> None:
+        """key: id of the model's variable."""
+        first = found.setdefault(key, entry)
+        if first is not entry:
+            self.twins[entry] = first
+        else:
+            self.ways.setdefault(entry, way)
 
-    def _shapes(self, live: LiveNode) -> tuple:
-        if live not in self._shapes_of:
-            below = [part.variable for _, part in paths(live) if part.variable is not None]
-            self._shapes_of[live] = tuple(sorted(tuple(variable.shape) for variable in below))
-        return self._shapes_of[live]
+    def _kind(self, node: LiveNode | Node) -> tuple:
+        """Names and shapes of all variables in a layer and its parts."""
+        if node not in self._kinds:
+            self._kinds[node] = tuple(sorted(_variables_below(node)))
+        return self._kinds[node]
 
     def _leaf_names(self, node: LiveNode | Node) -> frozenset[str]:
         """Names of the variables directly in a layer; for a layer of layers, of those below it."""
@@ -128,6 +143,27 @@ class Walk:
 
 def _is_variable(node: LiveNode | Node) -> bool:
     return (node.variable if isinstance(node, LiveNode) else node.entry) is not None
+
+
+def _segments_before_common_end(one: list[str], other: list[str]) -> int:
+    common = 0
+    while common < min(len(one), len(other)) and one[-1 - common] == other[-1 - common]:
+        common += 1
+    return len(one) - common
+
+
+def _variables_below(node: LiveNode | Node) -> Iterator[tuple[str, tuple[int, ...]]]:
+    everything = paths(node) if isinstance(node, LiveNode) else nodes(node)
+    for path, part in everything:
+        if isinstance(part, LiveNode) and part.variable is not None:
+            yield path.split("/")[-1], tuple(part.variable.shape)
+        elif isinstance(part, Node) and part.entry is not None and part.entry.kind in ("weight", "counter"):
+            yield path.split("/")[-1], part.entry.shape
+
+
+def _weaker(one: Pairing, other: Pairing) -> Pairing:
+    """What says less of two steps on the way to a variable."""
+    return max(one, other, key=_FROM_STRONG_TO_WEAK.index)
 
 
 def nodes(root: Node) -> Iterator[tuple[str, Node]]:

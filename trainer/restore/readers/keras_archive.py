@@ -5,7 +5,8 @@ import os
 import tensorflow as tf
 
 from trainer.restore.readers.archive_member import Archive
-from trainer.restore.readers.hdf5 import Hdf5File, open_path
+from trainer.restore.readers.config_names import name_groups
+from trainer.restore.readers.hdf5 import Group, Hdf5File, open_path
 from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
 from trainer.restore.readers.keras_shards import open_shards
 from trainer.restore.readers.keras_weights import KerasWeightsSource
@@ -26,14 +27,17 @@ class KerasArchiveSource(KerasWeightsSource):
         super().__init__(path)
         with self.opening():
             metadata = self._json("metadata.json")
-            config = self._json("config.json")
         if self._archive:
             self.checksums = "CRC-32 of the zip archive"
         version, date = metadata.get("keras_version"), metadata.get("date_saved")
         self.writer = plain(f"Keras {version}" + (f", {date}" if date else "")) if version else ""
-        compiled = config.get("compile_config")
+        compiled = self._config.get("compile_config")
         words = optimizer_words(compiled.get("optimizer")) if isinstance(compiled, dict) else ""
         self.optimizer = words or self.optimizer
+
+    def _name_layers(self, top: Group) -> None:
+        self._config = self._json("config.json")
+        name_groups(top, self._config)
 
     def check_file(self) -> None:
         if self._archive is None:

@@ -3,13 +3,11 @@
 from collections import Counter
 
 from trainer.restore.names import join, normalize, normalize_siblings
+from trainer.restore.readers.config_names import LAYER_LISTS
 from trainer.restore.readers.hdf5 import Group
 from trainer.restore.readers.keras_kinds import is_optimizer, is_seed_name, kind_of_part, variable_kind
 from trainer.restore.report import RestoreError
 from trainer.restore.source import Entry, Node
-
-# The list of a model's layers: its name since Keras 2.14, and the one before.
-_LAYERS = ("layers", "_layer_checkpoint_dependencies")
 
 
 class WeightsTree:
@@ -31,7 +29,7 @@ class WeightsTree:
         parts = {name: part for name, part in group.groups.items() if name != "vars"}
         if variables.groups:  # not the level that Keras puts in, but an attribute of that name
             parts["vars"] = Group(variables.path, groups=variables.groups)
-        lists = [parts.pop(name) for name in _LAYERS if name in parts and "vars" not in parts[name].groups]
+        lists = [parts.pop(name) for name in LAYER_LISTS if name in parts and "vars" not in parts[name].groups]
 
         is_seed = is_seed_name(group.path.rpartition("/")[2]) or is_seed_name(variables.keras_name)
         numbered = {key: entry for key, entry in variables.entries.items() if key.isascii() and key.isdecimal()}

@@ -5,7 +5,7 @@ import re
 
 import tensorflow as tf
 
-from trainer.restore.readers.hdf5 import Hdf5File, open_path, walk
+from trainer.restore.readers.hdf5 import Group, Hdf5File, open_path, walk
 from trainer.restore.readers.hdf5_source import Hdf5Source
 from trainer.restore.readers.keras_shards import merged, open_shards
 from trainer.restore.readers.keras_tree import WeightsTree
@@ -25,6 +25,7 @@ class KerasWeightsSource(Hdf5Source):
             files = [file] if file else self._open()
             self._take(files)
             top = merged(files)
+            self._name_layers(top)
             # Shards are cut where they are full, so the layers' order is that of the whole.
             self.entries = list(dict.fromkeys(entry for group in walk(top) for entry in group.entries.values()))
             self.top = WeightsTree(top, self.path).top
@@ -33,6 +34,9 @@ class KerasWeightsSource(Hdf5Source):
         optimizers = {name: node.keras_name for name, node in self.top.children.items() if node.is_optimizer}
         name = optimizers.get("optimizer") or next(iter(optimizers.values()), "")
         self.optimizer = re.sub(r"_\d+$", "", name)  # Keras numbers them by process
+
+    def _name_layers(self, top: Group) -> None:
+        """Sets names of layers that stand beside the weights; Keras 3 writes them into the file itself."""
 
     def _open(self) -> list[Hdf5File]:
         if not self.path.lower().endswith(".json"):

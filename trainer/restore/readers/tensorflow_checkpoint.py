@@ -15,9 +15,9 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from trainer.restore.names import normalize, normalize_siblings
 from trainer.restore.readers.byte_reader import ByteReader
 from trainer.restore.readers.classify import classify
+from trainer.restore.readers.full_names import name_layers
 from trainer.restore.readers.optimizer_marks import looks_like_optimizer, optimizer_by_slots
 from trainer.restore.readers.optimizer_slots import saved_optimizers
-from trainer.restore.readers.saved_model_names import label_variables
 from trainer.restore.readers.tensor_bundle import tensor_places
 from trainer.restore.report import RestoreError, first_line
 from trainer.restore.source import CheckpointSource, Entry, Node, tree_of_names
@@ -51,7 +51,6 @@ class TensorFlowSource(CheckpointSource):
             slots: list[Node] = []
             if has_graph:
                 self.top, slots = self._read_graph()
-                label_variables(path, self.top)
             else:
                 self.top = tree_of_names(self._entry(key) for key in sorted(self._shapes))
         except RestoreError:
@@ -134,12 +133,14 @@ class TensorFlowSource(CheckpointSource):
             for attribute in proto.attributes:
                 if attribute.name == "VARIABLE_VALUE":
                     node.entry = self._entry(attribute.checkpoint_key)
+                    node.entry.label = attribute.full_name
         for node, proto in zip(nodes, graph.nodes, strict=True):
             node.is_optimizer = bool(proto.slot_variables) or looks_like_optimizer(node.children)
             if node.is_optimizer:
                 slot_names = sorted({slot.slot_name for slot in proto.slot_variables})
                 self.optimizer = self.optimizer or optimizer_by_slots(node, slot_names)
         self.optimizers = saved_optimizers(graph, nodes)
+        name_layers(nodes)
         self.writer = _writer(graph)
         return nodes[0], slots
 
