@@ -57,15 +57,17 @@ runs/%/final.weights.h5: .venv/installed
 configurables: install  ## everything that a config can bind, with defaults
 	@$(BIN)/python -m launch.configurables
 
-# File by file, in the order of the files: by number of tests, the slowest would come last and alone.
+# File by file, in the order that tests/conftest.py gives: by number of tests, the slowest would come last and alone.
 PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+BY_FILE := --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test: install  ## every promise once, in minutes; ends with what it cost as a multiple of `import trainer`
-	$(BIN)/python tests/cpu_seconds.py $(PYTEST) $(SIDE_BY_SIDE)
+	$(BIN)/python tests/cpu_seconds.py $(PYTEST) --numprocesses=$(CORES) $(BY_FILE)
 
+# One process more than there are cores: a third of the time of its tests is waiting for time limits.
 test-all: .venv/schemas  ## all tests: every variation, failing workers, several hosts, Slurm
-	$(BIN)/python tests/cpu_seconds.py $(PYTEST) --full $(SIDE_BY_SIDE)
+	$(BIN)/python tests/cpu_seconds.py $(PYTEST) --full --numprocesses=$$(($(CORES) + 1)) $(BY_FILE)
 
 test-restore: install  ## the restore engine's tests, and the table of models by writers
 	$(PYTEST) --full tests/restore --zoo-table

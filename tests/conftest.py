@@ -24,6 +24,10 @@ import launch  # noqa: E402, F401  imports TensorFlow quietly
 pytest.register_assert_rewrite("parity.suite")
 
 
+# Files that begin first, those that mostly compute and those that mostly wait in turn.
+_LONGEST = ("test_faults.py", "test_worker_failures.py", "test_comparison.py", "test_slurm.py", "test_local.py")
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="runs everything, also what is marked `full`")
     parser.addoption("--parity-table", action="store_true", help="prints how far each row is from one replica")
@@ -41,6 +45,8 @@ def pytest_collection_modifyitems(config, items):
         deselected = [item for item in items if item.get_closest_marker("full")]
         items[:] = [item for item in items if not item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=deselected)
+    # Of processes side by side none should be left alone with a file of minutes.
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
 
 
 def pytest_configure():

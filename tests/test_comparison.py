@@ -510,7 +510,7 @@ def test_progress_is_read_from_a_log_behind_what_an_earlier_process_wrote(tmp_pa
 LONG = [
     f"--gin_param={binding}"
     for binding in (
-        "NUM_STEPS = 1000", "train.eval_every = 250", "train.checkpoint_every = 50", "train.steps_per_loop = 10",
+        "NUM_STEPS = 500", "train.eval_every = 125", "train.checkpoint_every = 50", "train.steps_per_loop = 10",
         "compare.members = ['sgd', 'adam']",
     )
 ]  # fmt: skip

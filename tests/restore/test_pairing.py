@@ -12,6 +12,8 @@ from zoo import FOUR, InLists, built, layers, saved, values
 
 import trainer
 
+LR = ("left", "right")
+
 
 def stack(*names, seed=1):
     return built(keras.Sequential([keras.Input([4]), *(layers.Dense(4, name=name) for name in names)]), seed=seed)
@@ -53,20 +55,19 @@ def ways(report) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("source", "model"),
+    ("kind", "build", "build_other"),
     [
-        (stack("a", "b"), lambda: stack("b", "a", seed=2)),
-        (branches(("left", "right")), lambda: branches(("left", "right"), flipped=True, seed=2)),
-        full(towers(), lambda: towers(flipped=True, seed=2)),
+        ("sequential", lambda: stack("a", "b"), lambda: stack("b", "a", seed=2)),
+        ("named functional", lambda: branches(LR), lambda: branches(LR, flipped=True, seed=2)),
+        full("nested functional", towers, lambda: towers(flipped=True, seed=2)),
     ],
-    ids=["Sequential", "branches", "nested models"],
 )
-def test_layers_in_another_order_are_paired_by_name(source, model, tmp_path, zoo_cell):
-    model = model()
+def test_layers_in_another_order_are_paired_by_name(kind, build, build_other, tmp_path, zoo_cell):
+    source, model = build(), build_other()
     report = trainer.restore_weights(model, saved(tmp_path, model=source))
     assert by_path(model) == by_path(source)
     assert ways(report) == {"by name"}
-    zoo_cell("Checkpoint, other order", "named functional", "whole")
+    zoo_cell("Checkpoint, layers in another order", kind, "whole")
 
 
 @pytest.mark.parametrize("file", ["checkpoint", "weights", "model.keras"])
@@ -131,7 +132,7 @@ def test_a_backbone_comes_out_of_a_whole_model(tmp_path, zoo_cell):
     report = trainer.restore_weights(model, saved(tmp_path, model=source), ignore=["^head/"])
     assert values(model) == values(source)[:-2]
     assert len(report.unused) == 2
-    zoo_cell("Checkpoint, whole model", "backbone", "whole")
+    zoo_cell("Checkpoint, into a backbone alone", "named functional", "whole")
 
 
 def test_a_whole_model_goes_into_a_nested_backbone_by_one_rename(tmp_path, zoo_cell):
@@ -143,7 +144,7 @@ def test_a_whole_model_goes_into_a_nested_backbone_by_one_rename(tmp_path, zoo_c
     )
     assert values(backbone) == values(source)[:-2]
     assert ways(report) == {"by rule"}
-    zoo_cell("Checkpoint, whole model", "nested backbone", "whole")
+    zoo_cell("Checkpoint, into a nested backbone", "named functional", "whole")
 
 
 @pytest.mark.full
@@ -237,7 +238,7 @@ def test_variables_that_a_weights_file_only_numbers_are_paired_by_place(tmp_path
 
 @pytest.mark.parametrize("format", ["npz", full("safetensors")])
 def test_files_of_names_are_paired_by_name(format, tmp_path):
-    source, model = branches(("left", "right")), branches(("left", "right"), seed=2)
+    source, model = branches(LR), branches(LR, seed=2)
     named = {weight.path: weight.numpy() for weight in source.weights}
     path = tmp_path / f"m.{format}"
     np.savez(path, **named) if format == "npz" else safetensors.numpy.save_file(named, path)
