@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import google_crc32c
@@ -75,6 +76,7 @@ class Entry:
     key: what the file calls it.  name: normalised path from the file's top; the key may be another
     one, by way of an optimizer.  kind: `weight`, `optimizer`, `counter` or `other`.
     label: the variable's full name in the writer's program, `dense/kernel`, where the file has it.
+    is_torch: whether PyTorch wrote it as a layer's `weight`: a matrix is [out, in], Keras' kernels are [in, out].
     """
 
     key: str
@@ -83,6 +85,7 @@ class Entry:
     dtype: tf.DType
     kind: str = "other"
     label: str = ""
+    is_torch: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -235,12 +238,21 @@ def _checksum(source: CheckpointSource, entry: Entry) -> int:
 
 
 def tree_of_names(entries: Iterable[Entry], separator: str = "/") -> Node:
-    """A tree from the entries' keys alone, and each entry's `name` from its place in it."""
+    """A tree from the entries' keys alone; sets each entry's `name` by its place in it, `label` and `is_torch`.
+
+    A name is the key without the `:0` that TensorFlow 1 puts at its end, unless another key is just that.
+    """
     top = Node()
+    entries = list(entries)
+    counts = Counter(entry.key.removesuffix(":0") for entry in entries)
+    is_torch = any(entry.key.endswith(".weight") for entry in entries)
     for entry in entries:
         node = top
-        entry.label = entry.key.replace(separator, "/")
-        for segment in entry.key.split(separator):
+        short = entry.key.removesuffix(":0")
+        key = short if counts[short] == 1 else entry.key
+        entry.label = key.replace(separator, "/")
+        entry.is_torch = is_torch and is_named_weight(key)
+        for segment in key.split(separator):
             node = node.children.setdefault(segment, Node())
         node.entry = entry
     queue = [("", top)]
@@ -252,6 +264,11 @@ def tree_of_names(entries: Iterable[Entry], separator: str = "/") -> Node:
         node.children = {spelled[name]: child for name, child in node.children.items()}
         queue += [(join(path, name), child) for name, child in node.children.items()]
     return top
+
+
+def is_named_weight(key: str) -> bool:
+    """Whether PyTorch may have given a matrix this name: `fc.weight`, `in_proj_weight`, `lstm.weight_ih_l0`."""
+    return bool(re.search(r"(^|[._/])weight(_[a-z]+_l\d+(_reverse)?)?$", key))
 
 
 def describe_source(source: CheckpointSource) -> str:

@@ -1,15 +1,9 @@
 """Tells a TensorFlow checkpoint's weights from its optimizer state, its counters and the rest."""
 
-import re
-
 from trainer.restore.names import join
+from trainer.restore.readers.named_slots import mark_named_slots
 from trainer.restore.source import CheckpointSource, Entry, Node
 
-# What TF1's optimizers append to a variable's name, and BERT's AdamWeightDecayOptimizer.
-_TF1_SLOT = re.compile(
-    r"(^|/)(Adam(_\d+)?|AdamAsync(_\d+)?|Momentum|RMSProp(_\d+)?|Adagrad|Adadelta(_\d+)?|Ftrl(_\d+)?|adam_[mv]|"
-    r"LAMB(_\d+)?|LARSOptimizer|beta[12]_power(_\d+)?)$"
-)
 _BOOKKEEPING = {"loss_tracker", "compile_metrics", "metrics", "keras_api", "seed_generators", "seed_generator"}
 _OUR_COPIES = "train_state/ema_weights"  # of weights that stand in the file already; `root` can name them
 
@@ -59,10 +53,8 @@ def classify(source: CheckpointSource, slots: list[Node]) -> list[Entry]:
         if node.entry:
             node.entry.kind = "optimizer"
             entries.append(node.entry)
-    if not optimizers:
-        for entry in entries:  # a name-based file has no objects to tell an optimizer by
-            if _TF1_SLOT.search(entry.name):
-                entry.kind = "optimizer"
+    if source.top.is_plain:  # there are no objects to tell an optimizer by
+        mark_named_slots(source.top, entries)
     return entries
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from trainer.restore.readers.local_copy import local_copy
+from trainer.restore.readers.named_slots import mark_named_slots
 from trainer.restore.report import RestoreError
 from trainer.restore.source import Entry, Node, tree_of_names
 
@@ -38,6 +39,7 @@ def tree_of_flat_names(entries: Sequence[Entry]) -> Node:
     for entry in entries:
         entry.kind = _kind(entry, separator)
     top = tree_of_names(entries, separator)
+    mark_named_slots(top, entries)
     for name in _OPTIMIZER:
         if name in top.children:
             top.children[name].is_optimizer = True
@@ -47,7 +49,7 @@ def tree_of_flat_names(entries: Sequence[Entry]) -> Node:
 def _kind(entry: Entry, separator: str) -> str:
     if entry.key.split(separator)[0] in _OPTIMIZER:
         return "optimizer"
-    if entry.key.endswith("seed_generator_state"):
+    if entry.key.removesuffix(":0").endswith("seed_generator_state"):
         return "other"
     return "counter" if not entry.shape and entry.dtype.is_integer else "weight"
 
