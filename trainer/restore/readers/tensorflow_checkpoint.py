@@ -16,7 +16,7 @@ from trainer.restore.names import normalize, normalize_siblings
 from trainer.restore.readers.byte_reader import ByteReader
 from trainer.restore.readers.classify import classify
 from trainer.restore.readers.full_names import name_layers
-from trainer.restore.readers.optimizer_marks import looks_like_optimizer, optimizer_by_slots
+from trainer.restore.readers.optimizer_marks import looks_like_optimizer, optimizer_by_slots, plain_optimizers
 from trainer.restore.readers.optimizer_slots import saved_optimizers
 from trainer.restore.readers.tensor_bundle import tensor_places
 from trainer.restore.report import RestoreError, first_line
@@ -140,6 +140,9 @@ class TensorFlowSource(CheckpointSource):
                 slot_names = sorted({slot.slot_name for slot in proto.slot_variables})
                 self.optimizer = self.optimizer or optimizer_by_slots(node, slot_names)
         self.optimizers = saved_optimizers(graph, nodes)
+        for node in plain_optimizers(nodes, slots):
+            node.is_optimizer = True
+            self.optimizer = self.optimizer or optimizer_by_slots(node, [])
         name_layers(nodes)
         self.writer = _writer(graph)
         return nodes[0], slots
