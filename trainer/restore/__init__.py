@@ -19,6 +19,7 @@ from trainer.restore.report import Record, RestoreError, RestoreReport
 from trainer.restore.rules import Rules
 from trainer.restore.show import RestoreProgress, log_report
 from trainer.restore.source import CheckpointSource, describe_source
+from trainer.restore.torch_layout import explain_torch_layout
 
 RULES = tuple(field.name for field in dataclasses.fields(Rules))  # what a restore's config may say
 
@@ -111,7 +112,7 @@ def _accepted_plan(model: keras.Model, path: str, rules: Rules) -> tuple[Plan, C
             raise
     if plan.report.problems:
         source.close()
-        raise RestoreError(explain_problems(plan.report), plan.report)
+        raise RestoreError(explain_torch_layout(plan.report) or explain_problems(plan.report), plan.report)
     return plan, source
 
 

@@ -15,6 +15,7 @@ from trainer.restore.report import Pairing, Record, RestoreReport
 from trainer.restore.rows import Rows, rows_for
 from trainer.restore.rules import Rules, check_rules
 from trainer.restore.source import CheckpointSource, Entry, is_copy_of
+from trainer.restore.torch_layout import torch_note
 
 _NUMBERED = "(a number)"  # the leaf of what a file knows by its place in its layer only
 _MOST_KIN = 20  # comparing spellings takes about 0.1 ms a pair; a large model has thousands of equal shapes
@@ -132,6 +133,9 @@ def _judge(
             continue
         if entry is None:
             records.append(Record(status="missing", note=contradicted.get(weight, ""), **common))
+            continue
+        if layout := torch_note(weight.name, weight.shape, entry):
+            records.append(Record(status="mismatched", note=layout, **common))
             continue
         rows = rows_for(weight.name, weight.shape, entry.shape, rules.grow, rules.copy_rows)
         if (entry.shape != weight.shape and rows is None) or not _castable(entry.dtype, weight.dtype):

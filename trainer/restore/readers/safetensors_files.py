@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.restore.readers.flat_files import all_there, bytes_of, file_at_hand, tree_of_flat_names
 from trainer.restore.report import RestoreError, first_line
-from trainer.restore.source import CheckpointSource, Entry
+from trainer.restore.source import CheckpointSource, Entry, is_named_weight
 
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64",
@@ -21,6 +21,7 @@ _DTYPES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 # What the libraries put down as `format` in `__metadata__`.
+_KERAS_LAYOUT = ("tf", "flax", "jax")  # of these, each writes a matrix as [in, out]
 _WRITERS = {"pt": "PyTorch", "tf": "TensorFlow", "np": "NumPy", "flax": "Flax", "jax": "JAX", "mlx": "MLX"}
 
 
@@ -45,6 +46,7 @@ class SafetensorsSource(CheckpointSource):
     def __init__(self, path: str):
         super().__init__(path)
         self._places: dict[str, _Place] = {}
+        self._formats: dict[str, str] = {}  # of a tensor's file, where its `__metadata__` tells
         try:
             if path.lower().endswith(".index.json"):
                 self._open_index()
@@ -55,6 +57,10 @@ class SafetensorsSource(CheckpointSource):
         except self.damage as error:
             raise self.cannot_be_read(error) from error
         self.top = tree_of_flat_names(self.entries)
+        for entry in self.entries:
+            written_as = self._formats[entry.key]
+            if written_as in ("pt", *_KERAS_LAYOUT):
+                entry.is_torch = written_as == "pt" and is_named_weight(entry.label)
 
     def _open_index(self) -> None:
         weight_map = _weight_map(self.path)
@@ -67,7 +73,9 @@ class SafetensorsSource(CheckpointSource):
                 held = self._open_file(folder + shard)
             except self.damage as error:
                 raise ValueError(f"{shard}: {first_line(error)}") from error
-            absent = next((name for name, file in weight_map.items() if file == shard and name not in held), None)
+            listed = (name for name, file in weight_map.items() if file == shard)
+            # TensorFlow models of Hugging Face have their own name before each in the index, and not in the files.
+            absent = next((name for name in listed if not held & {name, name.partition("/")[2]}), None)
             if absent is not None:
                 raise ValueError(f"it says that {absent} is in {shard}, which does not hold it")
 
@@ -85,6 +93,7 @@ class SafetensorsSource(CheckpointSource):
             if bytes_of(key, entry.shape, entry.dtype.size) != end - begin:
                 raise ValueError(f"the tensor {key} does not fill the bytes that are set aside for it")
             self._places[key] = _Place(near, data_start + begin)
+            self._formats[key] = about.get("format", "")
             self.entries.append(entry)
         return set(header)
 
