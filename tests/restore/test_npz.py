@@ -112,6 +112,11 @@ def test_names_without_slashes_are_split_at_dots(path):
     assert only(source).name == "encoder/0/kernel" and only(source).key == "encoder.0.kernel"
 
 
+def test_tensorflow_s_number_is_no_part_of_a_name(path):
+    source = written(path, **{"dense/kernel:0": np.ones(2), "dense/bias:0": np.ones(1), "dense/bias": np.zeros(1)})
+    assert [entry.name for entry in source.entries] == ["dense/kernel", "dense/bias:0", "dense/bias"]
+
+
 def test_arrays_without_names_keep_numpy_s_own(path):
     np.savez(path, np.ones(2), np.zeros(3))
     assert [entry.name for entry in NpzSource(path).entries] == ["arr_0", "arr_1"]

@@ -5,11 +5,14 @@ import os
 import random
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import full
 from safetensors.numpy import save, save_file
 
+import trainer
 from trainer.restore.readers import safetensors_files
 from trainer.restore.readers.safetensors_files import SafetensorsSource
 from trainer.restore.report import RestoreError
@@ -119,6 +122,26 @@ def test_kinds_go_by_name_and_shape(path):
         "drop.seed_generator_state": "other", "optimizer.iterations": "optimizer", "optimizer_state.m": "optimizer",
     }  # fmt: skip
     assert source.top.children["optimizer"].is_optimizer and not source.top.children["bn"].is_optimizer
+
+
+def test_tensorflow_s_number_is_no_part_of_a_name(path):
+    source = written(
+        path, **{"bert/layer_._0/self/query/kernel:0": np.ones(2), "drop/seed_generator_state:0": np.ones(2, "u4")}
+    )
+    kernel, seed = source.entries
+    assert (kernel.key, kernel.name) == ("bert/layer_._0/self/query/kernel:0", "bert/layer_._0/self/query/kernel")
+    assert (seed.name, seed.kind) == ("drop/seed_generator_state", "other")
+    np.testing.assert_array_equal(source.read(kernel), np.ones(2))
+
+
+def test_names_that_differ_by_tensorflow_s_number_stay_two(path):
+    source = written(path, **{"a/kernel": np.ones(2), "a/kernel:0": np.zeros(2), "b/kernel:0": np.ones(3)})
+    assert {entry.key: entry.name for entry in source.entries} == {
+        "a/kernel": "a/kernel", "a/kernel:0": "a/kernel:0", "b/kernel:0": "b/kernel",
+    }  # fmt: skip
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1, use_bias=False, name="a")])
+    with pytest.raises(RestoreError, match="unused|mismatched"):
+        trainer.restore_weights(model, path)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +302,36 @@ def test_files_that_are_not_there_are_named(tmp_path):
 def test_a_tensor_that_is_not_in_the_file_the_index_says_is_named(tmp_path):
     path = sharded(str(tmp_path), {"a.x": "one.safetensors", "b.x": "one.safetensors"}, **both())
     refused(path, "it says that b.x is in one.safetensors, which does not hold it")
+
+
+class Stack(keras.Model):
+    """Layers in a list, as Hugging Face's encoders have them and call them."""
+
+    def __init__(self, name="stack"):
+        super().__init__(name=name)
+        self.layer = [keras.layers.Dense(2, use_bias=False, name=f"layer_._{index}") for index in range(2)]
+
+    def call(self, x):
+        return self.layer[1](self.layer[0](x))
+
+
+@pytest.mark.parametrize("prefix", ["", full("tf_stack/")])
+@pytest.mark.parametrize("rename", [[], [(r"^(tf_stack/)?layer_\._(\d)/", r"layer/\2/")]])
+def test_names_of_hugging_face_s_tensorflow_models_fit_by_one_rename_or_none(rename, prefix, path):
+    kernels = [np.full((2, 2), float(index), np.float32) for index in range(2)]
+    save_file({f"{prefix}layer_._{i}/kernel:0": kernel for i, kernel in enumerate(kernels)}, path, {"format": "tf"})
+    model = Stack()
+    trainer.restore_weights(model, path, rename=rename, input_spec=tf.TensorSpec([None, 2]))
+    assert [layer.kernel.numpy().tolist() for layer in model.layer] == [kernel.tolist() for kernel in kernels]
+
+
+def test_an_index_of_hugging_face_s_tensorflow_models_is_read(tmp_path):
+    """It has the model's own name before each, which the files have not."""
+    weight_map = {"tf_bert_model/bert/kernel:0": "one.safetensors", "tf_bert_model/bert/bias:0": "two.safetensors"}
+    path = sharded(str(tmp_path), weight_map, one={"bert/kernel:0": np.ones(2)}, two={"bert/bias:0": np.zeros(3)})
+    assert {entry.name for entry in SafetensorsSource(path).entries} == {"bert/kernel", "bert/bias"}
+    path = sharded(str(tmp_path), {"tf_bert_model/other/kernel:0": "one.safetensors"})
+    refused(path, "it says that tf_bert_model/other/kernel:0 is in one.safetensors, which does not hold it")
 
 
 def test_a_tensor_that_is_in_two_files_is_refused(tmp_path):
