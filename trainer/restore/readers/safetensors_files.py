@@ -20,8 +20,8 @@ _DTYPES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
-# What the libraries put down as `format` in `__metadata__`.
-_KERAS_LAYOUT = ("tf", "flax", "jax")  # of these, each writes a matrix as [in, out]
+# What the libraries put down as `format` in `__metadata__`; three of them write a matrix as [in, out].
+_KERAS_LAYOUT = ("tf", "flax", "jax")
 _WRITERS = {"pt": "PyTorch", "tf": "TensorFlow", "np": "NumPy", "flax": "Flax", "jax": "JAX", "mlx": "MLX"}
 
 
