@@ -39,10 +39,11 @@ FLOORS = [
 RESTORE_FLOORS = [
     {"names", "report", "tensor_memory", "keras_paths"},
     {"source", "live", "find", "explain", "rows", "show"},
-    {"readers", "build", "rules", "order", "layer_pairs", "flat_layers"},
+    {"readers", "build", "rules", "order", "layer_pairs", "flat_layers", "torch_layout"},
     {"formats"},
     {"walk"},
     {"match"},
+    {"full_names"},
     {"plan"},
     {"apply"},
 ]
