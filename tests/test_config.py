@@ -7,7 +7,8 @@ import keras
 import pytest
 
 import trainer
-from trainer.config import configurables, differing_lines, operative_config, parse_config, register_keras
+from trainer.config import bindings_of, configurables, differing_lines, operative_config, parse_config, register_keras
+from trainer.errors import UserError
 
 ADAM_TO_SGD = "configs/runs/digits_adam_to_sgd.gin"
 
@@ -217,3 +218,15 @@ def test_what_is_evaluated_and_where_data_lies_does_not_make_another_run():
     new = "eval/tfds_data.split = 'test[:50%]'\nEVAL_DATA = None\ntfds_data.data_dir = 'b'\nNUM_STEPS = 9"
     assert differing_lines(old, new) == []
     assert differing_lines("train/tfds_data.split = 'a'", "train/tfds_data.split = 'b'")
+
+
+def test_a_reference_may_stand_inside_a_rule_of_a_restore():
+    gin.external_configurable(lambda: {0: 3}, name="shared_rows", module="test_config")
+    parse_config([], ["train.copy_rows = [('^head/', @shared_rows())]"])
+    assert bindings_of("train", "copy_rows") == {"copy_rows": [("^head/", {0: 3})]}
+
+
+def test_a_reference_inside_a_rule_that_is_not_called_is_refused():
+    gin.external_configurable(lambda: {0: 3}, name="other_rows", module="test_config")
+    with pytest.raises(UserError, match="train.copy_rows must be a list of"):
+        parse_config([], ["train.copy_rows = [('^head/', @other_rows)]"])

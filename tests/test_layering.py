@@ -38,13 +38,13 @@ FLOORS = [
 
 RESTORE_FLOORS = [
     {"names", "report", "tensor_memory", "keras_paths"},
-    {"source", "live", "find", "explain", "rows", "show"},
-    {"readers", "build", "rules", "order", "layer_pairs", "flat_layers", "torch_layout"},
-    {"formats"},
-    {"walk"},
-    {"match"},
+    {"source", "live", "find", "homes", "rows", "show"},
+    {"readers", "build", "rules", "order", "layer_pairs", "flat_layers", "renames", "torch_layout"},
+    {"formats", "trials"},
+    {"walk", "suffixes"},
+    {"match", "proposals"},
     {"full_names"},
-    {"plan"},
+    {"plan", "explain"},
     {"apply"},
 ]
 

@@ -150,7 +150,8 @@ def _short(selector: str) -> str:
 
 def _fits(value, hint) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    # What a reference gives is looked at where it is used.
+    if hint is Any or (is_reference(value) and value.evaluate):
         return True
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in arguments)

@@ -9,17 +9,18 @@ import keras
 
 from trainer.restore.apply import apply_plan
 from trainer.restore.build import build_model, renew_constants
-from trainer.restore.explain import explain_problems
+from trainer.restore.explain import explain_choices, explain_problems
 from trainer.restore.find import find_checkpoint, missing_files, unreadable_checkpoints, whole_checkpoints
 from trainer.restore.formats import open_checkpoint
 from trainer.restore.live import lasting_names, layer_paths, layers_of, weights_of
 from trainer.restore.names import is_lora_matrix
 from trainer.restore.plan import Plan, plan_restore
-from trainer.restore.report import Record, RestoreError, RestoreReport
+from trainer.restore.report import Record, RestoreError, RestoreReport, UndecidedRestore
 from trainer.restore.rules import Rules
 from trainer.restore.show import RestoreProgress, log_report
 from trainer.restore.source import CheckpointSource, describe_source
 from trainer.restore.torch_layout import explain_torch_layout
+from trainer.restore.trials import Trials
 
 RULES = tuple(field.name for field in dataclasses.fields(Rules))  # what a restore's config may say
 
@@ -105,14 +106,19 @@ def plan_weights(model: keras.Model, init_checkpoint, **rules) -> RestoreReport:
 def _accepted_plan(model: keras.Model, path: str, rules: Rules) -> tuple[Plan, CheckpointSource]:
     with _no_garbage_collection():
         source = open_checkpoint(path)
+        trials = Trials(lambda changed: plan_restore(model, source, changed).report, rules)
         try:
             plan = plan_restore(model, source, rules)
+            if plan.report.problems:
+                message = explain_torch_layout(plan.report) or explain_problems(plan.report, trials)
+                raise RestoreError(message, plan.report)
+        except UndecidedRestore as undecided:
+            message = explain_choices(undecided, trials)
+            source.close()
+            raise RestoreError(message) from None
         except BaseException:
             source.close()
             raise
-    if plan.report.problems:
-        source.close()
-        raise RestoreError(explain_torch_layout(plan.report) or explain_problems(plan.report), plan.report)
     return plan, source
 
 

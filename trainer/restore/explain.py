@@ -1,60 +1,118 @@
-"""Says why a restore was refused, and which lines of gin would let it go on."""
+"""Says why a restore was refused, and which lines of gin would let it succeed; each was tried before."""
 
-import re
+import dataclasses
+from collections.abc import Sequence
 
+from trainer.restore.homes import is_in_bare_list, possible_homes, same_kind
 from trainer.restore.names import is_lora_matrix
-from trainer.restore.report import Record, RestoreReport
+from trainer.restore.proposals import choices, proposals, spare_weights, wanting
+from trainer.restore.report import Record, RestoreReport, UndecidedRestore
+from trainer.restore.trials import Proposal, Trials
 
-_SHOWN = 8
-_MOST_PATTERNS = 30  # more than a person would read before pasting them
+_MAX_SHOWN = 30
+_MAX_LAYERS = 8
+_QUANTIZED = ("int8", "uint8")
 
 
-def explain_problems(report: RestoreReport) -> str:
+def explain_problems(report: RestoreReport, trials: Trials) -> str:
     """The message of a restore that was refused: counts, the report, and lines of gin that would help."""
-    total = len(report.records) - len(report.unused)
     left = [record for record in report.unused if not record.rule]
-    matrices = [record for record in left if is_lora_matrix(record.name)]
-    if not report.restored and not report.mismatched and not report.reinitialized:
-        return _fits_nothing(report, left, matrices, total)
-    head = (
-        f"The restore was refused, and no variable was changed: {len(report.missing)} of {total} model variables "
-        f"would be missing, {len(report.mismatched)} mismatched, {len(left)} checkpoint weights unused."
-    )
-    lines = [head, str(report), *_bare_list(left), *_lora(matrices)]
-    lines.append("To go on, fix the path or the model, or excuse by name:")
-    left = [record for record in left if record not in matrices]
-    fresh = _covering(report.missing + report.mismatched, report.restored + report.reinitialized)
-    spare = _covering(left, [record for record in report.unused if record.rule])
-    lines += [_gin_line("reinitialize", fresh)] if fresh else []
-    lines += [_gin_line("ignore", spare)] if spare else []
-    return "\n".join(lines + _renames(left, report.restored))
+    fits = report.restored or report.mismatched or report.reinitialized
+    lines = _counts(report, left) if fits else _fits_nothing(report, left)
+    if not fits and not left:
+        return "\n".join([*lines, "Name a checkpoint that was written with the model in it."])
+    lines += _bare_list(left)
+    no_rule_helps = _lora(left) or _other_kinds(report)
+    if no_rule_helps:
+        return "\n".join(lines + no_rule_helps)
+    found = proposals(report, trials)
+    if found:
+        best, count = found[0].left, len(report.problems)
+        head = f"Pasted into the config, {_these(found)} {best} of {count} problem{'s' * (count > 1)}:"
+        return "\n".join([*lines, head, *_to_paste(found, trials)] + _to_look_at(found[0].report) * (best > 0))
+    return "\n".join([*lines, *_no_order(left, trials), *_to_look_at(report)])
 
 
-def _fits_nothing(report: RestoreReport, left: list[Record], matrices: list[Record], total: int) -> str:
-    """No proposal to excuse everything: what is wrong here is the path, the model, or all the names."""
-    lines = [
-        f"The checkpoint fits no variable of the model: 0 of {total} would be restored, and none was changed.",
+def explain_choices(undecided: UndecidedRestore, trials: Trials) -> str:
+    """The message of a restore that could go several ways: each of them as lines of gin, or what each lacks."""
+    found = choices(undecided, trials)
+    if not found:
+        return f"{undecided} No variable was changed."
+    if found[0].left:
+        return "\n".join([f"{undecided} None of them is the whole model. Of the first:", str(found[0].report)])
+    head = f"{undecided} {_these(found).capitalize()} 0 problems. Say which one is meant:"
+    return "\n".join([head, *_to_paste(found, trials)])
+
+
+def _counts(report: RestoreReport, left: list[Record]) -> list[str]:
+    return [
+        f"The restore was refused, and no variable was changed: {len(report.missing)} of "
+        f"{_total(report)} model variables would be missing, {len(report.mismatched)} mismatched, "
+        f"{len(left)} checkpoint weights unused.",
+        str(report),
+    ]
+
+
+def _fits_nothing(report: RestoreReport, left: list[Record]) -> list[str]:
+    """What is wrong here is the path, the model, or all the names."""
+    others = len(report.counter_keys) + len(report.other_keys)
+    return [
+        f"The checkpoint fits no variable of the model: 0 of {_total(report)} would be restored, and none was changed.",
         f"  {report.checkpoint}  ({report.format})",
         f"  the model has       {_some([record.name for record in report.missing])}",
         f"  the checkpoint has  {_some([record.name for record in left]) or 'no weights, '}"
-        + ("" if left else f"only {len(report.optimizer_keys)} entries of an optimizer and {_others(report)} others"),
+        + ("" if left else f"only {len(report.optimizer_keys)} entries of an optimizer and {others} others"),
     ]
-    if not left:
-        return "\n".join([*lines, "Name a checkpoint that was written with the model in it."])
-    lines += _bare_list(left)
-    if matrices:
-        return "\n".join(lines + _lora(matrices))
-    return "\n".join(
-        [*lines, "Name another checkpoint or build its model; if only names differ:", *_renames(left, [], True)]
-    )
 
 
-def _others(report: RestoreReport) -> int:
-    return len(report.counter_keys) + len(report.other_keys)
+def _total(report: RestoreReport) -> int:
+    return sum(record.status != "unused" for record in report.records)
 
 
-def _lora(matrices: list[Record]) -> list[str]:
+def _these(found: Sequence[Proposal]) -> str:
+    return "each of these leaves" if len(found) > 1 else "this leaves"
+
+
+def _to_paste(found: Sequence[Proposal], trials: Trials) -> list[str]:
+    """Lines that gin reads, with what sets them apart as its comments."""
+    lines = []
+    for number, proposal in enumerate(found):
+        remark = ": ".join(filter(None, ("or" * (number > 0), proposal.why)))
+        lines += [f"  # {remark}"] if remark else []
+        lines += proposal.lines(trials.rules)
+    return lines
+
+
+def _to_look_at(report: RestoreReport) -> list[str]:
+    """What a person has to decide, where no rule can be proposed."""
+    candidates: dict[str, list[str]] = {}
+    for variables, weights in possible_homes(wanting(report), spare_weights(report)):
+        if not _bare(weights):
+            candidates.setdefault(_layer(variables), []).append(_layer(weights))
+    if not candidates:
+        return ["No rule that was tried helps: is this the right file, and the model that it was written from?"]
+    shown = list(candidates.items())[:_MAX_LAYERS]
+    return [
+        "These variables have no weight, and unused weights of the file have their shapes. Nothing says which is "
+        "which; train.rename can:",
+        *(f"  {layer}: perhaps {_some(others, _MAX_LAYERS)}" for layer, others in shown),
+        *[f"  and {len(candidates) - len(shown)} layers more"] * (len(candidates) > len(shown)),
+    ]
+
+
+def _layer(records: Sequence[Record]) -> str:
+    layer, _, first = records[0].name.rpartition("/")
+    leaves = ", ".join([first, *(record.name.rpartition("/")[2] for record in records[1:])])
+    return f"{layer}/({leaves})" if layer and len(records) > 1 else records[0].name
+
+
+def _bare(weights: list[Record]) -> bool:
+    return all(is_in_bare_list(record.name) for record in weights)
+
+
+def _lora(left: list[Record]) -> list[str]:
     """No proposal to leave them out: the kernels beside them are those from before the training."""
+    matrices = [record for record in left if is_lora_matrix(record.name)]
     if not matrices:
         return []
     return [
@@ -63,75 +121,51 @@ def _lora(matrices: list[Record]) -> list[str]:
     ]
 
 
+def _other_kinds(report: RestoreReport) -> list[str]:
+    """No proposal for integers in place of floats, or the other way round: they mean other numbers."""
+    clash = [record for record in report.mismatched if not same_kind(record)]
+    in_model = [record for record in report.records if record.dtype in _QUANTIZED]
+    in_file = [record for record in report.records if record.checkpoint_dtype in _QUANTIZED]
+    open_in_model = [record for record in in_model if record in clash + report.missing]
+    open_in_file = [record for record in in_file if record in clash + report.unused]
+    if open_in_model and not in_file:
+        unfit = open_in_model
+        what = f"is {unfit[0].dtype} in the model, and the checkpoint has floats only"
+        advice = "The model is quantized and the checkpoint is not: restore first, quantise afterwards."
+    elif open_in_file and not in_model:
+        unfit = open_in_file
+        what = f"is {unfit[0].checkpoint_dtype} in the checkpoint, and the model has floats only"
+        advice = (
+            "The checkpoint is quantized and the model is not: name the file from before, or quantise the model first."
+        )
+    elif clash:
+        unfit = clash
+        what = f"is {unfit[0].dtype} in the model and {unfit[0].checkpoint_dtype} in the checkpoint"
+        advice = "Name another checkpoint, or make the variable of the checkpoint's dtype."
+    else:
+        return []
+    more = f" (so are {len(unfit)} in all)" if len(unfit) > 1 else ""
+    return [f"{unfit[0].name} {what}{more}. A restore casts between floats only. {advice}"]
+
+
+def _no_order(left: list[Record], trials: Trials) -> list[str]:
+    """Why the order of a bare list was not proposed."""
+    refusal = trials.refusal(dataclasses.replace(trials.rules, match="order")) if _bare(left) else ""
+    return [f"The order of the list does not help: {refusal}"] if refusal else []
+
+
 def _bare_list(left: list[Record]) -> list[str]:
     """A word on weights that stand in the file by number, as `model.export()` and optimizers keep them."""
-    numbered = [record for record in left if _is_in_bare_list(record.name)]
+    numbered = [record for record in left if is_in_bare_list(record.name)]
     if not numbered:
         return []
     return [
         f"{len(numbered)} of its weights stand in a bare list, such as {numbered[0].name}, and the file does not say "
         "which is which. model.export() and np.savez(*arrays) write such lists, and TensorFlow keeps no names of "
         "layers that a Keras 3 model holds in a Python list. If the model was built by the same code, their order may "
-        "be trusted; counts, shapes and the names that are known are compared:",
-        "  train.match = 'order'",
+        "be trusted; counts, shapes and the names that are known are compared."
     ]
 
 
-def _is_in_bare_list(name: str) -> bool:
-    return bool(re.search(r"(^|/)\w*variables/\d+$|^arr_\d+$", name))
-
-
-def _gin_line(rule: str, patterns: list[str]) -> str:
-    if len(patterns) > _MOST_PATTERNS:
-        return (
-            f"  train.{rule} = [...]   # {len(patterns)} places, such as {patterns[:3]}: are these the right weights?"
-        )
-    return f"  train.{rule} = {patterns}"
-
-
-def _renames(left: list[Record], restored: list[Record], always: bool = False) -> list[str]:
-    """Rules for the names that were likely meant, whole prefixes where nothing else stands under them."""
-    pairs = []
-    for record in left:
-        if record.likely_home and not _is_in_bare_list(record.name):
-            theirs, ours = _without_common_end(record.name, record.likely_home)
-            if theirs.split("/")[-1].isdigit() and "/" in theirs and "/" in ours:
-                # Known by its place in its layer: whoever renames the layer brings all that is in it.
-                theirs, ours = theirs.rsplit("/", 1)[0], ours.rsplit("/", 1)[0]
-            if not theirs or any(other.name.startswith(theirs + "/") for other in restored):
-                pairs.append((f"^{re.escape(record.name)}$", record.likely_home))
-            else:
-                pairs.append((f"^{re.escape(theirs)}/", f"{ours}/" if ours else ""))
-    pairs = list(dict.fromkeys(pairs))[:_MOST_PATTERNS]
-    if pairs:
-        return [f"  train.rename = {pairs}"]
-    return ["  train.rename = [('^their_name/', 'our_name/')]"] if always else []
-
-
-def _without_common_end(theirs: str, ours: str) -> tuple[str, str]:
-    a, b = theirs.split("/"), ours.split("/")
-    while a and b and a[-1] == b[-1]:
-        a.pop()
-        b.pop()
-    return "/".join(a), "/".join(b)
-
-
-def _covering(wanted: list[Record], others: list[Record]) -> list[str]:
-    """Patterns, each as short as it can be, that match every wanted name and none of the others."""
-    kept = {prefix for record in others for prefix in _prefixes(record.name)}
-    patterns = []
-    for record in wanted:
-        prefixes = _prefixes(record.name)
-        shortest = next((prefix for prefix in prefixes if prefix not in kept), record.name)
-        end = "$" if shortest == record.name else "/"
-        patterns.append(f"^{re.escape(shortest)}{end}")
-    return list(dict.fromkeys(patterns))
-
-
-def _prefixes(name: str) -> list[str]:
-    segments = name.split("/")
-    return ["/".join(segments[: count + 1]) for count in range(len(segments))]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _some(names: list[str], most: int = _MAX_SHOWN) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

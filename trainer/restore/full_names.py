@@ -1,11 +1,12 @@
 """Lets the full names of variables, `backbone/dense/kernel`, decide where only a place has paired them."""
 
+import re
 from collections.abc import Callable, Collection
 
 from trainer.restore.keras_paths import Comparison
 from trainer.restore.live import LiveVariable
 from trainer.restore.match import Match
-from trainer.restore.report import Pairing, RestoreError
+from trainer.restore.report import Pairing, UndecidedRestore
 from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry
 
@@ -75,7 +76,7 @@ def _by_name(
     differing = [weight for weight, entry in found.items() if pairs.get(weight, entry) is not entry]
     if len(pairs) == len(weights) and any(ways[pairs[weight]] != Pairing.BY_PLACE for weight in differing):
         if source.top.is_plain:
-            raise RestoreError(_fits_in_two_ways(differing[0], found, pairs, match, source))
+            raise _fits_in_two_ways(differing, found, pairs, match, source)
         return pairs
     for weight, entry in found.items():
         if weight in differing or ways.get(entry, Pairing.BY_PLACE) == Pairing.BY_PLACE:
@@ -83,12 +84,18 @@ def _by_name(
     return found
 
 
-def _fits_in_two_ways(weight: LiveVariable, found: Pairs, pairs: Pairs, match: Match, source: CheckpointSource) -> str:
-    return (
+def _fits_in_two_ways(
+    differing: list[LiveVariable], found: Pairs, pairs: Pairs, match: Match, source: CheckpointSource
+) -> UndecidedRestore:
+    weight = differing[0]
+    return UndecidedRestore(
         f"{source.path}: its names fit the model in two ways. {weight.name} is {pairs[weight].key} if they are "
         f"those of attributes, and {found[weight].key} if they are the paths that Keras gave the variables, by "
-        "number. Say which, for every such name:\n"
-        f"  train.rename = [('^{match.names[pairs[weight]]}$', '{weight.name}'), ...]"
+        "number.",
+        [
+            {"rename": [(f"^{re.escape(match.names[way[weight]])}$", weight.name) for weight in differing]}
+            for way in (pairs, found)
+        ],
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from trainer.nearest import nearest
 from trainer.restore.live import LiveNode, LiveVariable
 from trainer.restore.names import matching_rule
-from trainer.restore.report import Pairing, RestoreError
+from trainer.restore.report import Pairing, RestoreError, UndecidedRestore
 from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry, Node
 from trainer.restore.walk import Walk, nodes
@@ -41,10 +41,10 @@ def best_match(
 ) -> Match:
     """Walks the trees together from every object of the checkpoint and keeps the one that fits most weights.
 
-    Raises `RestoreError` where two objects fit equally well and hold different weights; `root`, or a
-    rule that ignores one of them, decides. Layers of Functional and Sequential models, which TensorFlow stores
-    without their names, are paired by position where their number and all their variables' names
-    agree; nothing else is ever paired by position or shape.
+    Raises `UndecidedRestore` where two objects fit equally well, could be the model and hold different
+    weights; `root`, or a rule that ignores one of them, decides. Layers of Functional and Sequential models,
+    which TensorFlow stores without their names, are paired by position where their number and all their
+    variables' names agree; nothing else is ever paired by position or shape.
     """
     shapes = {id(weight.variable): weight.shape for weight in weights}
     walk = Walk(tree, rules, classes)
@@ -66,8 +66,11 @@ def best_match(
             "Name a checkpoint that was written with the model in it."
         )
     score, place, root, found = best
-    if rivals:
-        raise RestoreError(_ambiguous(source, [place, *rivals], f"{score[-1]} of {len(weights)} variables"))
+    if rivals and _fills(found, weights, rules):
+        raise _ambiguous(source, [place, *rivals], f"{score[-1]} of {len(weights)} variables")
+    if rivals:  # a few layers that look alike make no model: the names say what is where
+        place, root, found = "", source.top, walk.pairs_from(source.top, "")[0]
+        found = {key: entry for key, entry in found.items() if key in shapes}
     by_rename = walk.pairs_from(root, place)[1]
     twins = {twin: first for twin, first in walk.twins.items() if twin not in set(found.values())}
     names = _names_from(root, [entry for entry in source.entries if entry.kind != "optimizer"])
@@ -79,6 +82,12 @@ def best_match(
 def _fit(found: dict[int, Entry], shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
     """(pairs of equal shape, pairs)."""
     return sum(shapes[key] == entry.shape for key, entry in found.items()), len(found)
+
+
+def _fills(found: dict[int, Entry], weights: list[LiveVariable], rules: Rules) -> bool:
+    """Whether an object is the model for the most part: it has two thirds of what does not start fresh by a rule."""
+    wanted = [weight for weight in weights if not matching_rule(weight.name, rules.reinitialize)]
+    return 3 * sum(id(weight.variable) in found for weight in wanted) >= 2 * len(wanted)
 
 
 def _objects(source: CheckpointSource, root: str | None) -> Iterator[tuple[str, Node]]:
@@ -104,9 +113,9 @@ def _names_from(root: Node, entries: list[Entry]) -> dict[Entry, str]:
     return {entry: names.get(entry, entry.name).removeprefix("train_state/untracked/") for entry in entries}
 
 
-def _ambiguous(source: CheckpointSource, places: list[str], fit: str) -> str:
+def _ambiguous(source: CheckpointSource, places: list[str], fit: str) -> UndecidedRestore:
     shown = [place or "(the top)" for place in places]
-    return (
-        f"{source.path} holds {len(places)} things that fit the model equally well, {fit} each: {', '.join(shown)}. "
-        f"Say which one is meant:\n  train.root = {places[0]!r}"
+    return UndecidedRestore(
+        f"{source.path} holds {len(places)} things that fit the model equally well, {fit} each: {', '.join(shown)}.",
+        [{"root": place} for place in places],
     )

@@ -3,6 +3,8 @@
 import dataclasses
 import enum
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from trainer.errors import UserError
 
@@ -185,6 +187,17 @@ class RestoreError(UserError):
     def __init__(self, message: str, report: RestoreReport | None = None):
         super().__init__(message)
         self.report = report
+
+
+class UndecidedRestore(RestoreError):
+    """A restore that could be carried out in several ways, which give different weights.
+
+    choices: for each way, the restore's rules that would choose it, as `{name: value}`.
+    """
+
+    def __init__(self, message: str, choices: Sequence[dict[str, Any]]):
+        super().__init__(message)
+        self.choices = choices
 
 
 def first_line(error: BaseException) -> str:

@@ -46,7 +46,7 @@ def rows_for(
     """
     for pattern, rows in copy_rows:
         if re.search(pattern, name):
-            axis = _changed_axis(shape, checkpoint_shape, 0 if name.split("/")[-1] == "embeddings" else -1)
+            axis = changed_axis(shape, checkpoint_shape, 0 if name.split("/")[-1] == "embeddings" else -1)
             if axis is None:
                 return None
             for what, indices, size in (
@@ -62,14 +62,14 @@ def rows_for(
             return Rows(axis, list(rows), list(rows.values()), pattern)
     for pattern in grow:
         if re.search(pattern, name):
-            axis = _changed_axis(shape, checkpoint_shape, -1)
+            axis = changed_axis(shape, checkpoint_shape, -1)
             if axis is not None and shape[axis] > checkpoint_shape[axis]:
                 kept = range(checkpoint_shape[axis])
                 return Rows(axis, kept, kept, pattern)
     return None
 
 
-def _changed_axis(shape: tuple[int, ...], checkpoint_shape: tuple[int, ...], otherwise: int) -> int | None:
+def changed_axis(shape: tuple[int, ...], checkpoint_shape: tuple[int, ...], otherwise: int) -> int | None:
     """The one axis whose length differs, `otherwise` where none does, None where several do."""
     if len(shape) != len(checkpoint_shape) or not shape:
         return None

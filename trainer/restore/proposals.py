@@ -1,0 +1,188 @@
+"""Searches for rules that let a refused restore succeed, and tries each before anybody reads it."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from trainer.restore.homes import Home, possible_homes, same_kind
+from trainer.restore.renames import likely_renames
+from trainer.restore.report import Record, RestoreReport, UndecidedRestore
+from trainer.restore.rows import changed_axis
+from trainer.restore.rules import Rules
+from trainer.restore.suffixes import suffix_choices
+from trainer.restore.trials import Proposal, Trials
+
+_MAX_CHOICES = 4  # more alternatives than that are no help
+_MAX_PATTERNS = 30  # more than a person would read before pasting them
+_ROWS = {0: 0, 1: 1}
+
+# What may become of a variable that has another length in the file, the most of the file first.
+_GROW, _COPY_ROWS, _FRESH = "grow", "copy_rows", "reinitialize"
+_WAYS = {
+    _GROW: "the checkpoint's rows come first, the new ones stay fresh",
+    _COPY_ROWS: "rows of what both have, as {the checkpoint's row: the model's row}",
+    _FRESH: "all of it starts fresh",
+}
+
+
+def proposals(report: RestoreReport, trials: Trials) -> list[Proposal]:
+    """What leaves fewest problems, the best first; nothing where no rule helps.
+
+    None of them takes away what is restored without it, or leaves a variable fresh that the file might fill.
+    """
+    found: list[Proposal] = []
+    for ways in itertools.zip_longest(*(_finished(*start, report, trials) for start in _starts(report, trials))):
+        found += [proposal for proposal in ways if proposal is not None]
+    restored = {record.name for record in report.restored}
+    found = [
+        proposal
+        for proposal in found
+        if proposal.left < len(report.problems)
+        and restored <= {record.name for record in proposal.report.restored}
+        and set(proposal.report.idle_rules) <= set(report.idle_rules)
+    ]
+    return _best(found)
+
+
+def choices(undecided: UndecidedRestore, trials: Trials) -> list[Proposal]:
+    """For a restore that has several ways to go: each way, with what else it needs."""
+    found: list[Proposal] = []
+    for choice in undecided.choices[:_MAX_CHOICES]:
+        rules = dataclasses.replace(trials.rules, **choice)
+        there = trials.report(rules)
+        if there is not None:
+            found += _finished("", rules, there, there, trials)[:1]
+    return _best(found)
+
+
+def spare_weights(report: RestoreReport) -> list[Record]:
+    """Weights of the file that nothing takes, and that the user did not ask to leave behind.
+
+    What a root that was named leaves outside counts, unless it is a copy of what is restored.
+    """
+    restored = tuple(f"/{record.name}" for record in report.restored)
+    return [
+        record
+        for record in report.unused
+        if not record.rule or (record.rule.startswith("root = ") and not f"/{record.name}".endswith(restored))
+    ]
+
+
+def wanting(report: RestoreReport) -> list[Record]:
+    return report.missing + report.mismatched
+
+
+def _best(found: list[Proposal]) -> list[Proposal]:
+    """Those that leave fewest problems; what drops nothing makes what drops something needless."""
+    unique = list({repr(proposal.rules): proposal for proposal in found}.values())
+    least = min((proposal.left for proposal in unique), default=0)
+    best = [proposal for proposal in unique if proposal.left == least]
+    whole = [proposal for proposal in best if not proposal.dropped]
+    return (whole or best)[:_MAX_CHOICES]
+
+
+def _starts(report: RestoreReport, trials: Trials) -> Iterator[tuple[str, Rules, RestoreReport]]:
+    """(what it is, rules, report) of what to decide first: which of two weights of one name, or the order."""
+    suffixed = False
+    for why, rules in suffix_choices(report, trials):
+        there = trials.report(rules)
+        if there is not None:
+            suffixed = True
+            yield why, rules, there
+    if not suffixed:
+        yield "", trials.rules, report
+    rules = dataclasses.replace(trials.rules, match="order")
+    if report.missing and rules != trials.rules:
+        there = trials.report(rules)
+        if there is not None:
+            yield "by the places in a list of the file, if the model was built by the same code", rules, there
+
+
+def _finished(why: str, rules: Rules, there: RestoreReport, base: RestoreReport, trials: Trials) -> list[Proposal]:
+    rules, there = _renamed(rules, there, trials)
+    found = []
+    # To excuse everything would be no restore.
+    homes = possible_homes(wanting(there), spare_weights(there)) if there.restored else []
+    for way in _WAYS if there.problems and there.restored else ():
+        settled = _settled(rules, there, way, homes)
+        report = None if settled is None else trials.report(settled)
+        if settled is not None and report is not None:
+            note = _WAYS[way] if there.mismatched else ""
+            dropped = _dropped(report, base, there)
+            found.append(Proposal(settled, report, ", ".join(filter(None, (why, note))), dropped))
+    return found or [Proposal(rules, there, why, _dropped(there, base, there))]
+
+
+def _dropped(report: RestoreReport, base: RestoreReport, there: RestoreReport) -> int:
+    """How many records are excused that were not before; what does not fit by its shape is no loss."""
+    excused = [record for record in report.unused if record.rule] + report.reinitialized
+    before = {record.key or record.name for record in base.unused + base.reinitialized if record.rule}
+    before |= {record.key or "" for record in base.mismatched + there.mismatched}
+    return sum((record.key or record.name) not in before for record in excused)
+
+
+def _renamed(rules: Rules, report: RestoreReport, trials: Trials) -> tuple[Rules, RestoreReport]:
+    """With the renames that are likely meant; a second look finds what the first ones made plain."""
+    for _ in range(2):
+        pairs = likely_renames(wanting(report), spare_weights(report), [record.name for record in report.restored])
+        changed = dataclasses.replace(rules, rename=[*pairs, *rules.rename])
+        there = trials.report(changed) if 0 < len(pairs) <= _MAX_PATTERNS else None
+        if there is None or len(there.problems) >= len(report.problems):
+            break
+        rules, report = changed, there
+    return rules, report
+
+
+def _settled(rules: Rules, report: RestoreReport, way: str, homes: Sequence[Home]) -> Rules | None:
+    """With a word on everything that is left over, but for what may belong together; None where `way` fits nothing."""
+    held_back = {record.name for variables, _ in homes for record in variables}
+    held_behind = {record.key for _, weights in homes for record in weights}
+    sized = [r for r in report.mismatched if r.name not in held_back and same_kind(r) and _fits_way(r, way)]
+    if way != _FRESH and not sized:
+        return None
+    fresh = [r for r in wanting(report) if r.name not in held_back and r not in sized]
+    fresh = [r for r in fresh if r.status == "missing" or r.shape != r.checkpoint_shape]
+    behind = [r for r in report.unused if not r.rule and r.key not in held_behind]
+    ours = [record for record in report.records if record.status != "unused"]
+    changes: dict[str, list] = {_FRESH: _covering(fresh, ours), "ignore": _covering(behind, report.records)}
+    if way != _FRESH:
+        patterns = _covering(sized, ours)
+        changes[way] = patterns if way == _GROW else [(pattern, _ROWS) for pattern in patterns]
+    changes = {name: found for name, found in changes.items() if 0 < len(found) <= _MAX_PATTERNS}
+    more: dict[str, Any] = {name: [*getattr(rules, name), *new] for name, new in changes.items()}
+    return dataclasses.replace(rules, **more)
+
+
+def _fits_way(record: Record, way: str) -> bool:
+    assert record.shape is not None and record.checkpoint_shape is not None
+    axis = changed_axis(record.shape, record.checkpoint_shape, -1)
+    if axis is None or record.shape == record.checkpoint_shape or way == _FRESH:
+        return False
+    ours, theirs = record.shape[axis], record.checkpoint_shape[axis]
+    return ours > theirs if way == _GROW else min(ours, theirs) >= len(_ROWS)
+
+
+def _covering(wanted: Sequence[Record], records: Sequence[Record]) -> list[str]:
+    """Patterns, each as short as it can be, that match every wanted name and no other of the records' names.
+
+    Where they are too many, those that differ in their numbers only become one.
+    """
+    those = {id(record) for record in wanted}
+    others = [record for record in records if id(record) not in those]
+    kept = {prefix for record in others for prefix in _prefixes(record.name)}
+    patterns = []
+    for record in wanted:
+        shortest = next((prefix for prefix in _prefixes(record.name) if prefix not in kept), record.name)
+        patterns.append(f"^{re.escape(shortest)}{'$' if shortest == record.name else '/'}")
+    patterns = list(dict.fromkeys(patterns))
+    if len(patterns) <= _MAX_PATTERNS:
+        return patterns
+    shorter = list(dict.fromkeys(re.sub(r"\d+", r"\\d+", pattern) for pattern in patterns))
+    return patterns if any(re.search(p, r.name) for p in shorter for r in others) else shorter
+
+
+def _prefixes(name: str) -> list[str]:
+    segments = name.split("/")
+    return ["/".join(segments[: count + 1]) for count in range(len(segments))]

@@ -1,0 +1,211 @@
+"""Finds the renames that a refused restore is likely to need, by what the names of file and model have in common."""
+
+import difflib
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from trainer.restore.homes import MAX_KIN, is_in_bare_list, same_kind
+from trainer.restore.names import join
+from trainer.restore.report import Record
+
+Move = tuple[str, str]  # (prefix of names in the file, prefix of names in the model)
+Votes = dict[Move, set[tuple[str, str]]]  # the (file's name, model's name) pairs that a move would make
+
+_NUMBERED = "(a number)"  # the leaf of what a file knows by its place in its layer only
+_MIN_LIKENESS = 0.6  # of two names, as difflib measures it
+_MIN_COLLAPSED = 3  # so many rules that differ in their numbers only become one
+
+
+def likely_renames(wanted: Sequence[Record], spare: Sequence[Record], kept: Collection[str]) -> list[tuple[str, str]]:
+    """(pattern, replacement) pairs that bring unused weights of the file to variables of their name and shape.
+
+    wanted: variables without a weight.  spare: weights without a variable.
+    kept: names of what is restored already; no pattern matches one of them.
+
+    Each pair moves a whole prefix, and the prefix that explains most weights comes first. Among several that explain
+    equally many the spelling decides, and only where it decides for all of them: else the layers of one shape could
+    be shifted by one.
+    """
+    moves = _decided(_votes(wanted, spare), _common_start(spare))
+    moves = {part: pairs for move, pairs in moves.items() for part, pairs in _narrowed(move, pairs, kept).items()}
+    return _collapsed(moves, [*kept, *(record.name for record in spare)])
+
+
+def _votes(wanted: Sequence[Record], spare: Sequence[Record]) -> Votes:
+    homes: dict[tuple, list[Record]] = {}
+    for record in wanted:
+        for leaf in (record.name.split("/")[-1], _NUMBERED):
+            homes.setdefault((leaf, record.shape), []).append(record)
+    weights: dict[tuple, list[Record]] = {}
+    for record in spare:
+        if not is_in_bare_list(record.name):
+            leaf = record.name.split("/")[-1]
+            weights.setdefault((_NUMBERED if leaf.isdigit() else leaf, record.checkpoint_shape), []).append(record)
+    votes: Votes = {}
+    for kind, entries in weights.items():
+        for entry, kin in _kin(entries, homes.get(kind, [])):
+            for variable in kin:
+                move = _move(entry.name, variable.name)
+                if move[0] != move[1] and same_kind(variable, entry):
+                    votes.setdefault(move, set()).add((entry.name, variable.name))
+    return votes
+
+
+def _kin(entries: list[Record], variables: list[Record]) -> list[tuple[Record, list[Record]]]:
+    """(entry, variables that it may be) of one shape and leaf; of very many, those that have the entry's numbers."""
+    if len(variables) <= MAX_KIN:
+        return [(entry, variables) for entry in entries]
+    numbered: dict[str, list[Record]] = {}
+    for variable in variables:
+        numbered.setdefault(str(_numbers(variable.name)), []).append(variable)
+    found = [(entry, numbered.get(str(_numbers(entry.name)), [])) for entry in entries]
+    decides = len(entries) == len(variables) and all(0 < len(kin) <= MAX_KIN for _, kin in found)
+    return found if decides else []
+
+
+def _numbers(name: str) -> list[str]:
+    return re.findall(r"\d+", name)
+
+
+def _move(theirs: str, ours: str) -> Move:
+    a, b = theirs.split("/"), ours.split("/")
+    if a[-1].isdigit():  # known by its place in its layer: who renames the layer brings all that is in it
+        a, b = a[:-1], b[:-1]
+    while a and b and a[-1] == b[-1]:
+        a.pop()
+        b.pop()
+    return "/".join(a), "/".join(b)
+
+
+def _common_start(records: Sequence[Record]) -> str:
+    """What all names begin with, up to a slash."""
+    return os.path.commonprefix([record.name for record in records]).rpartition("/")[0]
+
+
+def _decided(votes: Votes, start: str) -> Votes:
+    """The moves that have no equal rival, those that bring most first.
+
+    start: of all names in the file, which says nothing of what a prefix is.
+    """
+    chosen: Votes = {}
+    left = {move: set(pairs) for move, pairs in votes.items()}
+    while left:
+        most = max(_brought(pairs) for pairs in left.values())
+        top = {move: pairs for move, pairs in left.items() if _brought(pairs) == most}
+        for group in _rivals(top):
+            chosen |= {move: top[move] for move in _spelled_alike(group, start)}
+        # What is undecided at the top is not decided by what brings less.
+        settled = {name for pairs in top.values() for name, _ in pairs}
+        filled = {name for pairs in top.values() for _, name in pairs}
+        left = {
+            move: rest
+            for move, pairs in left.items()
+            if (rest := {pair for pair in pairs if pair[0] not in settled and pair[1] not in filled})
+        }
+    return chosen
+
+
+def _brought(pairs: set[tuple[str, str]]) -> int:
+    return min(len({name for name, _ in pairs}), len({name for _, name in pairs}))
+
+
+def _rivals(moves: Votes) -> list[list[Move]]:
+    """The moves in groups, where those of one group want the same weights or the same variables."""
+    wanting: dict[tuple[str, str], list[Move]] = {}
+    for move, pairs in moves.items():
+        for theirs, ours in pairs:
+            wanting.setdefault(("theirs", theirs), []).append(move)
+            wanting.setdefault(("ours", ours), []).append(move)
+    groups, seen = [], set()
+    for move in moves:
+        group = []
+        queue = [move]
+        for other in queue:
+            if other not in seen:
+                seen.add(other)
+                group.append(other)
+                ends = [end for theirs, ours in moves[other] for end in (("theirs", theirs), ("ours", ours))]
+                queue += [rival for end in ends for rival in wanting.pop(end, [])]
+        groups += [group] if group else []
+    return groups
+
+
+def _spelled_alike(moves: list[Move], start: str) -> list[Move]:
+    """One move for each prefix of the side that has fewer of them; none where the spelling leaves one open."""
+    if len(moves) == 1:
+        return moves
+    counts = [len({move[side] for move in moves}) for side in (0, 1)]
+    side = 0 if counts[0] <= counts[1] else 1
+    numbers_count = counts[0] == counts[1]  # else one side may have been numbered from another start
+    chosen = []
+    for prefix in dict.fromkeys(move[side] for move in moves):
+        ranked = sorted(
+            ((_likeness(*move, start, numbers_count), move) for move in moves if move[side] == prefix), reverse=True
+        )
+        if ranked[0][0] < _MIN_LIKENESS or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
+            return []
+        chosen.append(ranked[0][1])
+    return chosen if len({move[1 - side] for move in chosen}) == len(chosen) else []
+
+
+def _likeness(theirs: str, ours: str, start: str, numbers_count: bool) -> float:
+    theirs = theirs.removeprefix(f"{start}/")
+    words, other_words = set(re.findall(r"[a-zA-Z]+|\d+", theirs)), set(re.findall(r"[a-zA-Z]+|\d+", ours))
+    is_part = bool(words and other_words) and (words <= other_words or other_words <= words)
+    numbered = numbers_count and _numbers(theirs) == _numbers(ours) != []
+    return is_part + numbered + difflib.SequenceMatcher(None, theirs, ours).ratio()
+
+
+def _narrowed(move: Move, pairs: set[tuple[str, str]], kept: Collection[str]) -> Votes:
+    """The move, or moves of longer prefixes where it would take along what is in its place already."""
+    theirs, ours = move
+    before = f"{theirs}/" if theirs else ""
+    if not any(name.startswith(before) for name in kept):
+        return {move: pairs}
+    longer: Votes = {}
+    for name, home in sorted(pairs):
+        rest = name.removeprefix(before).split("/")
+        if rest[0].isdigit() and len(rest) == 1:
+            return {}  # a place in a layer that is there in part
+        longer.setdefault((join(theirs, rest[0]), join(ours, rest[0])), set()).add((name, home))
+    found: Votes = {}
+    for part, those in longer.items():
+        is_whole = any(part[0] == name for name, _ in those)
+        found |= {part: those} if is_whole else _narrowed(part, those, kept)
+    return found
+
+
+def _collapsed(moves: Votes, names: Iterable[str]) -> list[tuple[str, str]]:
+    """The moves as rules; those that differ in their numbers only as one rule."""
+    alike: dict[tuple[str, str], list[Move]] = {}
+    for move, pairs in moves.items():
+        numbers = _numbers(move[0])
+        form = _rule(move, pairs)
+        if numbers and numbers == _numbers(move[1]):
+            form = re.sub(r"\d+", r"(\\d+)", form[0]), _referring(form[1])
+        alike.setdefault(form, []).append(move)
+    rules = []
+    names = list(names)
+    for form, members in alike.items():
+        meant = {name for move in members for name, _ in moves[move]}
+        prefixes = tuple(f"{theirs}/" for theirs, _ in members)
+        others = [name for name in names if name not in meant and not name.startswith(prefixes)]
+        if len(members) >= _MIN_COLLAPSED and not any(re.search(form[0], name) for name in others):
+            rules.append(form)
+        else:
+            rules += [_rule(move, moves[move]) for move in members]
+    return rules
+
+
+def _referring(replacement: str) -> str:
+    """With a reference to the pattern's groups, one after the other, in place of each number."""
+    parts = re.split(r"\d+", replacement)
+    return parts[0] + "".join(f"\\g<{group}>{part}" for group, part in enumerate(parts[1:], 1))
+
+
+def _rule(move: Move, pairs: set[tuple[str, str]]) -> tuple[str, str]:
+    theirs, ours = move[0], move[1].replace("\\", r"\\")
+    if any(name == theirs for name, _ in pairs):
+        return f"^{re.escape(theirs)}$", ours
+    return f"^{re.escape(theirs)}/" if theirs else "^", f"{ours}/" if ours else ""
