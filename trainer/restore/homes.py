@@ -74,4 +74,10 @@ def same_kind(record: Record, other: Record | None = None) -> bool:
     """Whether the file's dtype (of `other`, or of the record itself) may be cast to the model's."""
     assert record.dtype is not None and (other or record).checkpoint_dtype is not None
     ours, theirs = tf.as_dtype(record.dtype), tf.as_dtype((other or record).checkpoint_dtype)
-    return ours == theirs or (ours.is_floating and theirs.is_floating)
+    return castable(theirs, ours)
+
+
+def castable(source: tf.DType, target: tf.DType) -> bool:
+    """Whether a restore casts between the two: between floats, and to integers that hold all of the source's."""
+    widened = source.is_integer and target.is_integer and target.min <= source.min and source.max <= target.max
+    return source == target or widened or (source.is_floating and target.is_floating)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainer.restore.homes import Home, possible_homes, same_kind
+from trainer.restore.homes import Home, is_in_bare_list, possible_homes, same_kind
 from trainer.restore.renames import likely_renames
 from trainer.restore.report import Record, RestoreReport, UndecidedRestore
 from trainer.restore.rows import changed_axis
@@ -93,11 +93,25 @@ def _starts(report: RestoreReport, trials: Trials) -> Iterator[tuple[str, Rules,
             yield why, rules, there
     if not suffixed:
         yield "", trials.rules, report
-    rules = dataclasses.replace(trials.rules, match="order")
-    if report.missing and rules != trials.rules:
-        there = trials.report(rules)
-        if there is not None:
-            yield "by the places in a list of the file, if the model was built by the same code", rules, there
+    if report.missing and trials.rules.match != "order":
+        for rules in _in_order(report, trials.rules):
+            there = trials.report(rules)
+            if there is not None:
+                yield "by the places in a list of the file, if the model was built by the same code", rules, there
+                return
+
+
+def _in_order(report: RestoreReport, rules: Rules) -> Iterator[Rules]:
+    """The order alone; else with a fresh start for what has another shape in a list as long as the model's."""
+    rules = dataclasses.replace(rules, match="order")
+    yield rules
+    ours = [record for record in report.records if record.status != "unused"]
+    numbered = [record for record in report.unused if is_in_bare_list(record.name)]
+    if len(ours) == len(numbered):
+        pairs = zip(ours, numbered, strict=True)
+        resized = [record for record, other in pairs if record.shape != other.checkpoint_shape]
+        if 0 < len(resized) < len(ours):
+            yield dataclasses.replace(rules, reinitialize=[*rules.reinitialize, *_covering(resized, ours)])
 
 
 def _finished(why: str, rules: Rules, there: RestoreReport, base: RestoreReport, trials: Trials) -> list[Proposal]:
