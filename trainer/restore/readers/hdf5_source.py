@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from trainer.restore.readers.hdf5 import UNREADABLE, Hdf5File, open_path
+from trainer.restore.readers.named_slots import mark_named_slots
 from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource, Entry, tree_of_names
 
@@ -53,3 +54,4 @@ class NamedDatasetsSource(Hdf5Source):
         self._file_of = {entry.key: self.file for entry in self.entries}
         self.checksums = self.file.checksums
         self.top = tree_of_names(self.entries)
+        mark_named_slots(self.top, self.entries)

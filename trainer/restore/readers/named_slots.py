@@ -1,7 +1,6 @@
-"""Finds an optimizer's slots and moving averages in files that hold names alone: `X/Adam` stands beside `X`."""
+"""Finds an optimizer's slots in files that hold names alone: `X/Adam` stands beside `X`."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from trainer.restore.source import Entry, Node
@@ -24,40 +23,8 @@ _WORD = (
     r"|accumulated_(?:grad|delta_var)|average(?:_gradient)?)"
 )
 _IN_SCOPE = (re.compile(rf"(.+)_{_WORD}"), re.compile(rf"{_WORD}_(.+)"))
-_AVERAGE = re.compile(r"/ExponentialMovingAverage(?:_\d+)?$|[/_](?:ema|EMA|MovingAverage|moving_average)$")
-_MAX_WORDS = 4  # that a slot's name has more than its variable's
 
 _Shape = tuple[int, ...]
-
-
-def averaged_names(names: Iterable[str]) -> dict[str, str]:
-    """{name of a moving average: name of the variable that it averages}.
-
-    The variable is among the names, except where TensorFlow's own `/ExponentialMovingAverage` says enough.
-    """
-    names = list(names)
-    there = set(names)
-    found = {name: name[: match.start()] for name in names if (match := _AVERAGE.search(name))}
-    return {
-        name: variable
-        for name, variable in found.items()
-        if variable in there or name.startswith("/ExponentialMovingAverage", len(variable))
-    }
-
-
-def slot_suffixes(shapes: Mapping[str, _Shape]) -> dict[str, int]:
-    """{suffix: how many names have it} of what may be slots of an optimizer whose name is not known.
-
-    shapes: {name: shape} of a file's weights.
-    At least half of the variables have an `X<suffix>` beside their `X`, in its shape or with axes left out.
-    """
-    found: Counter[str] = Counter()
-    for name, shape in shapes.items():
-        bases = [base for base in _shorter(name) if base in shapes]
-        if bases and shape and _is_shape_of_slot(shape, shapes[bases[0]]):
-            found[name[len(bases[0]) :]] += 1
-    num_variables = len(shapes) - found.total()
-    return {suffix: count for suffix, count in found.items() if count > 1 and 2 * count >= num_variables}
 
 
 def mark_named_slots(top: Node, entries: Iterable[Entry]) -> None:
@@ -112,12 +79,6 @@ def _is_shape_of_slot(slot: _Shape, variable: _Shape) -> bool:
     """Whether a slot has the variable's shape, or some of its axes in their order as Adafactor's do."""
     remaining = iter(variable)
     return slot == variable or all(any(length == axis for axis in remaining) for length in slot if length != 1)
-
-
-def _shorter(name: str) -> list[str]:
-    """The names that this one may continue, the shortest first."""
-    ends = [match.start() for match in re.finditer(r"[/_.]", name)]
-    return [name[:end] for end in ends[-_MAX_WORDS:]]
 
 
 def _take_out(top: Node, slots: set[Entry]) -> None:
