@@ -12,16 +12,18 @@ FLOORS = [
     # the ground: what every room may stand on
     {
         "replicas", "nearest", "user_functions", "files", "data_order", "worker_link", "likeness", "tf_config", "tpu",
-        "scaled_gradients", "stop_signals", "one_trace",
+        "scaled_gradients", "stop_signals", "one_trace", "printable", "regular_files", "pattern_paths",
     },
     {"worker_watch"},
     {"roll_call"},
+    {"strategy"},
+    {"agreement"},
     {
-        "model_dir", "strategy", "schedules", "models", "records", "metric_writer", "progress",
+        "model_dir", "schedules", "models", "records", "metric_writer", "progress",
         "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest", "deadline",
         "loss_terms", "example_weights",
     },
-    {"datasets", "agreement", "parameter_groups", "grouped_optimizer", "phased_optimizer", "phases"},
+    {"datasets", "parameter_groups", "grouped_optimizer", "phased_optimizer", "phases"},
     {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches", "handover", "lora"},
     {
         "pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption", "worker_card", "start_checks",
@@ -38,7 +40,7 @@ FLOORS = [
 
 RESTORE_FLOORS = [
     {"names", "report", "tensor_memory", "keras_paths"},
-    {"source", "live", "find", "homes", "rows", "show"},
+    {"source", "live", "find", "homes", "rows", "show", "all_workers"},
     {"readers", "build", "rules", "order", "layer_pairs", "flat_layers", "renames", "torch_layout"},
     {"formats", "trials"},
     {"walk", "suffixes"},

@@ -21,6 +21,8 @@ from trainer import manifest
 from trainer.agreement import Agreement
 from trainer.errors import UserError
 from trainer.files import write_json, write_text
+from trainer.pattern_paths import without_pattern
+from trainer.regular_files import open_regular
 from trainer.restore import RestoreError, find_checkpoint, open_checkpoint, renew_constants, whole_checkpoints
 from trainer.train_state import TrainState
 
@@ -153,9 +155,10 @@ class Checkpoints:
             return 0
         latest = _prefix(self._folder, step)
         try:
-            status = self._checkpoint.restore(latest)
-            status.assert_existing_objects_matched()
-            status.assert_consumed()
+            with without_pattern(latest) as prefix:
+                status = self._checkpoint.restore(prefix)
+                status.assert_existing_objects_matched()
+                status.assert_consumed()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
             raise UserError(
                 f"{latest} is not a checkpoint of this run: its model or optimizer is built differently. "
@@ -322,7 +325,8 @@ class Checkpoints:
         if not path.exists():
             return None
         try:
-            best = json.loads(path.read_text())
+            with open_regular(path) as file:
+                best = json.load(file)
             prefix = _prefix(self._best_folder, int(best["step"]))
             faults = [] if manifest.is_kept_aside(prefix) else _missing_or_cut(prefix)
             float(best["value"]), best["metric"], best["higher_is_better"]
@@ -375,11 +379,14 @@ def find_faults(prefix: str) -> list[str]:
     Without a manifest it is of an earlier version, or a kill came just before. The index has a checksum
     of itself and of each tensor; if they fit, nothing can be missing.
     """
-    if manifest.has_manifest(prefix):
-        return manifest.find_faults(prefix)
+    has_manifest = manifest.has_manifest(prefix)
+    faults = manifest.find_faults(prefix) if has_manifest else []
+    if faults:
+        return faults
     try:
+        # With a manifest, too: TensorFlow's reader ends the process at an index that holds what cannot be.
         with contextlib.closing(open_checkpoint(find_checkpoint(prefix))) as source:
-            for entry in source.entries:
+            for entry in source.entries if not has_manifest else ():
                 checksum = 0
                 written = source.crc32c(entry)
                 for piece in source.pieces(entry):  # where the index has no checksum for us, TensorFlow's reader has

@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from trainer.config import REPOSITORY, missing_binding, parse_config, register_keras
 from trainer.config import bindings_of as bindings_of  # for the commands, which take all of these from here
 from trainer.errors import RunAgain, UserError
+from trainer.printable import printable
 from trainer.stop_signals import NUMBERS, StopSignals
 from trainer.strategy import STRATEGIES, build_strategy
 from trainer.tpu import names_tpu
@@ -23,6 +24,7 @@ from trainer.worker_watch import current_watch
 
 FLAGS = flags.FLAGS
 
+_LAYOUT = "\n\t"  # of a message; a file's names in it have none
 EXIT_DONE, EXIT_BUG, EXIT_USER_MISTAKE = 0, 1, 2
 
 # What TensorFlow says of an exchange whose other end is gone.
@@ -199,5 +201,5 @@ def _plain(error: UserError | RunAgain) -> str:
 
 
 def _complain(message: str, status: int) -> tuple[int, str]:
-    print(f"regraft: {message}", file=sys.stderr, flush=True)
+    print(f"regraft: {printable(message, kept=_LAYOUT)}", file=sys.stderr, flush=True)
     return status, message

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import google_crc32c
 
+from trainer.regular_files import open_regular
+
 MANIFEST = ".manifest.json"
 _INDEX = ".index"
 _FILE = re.compile(r"(ckpt-(0|[1-9]\d*))(\.data-\d{5}-of-\d{5}|\.index|\.manifest\.json)")
@@ -61,7 +63,7 @@ def find_faults(prefix: str, checksums: bool = True) -> list[str]:
     """
     name = os.path.basename(prefix)
     try:
-        with open(prefix + MANIFEST, "rb") as file:
+        with open_regular(prefix + MANIFEST) as file:
             files = {str(file): (int(it["bytes"]), str(it["crc32c"])) for file, it in json.load(file)["files"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [f"{name}{MANIFEST} cannot be read as a manifest ({type(error).__name__}: {error})"]
@@ -188,7 +190,7 @@ def _fault(path: str, size_bytes: int, checksum: str | None) -> str | None:
 
 def _checksum(path: str) -> str:
     checksum = 0
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         while block := file.read(_BLOCK_BYTES):
             checksum = google_crc32c.extend(checksum, block)
     return f"{checksum:08x}"

@@ -12,7 +12,7 @@ from conftest import make_strategy
 from zoo import FOUR, TOKENS, TwoDense, built, layers, saved, sequential, values
 
 import trainer
-from trainer.restore import find_checkpoint, open_checkpoint, weights_of
+from trainer.restore import find_checkpoint, weights_of
 
 v1 = tf.compat.v1
 
@@ -107,21 +107,6 @@ def test_sliced_tensors_under_a_name_in_brackets_are_read_and_damage_names_the_u
     Path(f"{path}.index").write_bytes(b"this is no index\n" * 50)
     message = refused(built(Tokens(), TOKENS), path, "cannot be read; its index is damaged or of something else")
     assert f"The checkpoint {path} " in message and "regraft-" not in message
-
-
-def test_the_folder_of_links_lives_as_long_as_the_source_and_no_longer(tmp_path, monkeypatch):
-    links = tmp_path / "links"
-    links.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(links))
-    (tmp_path / "run[1]").mkdir()
-    path, (table, *_) = partitioned(tmp_path / "run[1]")
-    source = open_checkpoint(path)
-    assert len(list(links.iterdir())) == 1
-    source.close()
-    (entry,) = [entry for entry in source.entries if entry.name == "emb/embeddings"]
-    np.testing.assert_array_equal(source.read(entry), table)  # a closed source can still be read
-    del source
-    assert not list(links.iterdir())
 
 
 @pytest.mark.parametrize(

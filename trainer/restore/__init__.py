@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import keras
 
+from trainer.restore.all_workers import AllWorkers
 from trainer.restore.apply import apply_plan
 from trainer.restore.build import build_model, renew_constants
 from trainer.restore.explain import explain_choices, explain_problems
@@ -82,9 +83,12 @@ def restore_weights(
     unfilled, a shape or kind of dtype differs, or a weight of the file would stay unused, and no
     rule excuses it. It carries the plan as `.report`.
     """
-    path = find_checkpoint(init_checkpoint)
+    workers = AllWorkers()
+    with workers.all_or_none("find the checkpoint"):
+        path = find_checkpoint(init_checkpoint)
     build_model(model, input_spec)
-    plan, source = _accepted_plan(model, path, Rules(rename, reinitialize, ignore, match, root, grow, copy_rows))
+    with workers.all_or_none("plan the restore"):
+        plan, source = _accepted_plan(model, path, Rules(rename, reinitialize, ignore, match, root, grow, copy_rows))
     with contextlib.closing(source), RestoreProgress() as progress:
         apply_plan(plan, source, progress.show)
         renew_constants(model, [pair.weight.variable for pair in plan.pairs])
@@ -116,6 +120,9 @@ def _accepted_plan(model: keras.Model, path: str, rules: Rules) -> tuple[Plan, C
             message = explain_choices(undecided, trials)
             source.close()
             raise RestoreError(message) from None
+        except RecursionError as error:
+            source.close()
+            raise RestoreError(f"{path}: its objects lie deeper in each other than those of any model.") from error
         except BaseException:
             source.close()
             raise

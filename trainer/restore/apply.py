@@ -7,6 +7,7 @@ import google_crc32c
 import numpy as np
 
 from trainer.replicas import each_replica_value, first_value
+from trainer.restore.all_workers import AllWorkers
 from trainer.restore.plan import Pair, Plan
 from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource
@@ -28,7 +29,8 @@ def apply_plan(
     Every tensor is read once, in pieces and with its checksum, before the first variable changes, so
     a damaged file leaves the model as it was; only one that is damaged in the very moment does not.
     Then they are read again and assigned, one at a time, so that never more than one of them is in
-    memory. At last a checksum of what each replica of this process holds is compared with the file's.
+    memory. At last a checksum of what each replica holds is compared with the file's. Each worker reads the
+    file itself; what fails on one of them fails on all.
 
     watch: called with the bytes that were tested, assigned or compared so far, and with their sum.
 
@@ -42,24 +44,28 @@ def apply_plan(
         done += pair.entry.size_bytes
         watch(done, total)
 
+    workers = AllWorkers()
     try:
-        source.check_file()
-        tested = []
-        for pair in plan.pairs:
-            tested.append(_test_or_say(pair, source))
-            count(pair)
-        written: list[int] = []
-        for pair, test in zip(plan.pairs, tested, strict=True):
-            written.append(_write_or_say(pair, source, test, f"{len(written)} of {len(plan.pairs)}"))
-            count(pair)
-        replicas = 1
-        for pair, checksum in zip(plan.pairs, written, strict=True):
-            replicas = _compare(pair, checksum)
-            count(pair)
+        with workers.all_or_none("read the checkpoint, and no variable was changed"):
+            source.check_file()
+            tested = []
+            for pair in plan.pairs:
+                tested.append(_test_or_say(pair, source))
+                count(pair)
+        with workers.all_or_none("fill the model, which must not be used"):
+            written: list[int] = []
+            for pair, test in zip(plan.pairs, tested, strict=True):
+                written.append(_write_or_say(pair, source, test, f"{len(written)} of {len(plan.pairs)}"))
+                count(pair)
+            replicas = 1
+            for pair, checksum in zip(plan.pairs, written, strict=True):
+                replicas = _compare(pair, checksum)
+                count(pair)
+        _complete(plan, source, tested, replicas)
+        workers.complete(plan.report)
     except RestoreError as error:
         error.report = plan.report
         raise
-    _complete(plan, source, tested, replicas)
 
 
 def _test_or_say(pair: Pair, source: CheckpointSource) -> _Tested:

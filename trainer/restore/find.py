@@ -2,9 +2,11 @@
 
 import os
 import re
+from collections import Counter
 
 import tensorflow as tf
 
+from trainer.printable import printable
 from trainer.restore.report import RestoreError, first_line
 
 WEIGHT_FILES = (
@@ -41,7 +43,7 @@ def _find(path: str) -> str:
     if tf.io.gfile.exists(path + ".index"):
         missing = missing_files(path)
         if missing:
-            raise RestoreError(f"The checkpoint {path} is not whole: {', '.join(missing)} is missing.")
+            raise RestoreError(f"The checkpoint {path} is not whole: {_some(missing)} is missing.")
         return path
     if tf.io.gfile.isdir(path):
         return _newest_in(path)
@@ -55,7 +57,7 @@ def _find(path: str) -> str:
     folder = os.path.dirname(path) or "."
     if not tf.io.gfile.isdir(folder):
         raise RestoreError(f"There is no checkpoint at {path}: the folder {folder} does not exist.")
-    there = [*map(os.path.basename, whole_checkpoints(folder)), *_weight_files(folder)]
+    there = [printable(os.path.basename(name)) for name in (*whole_checkpoints(folder), *_weight_files(folder))]
     raise RestoreError(
         f"There is no checkpoint at {path}. "
         + (f"Whole checkpoints in {folder}: {', '.join(there)}." if there else f"{folder} holds none.")
@@ -91,7 +93,7 @@ def whole_checkpoints(folder) -> list[str]:
 def unreadable_checkpoints(folder) -> list[str]:
     """A sentence for each checkpoint in `folder` that is not whole, naming what it lacks."""
     found = _with_what_they_lack(folder)
-    return [f"{os.path.basename(prefix)} lacks {', '.join(lacking)}" for prefix, lacking in found if lacking]
+    return [f"{printable(os.path.basename(prefix))} lacks {_some(lacking)}" for prefix, lacking in found if lacking]
 
 
 def _with_what_they_lack(folder) -> list[tuple[str, list[str]]]:
@@ -111,12 +113,11 @@ def _missing(prefix: str, names: list[str]) -> list[str]:
     # By listing, not by glob: a folder may be called `run[1]`.
     base = os.path.basename(prefix)
     shards = [found for name in names if (found := re.fullmatch(re.escape(base) + r"\.data-(\d{5})-of-(\d{5})", name))]
-    counts = {int(shard[2]) for shard in shards} or {1}
-    there = {shard[0] for shard in shards}
-    lacking = [
-        [name for i in range(count) if (name := f"{base}.data-{i:05d}-of-{count:05d}") not in there] for count in counts
-    ]
-    return min(lacking, key=len)
+    there = {shard[0]: int(shard[2]) for shard in shards if int(shard[1]) < int(shard[2])}
+    by_count = Counter(there.values())
+    nearest = min(by_count, key=lambda count: count - by_count[count], default=1)
+    wanted = (f"{base}.data-{index:05d}-of-{nearest:05d}" for index in range(nearest))
+    return [name for name in wanted if name not in there]
 
 
 def _newest_in(folder: str) -> str:
@@ -133,11 +134,14 @@ def _newest_in(folder: str) -> str:
     if len(files) == 1:
         return os.path.join(folder, files[0])
     if files:
-        raise RestoreError(f"The folder {folder} holds several files of weights: {', '.join(files)}. Name one of them.")
+        raise RestoreError(f"The folder {folder} holds several files of weights: {_some(files)}. Name one of them.")
     raise RestoreError(f"There is no checkpoint in the folder {folder}; it holds: {_listing(folder)}.")
 
 
 def _named_by_state_file(folder: str) -> str | None:
+    path = os.path.join(folder, "checkpoint")
+    if "://" not in path and not os.path.isfile(path):  # nor a pipe, which would be waited for without end
+        return None
     try:
         state = tf.train.get_checkpoint_state(folder)
     except (ValueError, tf.errors.OpError):  # it is not text; what it would say can be seen from the files
@@ -154,5 +158,8 @@ def _age(prefix: str) -> tuple[int, int] | None:
 
 
 def _listing(folder: str) -> str:
-    names = sorted(tf.io.gfile.listdir(folder))
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
+    return _some(sorted(tf.io.gfile.listdir(folder))) or "nothing"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(printable, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -4,6 +4,31 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 
+from trainer.printable import printable
+
+_MOST_LEVELS = 256  # models nest a dozen; each level costs a walk over all that is in it
+_MOST_LETTERS = 4096
+_SEPARATORS = ("/", ".", ".S")  # the last is TensorFlow's way to write the first inside of an attribute's name
+
+
+def readable_name(raw: str) -> str:
+    """A name from a file as we write it, look it up and match rules with it: fit for a terminal.
+
+    Raises `ValueError` for one so deep or so long that no model has it.
+    """
+    if len(raw) > _MOST_LEVELS:
+        expect_bearable(raw, 1 + max(raw.count(separator) for separator in _SEPARATORS))
+    return printable(raw)
+
+
+def expect_bearable(name: str, levels: int) -> None:
+    """Raises `ValueError` for a name, or a path to an object, that no model has."""
+    if levels > _MOST_LEVELS or len(name) > _MOST_LETTERS:
+        raise ValueError(
+            f"the name {printable(name[:60])}... has {levels:,} levels and {len(name):,} letters, "
+            f"where at most {_MOST_LEVELS} and {_MOST_LETTERS:,} are read"
+        )
+
 
 @functools.lru_cache(maxsize=1 << 16)
 def normalize(segment: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.printable import printable
 
 _MAX_PLACES = 6  # pairs by place that the text names; the JSON has all
 STATUSES = ("restored", "reinitialized", "mismatched", "missing", "unused")
@@ -61,8 +62,9 @@ class RestoreReport:
     optimizer_keys_read: counted by the reader, 0 unless something is broken or was handed over by name.
     handed_over_keys: the optimizer's entries that a hand-over read for the new optimizer; none in a restore.
     bytes_read: of the tensors that were restored, each counted once.
-    replicas_verified: on how many replicas each restored variable was compared with the file; 0
+    replicas_verified: on how many replicas, of all workers, each restored variable was compared with the file; 0
       for a plan that was not applied.
+    workers: how many processes these replicas are in.
     idle_rules: rules that fit nothing, such as `ignore '^pooler/'` where no pooler is left over.
     """
 
@@ -75,6 +77,7 @@ class RestoreReport:
     optimizer_keys_read: int = 0
     bytes_read: int = 0
     replicas_verified: int = 0
+    workers: int = 1
     writer: str = ""
     step: int | None = None
     optimizer: str = ""
@@ -116,7 +119,7 @@ class RestoreReport:
         return self.mismatched + self.missing + [record for record in self.unused if not record.rule]
 
     def __str__(self) -> str:
-        lines = [f"{self.checkpoint}  ({self.format})", *about_lines(self)]
+        lines = [f"{printable(self.checkpoint)}  ({self.format})", *about_lines(self)]
         for status in STATUSES:
             lines += _status_lines(status, self._of(status))
         handed_over = len(self.handed_over_keys)
@@ -133,9 +136,10 @@ class RestoreReport:
                 + (f" and {len(where) - 4} more" if len(where) > 4 else "")
             )
         if self.replicas_verified:
-            plural = "s" * (self.replicas_verified > 1)
+            replicas = f"{self.replicas_verified} replica" + "s" * (self.replicas_verified > 1)
+            replicas += f" of {self.workers} workers" if self.workers > 1 else ""
             lines.append(
-                f"verified         {len(self.restored)} variables on {self.replicas_verified} replica{plural}, "
+                f"verified         {len(self.restored)} variables on {replicas}, "
                 f"{self.bytes_read:,} bytes read, {self.optimizer_keys_read} of the optimizer's entries read"
                 + (", as the hand-over says" if handed_over else "")
             )
@@ -159,6 +163,7 @@ class RestoreReport:
                 "optimizer_keys_read": self.optimizer_keys_read,
                 "bytes_read": self.bytes_read,
                 "replicas_verified": self.replicas_verified,
+                "workers": self.workers,
                 "not_finite": self.not_finite,
                 "idle_rules": self.idle_rules,
                 "handed_over_keys": self.handed_over_keys,
@@ -185,7 +190,7 @@ class RestoreError(UserError):
     """
 
     def __init__(self, message: str, report: RestoreReport | None = None):
-        super().__init__(message)
+        super().__init__(printable(message, kept="\n"))  # libraries quote what is in a file
         self.report = report
 
 
@@ -202,7 +207,7 @@ class UndecidedRestore(RestoreError):
 
 def first_line(error: BaseException) -> str:
     """Of the error's text, for a message of ours; its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
 
 
 def _status_lines(status: str, records: list[Record]) -> list[str]:

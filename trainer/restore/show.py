@@ -7,6 +7,7 @@ from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trainer.printable import printable
 from trainer.restore.report import RestoreReport
 
 _PATIENCE_SECONDS = 2.0
@@ -52,7 +53,10 @@ def log_report(report: RestoreReport) -> None:
     }
     left = ", ".join(f"{len(records)} {status}" for status, records in counts.items())
     logging.info(
-        "restored from %s (%s%s)", report.checkpoint, report.format, f", {report.writer}" * bool(report.writer)
+        "restored from %s (%s%s)",
+        printable(report.checkpoint),
+        report.format,
+        f", {report.writer}" * bool(report.writer),
     )
     logging.info("weights: %d restored, %s, 0 mismatched, 0 missing", len(report.restored), left)
     logging.info(

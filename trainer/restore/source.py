@@ -10,6 +10,7 @@ import google_crc32c
 import numpy as np
 import tensorflow as tf
 
+from trainer.printable import printable
 from trainer.restore.names import join, normalize_siblings
 from trainer.restore.report import RestoreError, about_lines, first_line
 
@@ -273,7 +274,7 @@ def is_named_weight(key: str) -> bool:
 
 def describe_source(source: CheckpointSource) -> str:
     """What is in a checkpoint, for a person: every weight by name, the other kinds by number and size."""
-    lines = [f"{source.path}  ({source.format})", *about_lines(source)]
+    lines = [f"{printable(source.path)}  ({source.format})", *about_lines(source)]
     for kind in KINDS:
         entries = source.of_kind(kind)
         size_bytes = sum(entry.size_bytes for entry in entries)

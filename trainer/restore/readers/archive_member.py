@@ -27,8 +27,6 @@ class Archive:
     def __init__(self, path: str):
         self._path = path
         near = local_copy(path)
-        if not os.path.isfile(near):
-            raise RestoreError(f"{path} is not there, or is no file.")
         self._size_bytes = os.path.getsize(near)
         self._file = open(near, "rb")  # noqa: SIM115  stays open as long as its members do
         self._zip = zipfile.ZipFile(self._file)

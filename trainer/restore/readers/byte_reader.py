@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
+from trainer.regular_files import expect_regular
+
 _THREADS = 2  # one copies out of the page cache while the other does; more bring nothing
 _ALONE_BYTES = 4 << 20  # handing over to a thread costs more than reading this
 
@@ -18,6 +20,13 @@ class ByteReader:
         self._local: dict[str, int] = {}
         self._remote: dict[str, tf.io.gfile.GFile] = {}
         self._threads: ThreadPoolExecutor | None = None
+
+    def read(self, path: str, offset: int, size: int) -> np.ndarray:
+        """A flat uint8 array of a range of the file; raises as `fill` does."""
+        self._expect_there(path, offset + size)
+        content = np.empty(size, np.uint8)
+        self.fill(path, offset, content)
+        return content
 
     def fill(self, path: str, offset: int, buffer: np.ndarray) -> None:
         """Fills a flat uint8 buffer from `offset` on. Raises `OSError`, `tf.errors.OpError` or `EOFError`."""
@@ -37,6 +46,7 @@ class ByteReader:
 
         buffer: flat uint8, room for two parts.
         """
+        self._expect_there(path, offset + size)
         step = buffer.size // 2
         parts = [
             (offset + start, buffer[(index % 2) * step :][: min(step, size - start)])
@@ -73,8 +83,15 @@ class ByteReader:
 
     def _open(self, path: str) -> int:
         if path not in self._local:
+            expect_regular(path)
             self._local[path] = os.open(path, os.O_RDONLY)
         return self._local[path]
+
+    def _expect_there(self, path: str, end: int) -> None:
+        """Before memory is set aside for what an index announces."""
+        size = tf.io.gfile.stat(path).length if "://" in path else os.fstat(self._open(path)).st_size
+        if size < end:
+            raise EOFError("the data file is cut off")
 
     def _fill(self, path: str, offset: int, buffer: np.ndarray) -> None:
         filled = 0

@@ -1,10 +1,8 @@
 """What readers share whose format is one flat list of named tensors: kinds by name, a tree, possible shapes."""
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 
-from trainer.restore.readers.local_copy import local_copy
 from trainer.restore.readers.named_slots import mark_named_slots
 from trainer.restore.report import RestoreError
 from trainer.restore.source import Entry, Node, tree_of_names
@@ -12,13 +10,6 @@ from trainer.restore.source import Entry, Node, tree_of_names
 _OPTIMIZER = ("optimizer", "optimizer_state")
 _MOST_AXES = 32  # NumPy 1's limit; NumPy 2 has 64
 _MOST_SHOWN = 5
-
-
-def file_at_hand(path: str) -> str:
-    """A local path of the file; raises `RestoreError` where there is none."""
-    if "://" not in path and not os.path.isfile(path):
-        raise RestoreError(f"There is no file {path}.")
-    return local_copy(path)
 
 
 def all_there(path: str, parts: Sequence[str], present: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
+from trainer.restore.names import expect_bearable, readable_name
 from trainer.restore.readers.file_range import FileRange
 from trainer.restore.readers.hdf5_trial import try_out
 from trainer.restore.readers.local_copy import local_copy
@@ -94,7 +95,7 @@ class Hdf5File:
         if depth > _DEEPEST:
             raise self._refusal(path, f"lies more than {_DEEPEST} groups deep")
         self._groups_seen.add(address)
-        found = self.groups[path] = Group(path, keras_name=self.text(path, "name"))
+        found = self.groups[path] = Group(path, keras_name=readable_name(self.text(path, "name")))
         names = list(group)
         for name in names:
             # h5py gives what is no UTF-8 as bytes.
@@ -102,6 +103,7 @@ class Hdf5File:
                 raise self._refusal(f"{path}/{name!a}", "has a name that is no text")
         for name in sorted(names, key=natural_order):
             where = f"{path}/{name}"
+            expect_bearable(where, depth)
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise self._refusal(where, "is a link to another place, perhaps outside of the file")
             child = group[name]
@@ -150,9 +152,6 @@ class Hdf5File:
 
 def open_path(path: str) -> Hdf5File:
     near = local_copy(path)
-    # A pipe or a device would be waited for without end.
-    if not os.path.isfile(near):
-        raise RestoreError(f"{path} is not there, or is no file.")
     content = open(near, "rb")  # noqa: SIM115  it is read from until nothing asks for it any more
     return Hdf5File(FileRange(content, 0, os.path.getsize(near)), path)
 

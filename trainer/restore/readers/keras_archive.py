@@ -4,16 +4,16 @@ import os
 
 import tensorflow as tf
 
+from trainer.regular_files import read_whole
 from trainer.restore.readers.archive_member import Archive
 from trainer.restore.readers.config_names import name_groups
 from trainer.restore.readers.hdf5 import Group, Hdf5File, open_path
 from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
 from trainer.restore.readers.keras_shards import open_shards
-from trainer.restore.readers.keras_weights import KerasWeightsSource
+from trainer.restore.readers.keras_weights import MOST_TEXT_BYTES, KerasWeightsSource
 from trainer.restore.report import RestoreError
 
 _WEIGHTS, _INDEX = "model.weights.h5", "model.weights.json"
-_LONGEST_TEXT_BYTES = 256 << 20
 
 
 class KerasArchiveSource(KerasWeightsSource):
@@ -77,9 +77,8 @@ class KerasArchiveSource(KerasWeightsSource):
     def _text(self, name: str) -> bytes:
         if self._archive:
             with self._archive.open(name) as file:
-                return file.read(min(file.size_bytes, _LONGEST_TEXT_BYTES))
-        with tf.io.gfile.GFile(os.path.join(self.path, name), "rb") as file:
-            return file.read(_LONGEST_TEXT_BYTES)
+                return file.read(min(file.size_bytes, MOST_TEXT_BYTES))
+        return read_whole(os.path.join(self.path, name), MOST_TEXT_BYTES)
 
     def _json(self, name: str) -> dict:
         return parsed(self._text(name), f"{self.path}: {name}") if self._has(name) else {}

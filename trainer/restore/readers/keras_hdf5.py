@@ -2,7 +2,7 @@
 
 import re
 
-from trainer.restore.names import join, normalize
+from trainer.restore.names import join, normalize, readable_name
 from trainer.restore.readers.hdf5 import Hdf5File, open_path
 from trainer.restore.readers.hdf5_source import Hdf5Source, NamedDatasetsSource
 from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
@@ -118,11 +118,11 @@ def _names(file: Hdf5File, path: str, attribute: str) -> list[str] | None:
     """A list of names, which Keras cuts into several attributes where it is long; None where there is none."""
     names = file.texts(path, attribute)
     if names is not None:
-        return names
+        return [readable_name(name) for name in names]
     parts: list[list[str]] = []
     while (part := file.texts(path, f"{attribute}{len(parts)}")) is not None:
         parts.append(part)
-    return sum(parts, []) if parts else None
+    return [readable_name(name) for part in parts for name in part] if parts else None
 
 
 def _joined(group: str, name: str) -> str:

@@ -3,12 +3,14 @@
 import os
 import re
 
-import tensorflow as tf
-
+from trainer.regular_files import read_whole
 from trainer.restore.readers.hdf5 import Group, Hdf5File, open_path, walk
 from trainer.restore.readers.hdf5_source import Hdf5Source
+from trainer.restore.readers.keras_config import plain
 from trainer.restore.readers.keras_shards import merged, open_shards
 from trainer.restore.readers.keras_tree import WeightsTree
+
+MOST_TEXT_BYTES = 256 << 20
 
 
 class KerasWeightsSource(Hdf5Source):
@@ -29,7 +31,7 @@ class KerasWeightsSource(Hdf5Source):
             # Shards are cut where they are full, so the layers' order is that of the whole.
             self.entries = list(dict.fromkeys(entry for group in walk(top) for entry in group.entries.values()))
             self.top = WeightsTree(top, self.path).top
-            self.writer = files[0].text("", "keras_version")
+            self.writer = plain(files[0].text("", "keras_version"))
         # A model may hold optimizers of its own beside the one that it was compiled with.
         optimizers = {name: node.keras_name for name, node in self.top.children.items() if node.is_optimizer}
         name = optimizers.get("optimizer") or next(iter(optimizers.values()), "")
@@ -41,8 +43,7 @@ class KerasWeightsSource(Hdf5Source):
     def _open(self) -> list[Hdf5File]:
         if not self.path.lower().endswith(".json"):
             return [open_path(self.path)]
-        with tf.io.gfile.GFile(self.path, "rb") as file:
-            index = file.read()
+        index = read_whole(self.path, MOST_TEXT_BYTES)
         folder = os.path.dirname(self.path)
         files = open_shards(index, self.path, lambda shard: open_path(os.path.join(folder, shard)))
         self.format = f"Keras weights (.weights.json, {len(files)} files)"

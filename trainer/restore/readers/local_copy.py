@@ -7,12 +7,22 @@ import tempfile
 
 import tensorflow as tf
 
+from trainer.regular_files import expect_regular
 from trainer.restore.report import RestoreError, first_line
 
 
 def local_copy(path: str) -> str:
-    """The path itself, or of `gs://` and other `tf.io.gfile` paths a copy that is removed when the process ends."""
+    """The path itself, or of `gs://` and other `tf.io.gfile` paths a copy that is removed when the process ends.
+
+    Raises `RestoreError` where there is no file, or something else than a file.
+    """
     if "://" not in path:
+        try:
+            expect_regular(path)
+        except FileNotFoundError as error:
+            raise RestoreError(f"The checkpoint {path} is not there.") from error
+        except (OSError, ValueError) as error:  # the latter for a name that no file can have
+            raise RestoreError(f"The checkpoint {path} cannot be read: {first_line(error)}.") from error
         return path
     folder = tempfile.mkdtemp(prefix="regraft-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -11,7 +11,9 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from trainer.restore.readers.flat_files import all_there, bytes_of, file_at_hand, tree_of_flat_names
+from trainer.restore.names import readable_name
+from trainer.restore.readers.flat_files import all_there, bytes_of, tree_of_flat_names
+from trainer.restore.readers.local_copy import local_copy
 from trainer.restore.readers.zip_members import ZIP_DAMAGE, members, unpack
 from trainer.restore.report import RestoreError, first_line
 from trainer.restore.source import CheckpointSource, Entry
@@ -63,11 +65,11 @@ class NpzSource(CheckpointSource):
                 entry.kind = "other"
 
     def _open(self, path: str) -> None:
-        near = file_at_hand(path)
+        near = local_copy(path)
         archive = self._archive(near)
         for info in members(archive, near):
-            key = info.filename.removesuffix(".npy")
-            if key == info.filename:
+            key = readable_name(info.filename.removesuffix(".npy"))
+            if not info.filename.endswith(".npy"):
                 raise RestoreError(f"{path}: {key!r} in it is no array of NumPy's (.npy). Write the file without it.")
             if key in self._members:
                 raise ValueError(f"the array {key} is there twice")

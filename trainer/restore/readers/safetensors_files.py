@@ -9,7 +9,10 @@ import numpy as np
 import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 
-from trainer.restore.readers.flat_files import all_there, bytes_of, file_at_hand, tree_of_flat_names
+from trainer.regular_files import read_whole
+from trainer.restore.names import readable_name
+from trainer.restore.readers.flat_files import all_there, bytes_of, tree_of_flat_names
+from trainer.restore.readers.local_copy import local_copy
 from trainer.restore.report import RestoreError, first_line
 from trainer.restore.source import CheckpointSource, Entry, is_named_weight
 
@@ -20,6 +23,7 @@ _DTYPES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
+_MOST_INDEX_BYTES = 1 << 30
 # What the libraries put down as `format` in `__metadata__`; three of them write a matrix as [in, out].
 _KERAS_LAYOUT = ("tf", "flax", "jax")
 _WRITERS = {"pt": "PyTorch", "tf": "TensorFlow", "np": "NumPy", "flax": "Flax", "jax": "JAX", "mlx": "MLX"}
@@ -81,7 +85,7 @@ class SafetensorsSource(CheckpointSource):
 
     def _open_file(self, path: str) -> set[str]:
         """Adds the entries of one file; returns their keys."""
-        near = file_at_hand(path)
+        near = local_copy(path)
         header, data_start = _read_header(near)
         about = header.pop("__metadata__", None) or {}
         self.writer = self.writer or _writer(about)
@@ -122,15 +126,15 @@ class SafetensorsSource(CheckpointSource):
 
 def _weight_map(path: str) -> dict[str, str]:
     """{tensor: name of its file} of an index; raises `ValueError` where it is not that."""
-    with tf.io.gfile.GFile(path, "rb") as file:
-        index = json.loads(file.read().decode(), object_pairs_hook=_without_duplicates)
+    text = read_whole(path, _MOST_INDEX_BYTES).decode()
+    index = json.loads(text, object_pairs_hook=_without_duplicates)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError("it has no `weight_map` of tensor names to file names")
     for name, shard in weight_map.items():
         if not isinstance(shard, str):
             raise ValueError(f"its `weight_map` gives no file name for {name}")
-        if not shard or "\0" in shard or "\\" in shard or "://" in shard or "" in shard.split("/"):
+        if not shard or not shard.isprintable() or "\\" in shard or "://" in shard or "" in shard.split("/"):
             raise ValueError(f"{shard!r}, the file it gives for {name}, is no file name")
         if ".." in shard.split("/"):
             raise ValueError(f"{shard!r}, the file it gives for {name}, is outside of its folder")
@@ -149,8 +153,9 @@ def _read_header(near: str) -> tuple[dict[str, Any], int]:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The names are fit to be shown from here on."""
     found: dict[str, Any] = {}
-    for name, value in pairs:
+    for name, value in ((readable_name(name), value) for name, value in pairs):
         if name in found:
             raise ValueError(f"{name} is there twice")
         found[name] = value

@@ -1,24 +1,27 @@
-"""Where TensorFlow's checkpoint files keep each tensor's bytes, and the checksum that they were written with.
+"""Reads the table of contents of a TensorFlow checkpoint, its `.index`, and tests everything in it.
 
-The `.index` file is a sorted string table of LevelDB's format, whose values are `BundleEntryProto`s
-(https://github.com/google/leveldb/blob/main/doc/table_format.md,
-https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/protobuf/tensor_bundle.proto).
-TensorFlow's own reader gives no offsets; with them a tensor's checksum is tested without making the
-tensor, and its bytes go from the file into a buffer that is used again.
+The table's values are protocol buffers
+(https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/protobuf/tensor_bundle.proto).
+TensorFlow's own reader ends the process at a shape, a slice or a dtype that cannot be, so no file is
+handed to it that was not read here first.
 """
 
 import dataclasses
-import struct
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable
 
-import google_crc32c
 import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
-_FOOTER_BYTES = 48
-_MAGIC = 0xDB4775248B80FB57
-_TRAILER_BYTES = 5  # one byte for the compression, four for the checksum
-_LITTLE_ENDIAN = 0
+from trainer.regular_files import read_whole
+from trainer.restore.names import readable_name
+from trainer.restore.readers.ordered_code import slice_key
+from trainer.restore.readers.sorted_table import read_table, unmasked
+
+_VERSION = 1  # of the format, since 2016
+_MOST_SHARDS = 99_999
+_MOST_AXES = 254
+_MOST_INDEX_BYTES = 1 << 30
 _SLICE_MARK = b"\0"  # begins the key of a slice, whose rest is binary; no tensor's name begins so
 
 
@@ -32,86 +35,150 @@ class Place:
     crc32c: int
 
 
-def tensor_places(prefix: str) -> dict[str, Place]:
-    """{key: place} of every tensor that lies in one piece, as its bytes stand in memory.
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A slice of a tensor that was written in several. start, shape: one number for each axis of the whole."""
 
-    Strings and tensors that were written in slices are left out, and so is everything in a file of
-    the other byte order or with compressed blocks: those are for TensorFlow's own reader.
-    Raises ValueError, IndexError or `struct.error` for an index that is damaged.
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    place: Place
+
+    @property
+    def window(self) -> tuple[slice, ...]:
+        return tuple(slice(begin, begin + length) for begin, length in zip(self.start, self.shape, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """place: where its bytes are in one piece.  parts: where they are in several, which fill it exactly."""
+
+    shape: tuple[int, ...]
+    dtype: tf.DType
+    place: Place | None
+    parts: tuple[Part, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """tensors: by their names, which are fit to be shown.  byte_order: `<` or `>`."""
+
+    tensors: dict[str, StoredTensor]
+    byte_order: str
+
+
+def read_bundle(prefix: str) -> Bundle:
+    """The table of a checkpoint. Reads the `.index` alone.
+
+    Raises `ValueError`, `TypeError`, `OSError`, `DecodeError` or `tf.errors.OpError` for one that is damaged or
+    that TensorFlow would not have written.
     """
-    with tf.io.gfile.GFile(prefix + ".index", "rb") as file:
-        index = file.read()
-    header = None
-    places = {}
-    for key, value in _table(index):
-        if not key:
-            header = tensor_bundle_pb2.BundleHeaderProto.FromString(value)
-            if header.endianness != _LITTLE_ENDIAN:
-                return {}
+    rows = read_table(read_whole(prefix + ".index", _MOST_INDEX_BYTES))
+    key, value = next(rows, (None, b""))
+    if key != b"":
+        raise ValueError("the index has no header")
+    header = tensor_bundle_pb2.BundleHeaderProto.FromString(value)
+    _check_header(header)
+    entries = {key: tensor_bundle_pb2.BundleEntryProto.FromString(value) for key, value in rows}
+    files = [f"{prefix}.data-{shard:05d}-of-{header.num_shards:05d}" for shard in range(header.num_shards)]
+    slices = {key: entry for key, entry in entries.items() if key.startswith(_SLICE_MARK)}
+    tensors: dict[str, StoredTensor] = {}
+    for key, entry in entries.items():
+        if key in slices:
             continue
-        if key.startswith(_SLICE_MARK):
-            continue
-        if header is None:
-            raise ValueError("the index has no header")
-        entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
+        name = readable_name(key.decode())
+        if name in tensors:
+            raise ValueError(f"the tensor {name} is there twice")
+        tensors[name] = _tensor(name, key, entry, slices, files)
+    if slices:
+        raise ValueError(f"the index has {len(slices)} slices of tensors that it does not have")
+    _expect_apart(tensors.values())
+    return Bundle(tensors, "<" if header.endianness == tensor_bundle_pb2.BundleHeaderProto.LITTLE else ">")
+
+
+def _check_header(header: tensor_bundle_pb2.BundleHeaderProto) -> None:
+    if not 1 <= header.num_shards <= _MOST_SHARDS:
+        raise ValueError(f"the index speaks of {header.num_shards:,} data files")
+    if header.endianness not in tensor_bundle_pb2.BundleHeaderProto.Endianness.values():
+        raise ValueError("the index gives no order of bytes")
+    if header.version.min_consumer > _VERSION or _VERSION in header.version.bad_consumers:
+        raise ValueError("it is in a later version of the format")
+
+
+def _tensor(name: str, key: bytes, entry, slices: dict[bytes, tensor_bundle_pb2.BundleEntryProto], files: list[str]):
+    """The tensor of an entry; takes its slices out of `slices`."""
+    shape, dtype = _shape(name, entry), _dtype(name, entry)
+    if not entry.slices:
+        return StoredTensor(shape, dtype, _place(name, entry, shape, dtype, files))
+    if not has_numbers(dtype):
+        raise ValueError(f"{name} is of dtype {dtype.name} and in slices")
+    parts = []
+    for proto in entry.slices:
+        extents = [(extent.start, extent.length if extent.HasField("length") else -1) for extent in proto.extent]
+        part = slices.pop(slice_key(key, extents), None)
+        if part is None:
+            raise ValueError(f"a slice of {name} is not in the index, or is there twice")
+        starts, lengths = _resolved(name, extents, shape)
+        if part.slices or _shape(name, part) != lengths or _dtype(name, part) != dtype:
+            raise ValueError(f"a slice of {name} has another shape or dtype than it is said to have")
+        parts.append(Part(starts, lengths, _place(name, part, lengths, dtype, files)))
+    if sum(math.prod(part.shape) for part in parts) != math.prod(shape):
+        raise ValueError(f"the slices of {name} do not fill it")
+    return StoredTensor(shape, dtype, None, tuple(parts))
+
+
+def _resolved(name: str, extents, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(starts, lengths) of a slice; a length of -1 stands for the whole axis."""
+    found = [(0, size) if extent == (0, -1) else extent for extent, size in zip(extents, shape, strict=False)]
+    fits = all(
+        start >= 0 and length >= 0 and start + length <= size
+        for (start, length), size in zip(found, shape, strict=False)
+    )
+    if len(extents) != len(shape) or not fits:
+        raise ValueError(f"a slice of {name} lies outside of it")
+    return tuple(start for start, _ in found), tuple(length for _, length in found)
+
+
+def _shape(name: str, entry) -> tuple[int, ...]:
+    shape = tuple(dim.size for dim in entry.shape.dim)
+    if entry.shape.unknown_rank or len(shape) > _MOST_AXES or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has the shape {str(list(shape))[:80]}, which is impossible")
+    # Without the zeros: the other axes are multiplied before one is seen.
+    if math.prod(size or 1 for size in shape) >= 2**63:
+        raise ValueError(f"{name} has the shape {str(list(shape))[:80]}, which is impossible")
+    return shape
+
+
+def _dtype(name: str, entry) -> tf.DType:
+    try:
         dtype = tf.as_dtype(entry.dtype)
-        if entry.slices or not dtype.is_numpy_compatible or dtype in (tf.string, tf.resource, tf.variant):
-            continue
-        shard = f"{prefix}.data-{entry.shard_id:05d}-of-{header.num_shards:05d}"
-        places[key.decode()] = Place(shard, entry.offset, entry.size, _unmasked(entry.crc32c))
-    return places
+    except TypeError as error:
+        raise ValueError(f"{name} is of a dtype, {entry.dtype}, that TensorFlow does not have") from error
+    if dtype != dtype.base_dtype:
+        raise ValueError(f"{name} is of dtype {dtype.name}, which no file can hold")
+    return dtype
 
 
-def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    if len(content) < _FOOTER_BYTES or struct.unpack("<Q", content[-8:])[0] != _MAGIC:
-        raise ValueError("the index does not end as an index does")
-    footer = content[-_FOOTER_BYTES:]
-    _, at = _handle(footer, 0)  # of the meta index, which is empty
-    (offset, size), _ = _handle(footer, at)
-    for _, handle in _block(content, offset, size):
-        (offset, size), _ = _handle(handle, 0)
-        yield from _block(content, offset, size)
+def has_numbers(dtype: tf.DType) -> bool:
+    """Whether a tensor's bytes in the file are those of an array."""
+    return dtype.is_numpy_compatible and dtype != tf.string
 
 
-def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    block, trailer = content[offset : offset + size], content[offset + size : offset + size + _TRAILER_BYTES]
-    if len(block) < size or len(trailer) < _TRAILER_BYTES:
-        raise ValueError("the index is cut off")
-    if google_crc32c.value(block + trailer[:1]) != _unmasked(struct.unpack("<I", trailer[1:])[0]):
-        raise ValueError("the index's checksum does not fit")
-    if trailer[0]:
-        return
-    (restarts,) = struct.unpack("<I", block[-4:])
-    end = size - 4 * (restarts + 1)
-    at, key = 0, b""
-    while at < end:
-        shared, at = _varint(block, at)
-        unshared, at = _varint(block, at)
-        length, at = _varint(block, at)
-        key = key[:shared] + block[at : at + unshared]
-        at += unshared
-        yield key, block[at : at + length]
-        at += length
+def _place(name: str, entry, shape: tuple[int, ...], dtype: tf.DType, files: list[str]) -> Place:
+    if not 0 <= entry.shard_id < len(files):
+        raise ValueError(f"{name} is in data file {entry.shard_id} of {len(files)}")
+    if entry.offset < 0 or entry.size < 0:
+        raise ValueError(f"{name} has {entry.size} bytes from {entry.offset} on")
+    needed = math.prod(shape) * dtype.size
+    if has_numbers(dtype) and entry.size != needed:
+        raise ValueError(f"{name} has {entry.size:,} bytes where its shape needs {needed:,}")
+    return Place(files[entry.shard_id], entry.offset, entry.size, unmasked(entry.crc32c))
 
 
-def _handle(content: bytes, at: int) -> tuple[tuple[int, int], int]:
-    offset, at = _varint(content, at)
-    size, at = _varint(content, at)
-    return (offset, size), at
-
-
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def _unmasked(crc: int) -> int:
-    """LevelDB stores checksums rotated and offset, since a checksum of checksums is a weak one."""
-    rotated = (crc - 0xA282EAD8) & 0xFFFFFFFF
-    return ((rotated >> 17) | (rotated << 15)) & 0xFFFFFFFF
+def _expect_apart(tensors: Iterable[StoredTensor]) -> None:
+    """Raises `ValueError` where two tensors share bytes: together they could claim any multiple of a file."""
+    places = [place for tensor in tensors for place in (tensor.place, *(part.place for part in tensor.parts)) if place]
+    ends: dict[str, int] = {}
+    for place in sorted((place for place in places if place.size), key=lambda place: (place.file, place.offset)):
+        if place.offset < ends.get(place.file, 0):
+            raise ValueError("two tensors in it share bytes")
+        ends[place.file] = place.offset + place.size

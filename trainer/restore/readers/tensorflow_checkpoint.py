@@ -1,10 +1,5 @@
 """Reads TensorFlow's checkpoints: those with an object graph, whoever wrote them, and those of TF1 with names."""
 
-import os
-import shutil
-import struct
-import tempfile
-import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,19 +8,20 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from trainer.restore.names import normalize, normalize_siblings
+from trainer.restore.readers.bundle_values import load_value
 from trainer.restore.readers.byte_reader import ByteReader
 from trainer.restore.readers.classify import classify
 from trainer.restore.readers.full_names import name_layers
+from trainer.restore.readers.object_graph import parse_graph
 from trainer.restore.readers.optimizer_marks import looks_like_optimizer, optimizer_by_slots, plain_optimizers
 from trainer.restore.readers.optimizer_slots import saved_optimizers
-from trainer.restore.readers.tensor_bundle import tensor_places
+from trainer.restore.readers.tensor_bundle import Place, has_numbers, read_bundle
 from trainer.restore.report import RestoreError, first_line
 from trainer.restore.source import CheckpointSource, Entry, Node, tree_of_names
 from trainer.restore.tensor_memory import is_worthwhile, unfilled_tensor
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_PATTERN_CHARACTERS = frozenset("*?[\\")
 _PIECE_BYTES = 2 << 20  # two of them stay in the processor's cache
 
 
@@ -33,26 +29,21 @@ class TensorFlowSource(CheckpointSource):
     """A checkpoint at a prefix (`.../ckpt-7`), whose `.index` and `.data-*` files are all there."""
 
     checksums = "CRC-32C of every tensor"
-    damage = (*CheckpointSource.damage, DecodeError, struct.error)
+    damage = (*CheckpointSource.damage, DecodeError)
 
     def __init__(self, path: str):
         super().__init__(path)
-        self._near = path
         self._bytes = ByteReader()
         self._buffer = np.empty(2 * _PIECE_BYTES, np.uint8)
         try:
-            self._near = self._without_pattern(path)
-            # Not `load_checkpoint`, which on file systems without folders takes a prefix for one.
-            self._reader = tf.compat.v1.train.NewCheckpointReader(self._near)
-            self._shapes = self._reader.get_variable_to_shape_map()
-            self._dtypes = self._reader.get_variable_to_dtype_map()
-            self._places = tensor_places(path)
-            has_graph = _GRAPH_KEY in self._shapes
+            bundle = read_bundle(path)
+            self._stored, self._byte_order = bundle.tensors, bundle.byte_order
+            has_graph = _GRAPH_KEY in self._stored
             slots: list[Node] = []
             if has_graph:
                 self.top, slots = self._read_graph()
             else:
-                self.top = tree_of_names(self._entry(key) for key in sorted(self._shapes))
+                self.top = tree_of_names(self._entry(key) for key in self._stored)
         except RestoreError:
             raise
         except self.damage as error:
@@ -62,7 +53,7 @@ class TensorFlowSource(CheckpointSource):
         self._tell_step()
 
     def pieces(self, entry: Entry) -> Iterator[np.ndarray]:
-        place = self._places.get(entry.key)
+        place = self._place(entry)
         if place is None:
             yield from super().pieces(entry)
             return
@@ -74,7 +65,7 @@ class TensorFlowSource(CheckpointSource):
             raise self.damaged(entry, first_line(error)) from error
 
     def tensor(self, entry: Entry) -> tf.Tensor:
-        place = self._places.get(entry.key)
+        place = self._place(entry)
         if place is None or not is_worthwhile(place.size, entry.dtype):
             return super().tensor(entry)
         tensor, memory = unfilled_tensor(entry.shape, entry.dtype)
@@ -86,44 +77,30 @@ class TensorFlowSource(CheckpointSource):
         return tensor
 
     def crc32c(self, entry: Entry) -> int | None:
-        place = self._places.get(entry.key)
+        place = self._place(entry)
         return place.crc32c if place else None
 
     def close(self) -> None:
         self._bytes.close()
 
-    def damaged(self, entry: Entry, why: str) -> RestoreError:
-        return super().damaged(entry, why.replace(self._near, self.path))
-
-    def cannot_be_read(self, error: BaseException) -> RestoreError:
-        return RestoreError(str(super().cannot_be_read(error)).replace(self._near, self.path))
-
-    def _without_pattern(self, path: str) -> str:
-        """The prefix, or where TensorFlow's reader would take it for a pattern another one that leads to its files.
-
-        The links are there as long as the source: TensorFlow opens the data when the first tensor is asked for.
-        """
-        if "://" in path or not _PATTERN_CHARACTERS.intersection(path):
-            return path
-        links = tempfile.mkdtemp(prefix="regraft-")
-        weakref.finalize(self, shutil.rmtree, links, ignore_errors=True)  # when the process ends, too
-        folder, name = os.path.split(os.path.abspath(path))
-        for file in os.listdir(folder):
-            if file == f"{name}.index" or file.startswith(f"{name}.data-"):
-                os.symlink(os.path.join(folder, file), os.path.join(links, f"ckpt{file.removeprefix(name)}"))
-        return os.path.join(links, "ckpt")
+    def _place(self, entry: Entry) -> Place | None:
+        """Where the tensor's bytes lie as they lie in memory, if they do."""
+        stored = self._stored[entry.key]
+        return stored.place if self._byte_order == "<" and has_numbers(stored.dtype) else None
 
     def _load(self, entry: Entry) -> np.ndarray:
-        place = self._places.get(entry.key)
+        place = self._place(entry)
         if place is None:
-            return np.asarray(self._reader.get_tensor(entry.key))
-        content = np.empty(place.size, np.uint8)
-        self._bytes.fill(place.file, place.offset, content)
+            return self._tested(entry.key)
+        content = self._bytes.read(place.file, place.offset, place.size)
         return content.view(entry.dtype.as_numpy_dtype).reshape(entry.shape)
 
+    def _tested(self, key: str) -> np.ndarray:
+        """The tensor, its checksum compared already."""
+        return load_value(self._stored[key], self._byte_order, self._bytes)
+
     def _read_graph(self) -> tuple[Node, list[Node]]:
-        graph = trackable_object_graph_pb2.TrackableObjectGraph()
-        graph.ParseFromString(self._reader.get_tensor(_GRAPH_KEY))
+        graph = parse_graph(self._tested(_GRAPH_KEY).item())
         nodes = [Node() for _ in graph.nodes]
         slots = []
         for node, proto in zip(nodes, graph.nodes, strict=True):
@@ -148,19 +125,15 @@ class TensorFlowSource(CheckpointSource):
         return nodes[0], slots
 
     def _entry(self, key: str) -> Entry:
-        if key not in self._shapes:
+        if key not in self._stored:
             raise RestoreError(f"{self.path}: the object graph names {key}, but the file holds no such tensor.")
         name = "/".join(normalize(part) for part in key.removesuffix(_SUFFIX).split("/"))
-        entry = Entry(key, name, tuple(self._shapes[key]), tf.as_dtype(self._dtypes[key]))
-        place = self._places.get(key)
-        if place is not None and place.size != entry.size_bytes:
-            raise ValueError(f"{key} has {place.size} bytes where its shape needs {entry.size_bytes}")
-        return entry
+        return Entry(key, name, self._stored[key].shape, self._stored[key].dtype)
 
     def _tell_step(self) -> None:
         steps = [entry for entry in self.of_kind("counter") if entry.name.split("/")[-1] in ("step", "global_step")]
-        if steps:
-            self.step = int(self._reader.get_tensor(steps[0].key))
+        if steps and not steps[0].shape and steps[0].dtype.is_integer:
+            self.step = int(self._guarded(steps[0], lambda: self._tested(steps[0].key)))
 
 
 def _writer(graph: trackable_object_graph_pb2.TrackableObjectGraph) -> str:

@@ -1,0 +1,127 @@
+"""Reads a sorted string table of LevelDB's format, and tests everything in it.
+
+TensorFlow's checkpoints have one as their `.index`
+(https://github.com/google/leveldb/blob/main/doc/table_format.md). TensorFlow's own reader believes
+it, and ends the process where it should not have.
+"""
+
+import struct
+from collections.abc import Iterator
+
+import google_crc32c
+
+_FOOTER_BYTES = 48
+_MAGIC = 0xDB4775248B80FB57
+_TRAILER_BYTES = 5  # one byte for the compression, four for the checksum
+_PLAIN, _SNAPPY = 0, 1
+_MOST_TIMES = 22  # as long as it was packed: Snappy copies at most 64 bytes by three
+
+
+def read_table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of every entry, keys in ascending order. Raises `ValueError` for a table that is damaged."""
+    if len(content) < _FOOTER_BYTES or struct.unpack("<Q", content[-8:])[0] != _MAGIC:
+        raise ValueError("the index does not end as an index does")
+    footer = content[-_FOOTER_BYTES:]
+    _, at = _handle(footer, 0)  # of the meta index, which is empty
+    handle, _ = _handle(footer, at)
+    last: bytes | None = None
+    for until, place in _block(content, *handle):
+        for key, value in _block(content, *_handle(place, 0)[0]):
+            if last is not None and key <= last:
+                raise ValueError("the index is not in order")
+            last = key
+            yield key, value
+        if last is not None and last > until:
+            raise ValueError("the index is not in order")
+
+
+def unmasked(crc: int) -> int:
+    """LevelDB stores checksums rotated and offset, since a checksum of checksums is a weak one."""
+    rotated = (crc - 0xA282EAD8) & 0xFFFFFFFF
+    return ((rotated >> 17) | (rotated << 15)) & 0xFFFFFFFF
+
+
+def varint(content: bytes, at: int) -> tuple[int, int]:
+    """(an unsigned number of up to 64 bits, the place after it). Raises `ValueError` where there is none."""
+    value = shift = 0
+    while at < len(content) and shift < 64:
+        byte = content[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ValueError("a number in it is cut off or too long")
+
+
+def _handle(content: bytes, at: int) -> tuple[tuple[int, int], int]:
+    offset, at = varint(content, at)
+    size, at = varint(content, at)
+    return (offset, size), at
+
+
+def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    block, trailer = content[offset : offset + size], content[offset + size : offset + size + _TRAILER_BYTES]
+    if len(block) < size or len(trailer) < _TRAILER_BYTES:
+        raise ValueError("the index is cut off")
+    if google_crc32c.value(block + trailer[:1]) != unmasked(struct.unpack("<I", trailer[1:])[0]):
+        raise ValueError("the index's checksum does not fit")
+    if trailer[0] not in (_PLAIN, _SNAPPY):
+        raise ValueError(f"the index is packed in a way ({trailer[0]}) that TensorFlow does not write")
+    yield from _entries(_unpacked(block) if trailer[0] == _SNAPPY else block)
+
+
+def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """A key is stored as the number of bytes that it shares with the one before, and the rest."""
+    count = struct.unpack("<I", block[-4:])[0] if len(block) >= 4 else 0
+    end = len(block) - 4 * (count + 1)
+    if count < 1 or end < 0:
+        raise ValueError("a block of the index has no end")
+    restarts = set(struct.unpack(f"<{count}I", block[end:-4]))
+    at, key = 0, b""
+    while at < end:
+        begins = at in restarts
+        restarts.discard(at)
+        shared, at = varint(block, at)
+        unshared, at = varint(block, at)
+        length, at = varint(block, at)
+        if shared > len(key) or (begins and shared) or at + unshared + length > end:
+            raise ValueError("a block of the index is not made as it should be")
+        key = key[:shared] + block[at : at + unshared]
+        yield key, block[at + unshared : at + unshared + length]
+        at += unshared + length
+    if restarts - {0}:  # an empty block has one at 0
+        raise ValueError("a block of the index leads to places that are none")
+
+
+def _unpacked(block: bytes) -> bytes:
+    """Undoes Snappy (https://github.com/google/snappy/blob/main/format_description.txt)."""
+    size, at = varint(block, 0)
+    if size > _MOST_TIMES * len(block):
+        raise ValueError("a packed block of the index is said to be too long")
+    out = bytearray()
+    while at < len(block):
+        tag = block[at]
+        kind, at = tag & 3, at + 1
+        wide = kind if kind else max(0, (tag >> 2) - 59)  # bytes of the number that follows
+        if kind == 3:
+            wide = 4
+        number = int.from_bytes(block[at : at + wide], "little")
+        at += wide
+        if kind == 0:
+            length = (number if wide else tag >> 2) + 1
+            out += block[at : at + length]
+            at += length
+        else:
+            length, back = (tag >> 2) + 1, number
+            if kind == 1:
+                length, back = (tag >> 2 & 7) + 4, (tag >> 5) << 8 | number
+            if not 0 < back <= len(out):
+                raise ValueError("a packed block of the index is damaged")
+            piece = bytes(out[len(out) - back :])
+            out += (piece * (length // back + 1))[:length]
+        if len(out) > size:
+            break
+    if len(out) != size or at != len(block):
+        raise ValueError("a packed block of the index is damaged")
+    return bytes(out)
