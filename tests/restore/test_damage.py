@@ -2,18 +2,19 @@
 
 import os
 import random
-import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import safetensors.numpy
 import tensorflow as tf
-from conftest import full
-from zoo import Plain, TwoDense, built, saved, used_adam, values
+from commands import REPOSITORY
+from fuzz_bench import FORMATS, Bench
+from fuzz_writers import Odd
+from zoo import TwoDense, built, saved, used_adam, values
 
 import trainer
-from trainer.restore import open_checkpoint, weights_of
+from trainer.restore import open_checkpoint
 from trainer.restore.apply import apply_plan
 from trainer.restore.plan import plan_restore
 from trainer.restore.rules import Rules
@@ -92,95 +93,41 @@ def test_a_graph_that_names_tensors_which_are_not_there_is_refused(path, tmp_pat
     refused(prefix, "the object graph names .*, but the file holds no such tensor")
 
 
-def save_checkpoint(model, folder: Path) -> list[str]:
-    saved(folder, model=model, optimizer=used_adam(model))
-    return [f"ckpt-1{DATA}", f"ckpt-1{INDEX}"]
-
-
-def save_file(name: str, save):
-    def write(model, folder: Path) -> list[str]:
-        save(model, folder / name)
-        return [name]
-
-    return write
-
-
-def named(model):
-    return {weight.name: weight.variable.numpy() for weight in weights_of(model)}
-
-
-# how it is written, and how many cases
-FORMATS = {
-    "checkpoint": (save_checkpoint, 200),
-    "weights.h5": (save_file("m.weights.h5", lambda model, path: model.save_weights(path)), 80),
-    "keras": (save_file("m.keras", lambda model, path: model.save(path)), 70),
-    "old h5": (save_file("m.h5", lambda model, path: model.save(path)), 50),
-    "safetensors": (save_file("m.safetensors", lambda m, path: safetensors.numpy.save_file(named(m), path)), 50),
-    "npz": (save_file("m.npz", lambda model, path: np.savez(path, **named(model))), 50),
-}
-
-
-@pytest.mark.parametrize("kind", [kind if kind in ("checkpoint", "safetensors") else full(kind) for kind in FORMATS])
-def test_five_hundred_damaged_copies_end_whole_or_refused(kind, tmp_path):
-    """Bytes flipped, files cut, files swapped: all of the writer's values or all of one's own, never another end.
-
-    Where a format has no checksums a changed value can't be noticed; the report says so, and still
-    every variable comes from the file.
-    """
-    save, cases = FORMATS[kind]
-    source, other = built(Plain()), built(Plain(num_classes=4), seed=3)
-    for folder in ("whole", "other"):
-        (tmp_path / folder).mkdir()
-    names = save(source, tmp_path / "whole")
-    save(other, tmp_path / "other")
-    model = built(Plain(), seed=2)
-    before, written = values(model), values(source)
-    fresh = [weight.numpy() for weight in model.weights]
-    dice = random.Random(20)
-    ends = {"whole": 0, "changed": 0, "refused": 0}
-    for case in range(cases):
-        folder = tmp_path / f"case{case}"
-        shutil.copytree(tmp_path / "whole", folder)
-        name = dice.choice(names)
-        victim, size = str(folder / name), os.path.getsize(folder / name)
-        what = dice.choice(["flip", "flip", "flip", "cut", "swap"])
-        if what == "flip":
-            for _ in range(dice.choice([1, 1, 20])):
-                flip(victim, dice.randrange(size))
-        elif what == "cut":
-            os.truncate(victim, dice.randrange(size))
-        else:
-            shutil.copy(tmp_path / "other" / name, victim)
-        try:
-            report = trainer.restore_weights(model, folder)
-            assert not set(values(model)) & set(before), f"case {case}: {what} {name}"
-            if values(model) == written:
-                ends["whole"] += 1
-            else:
-                assert not report.checksums, f"case {case}: {what} {name}"
-                ends["changed"] += 1
-        except trainer.RestoreError as error:
-            assert values(model) == before, f"case {case}: {what} {name}"
-            assert "Traceback" not in str(error)
-            ends["refused"] += 1
-        for weight, value in zip(model.weights, fresh, strict=True):
-            weight.assign(value)
-        shutil.rmtree(folder)
-    assert ends["refused"] > 0, ends
-    assert ends["whole"] + ends["changed"] > 0 or kind == "keras", ends
-    if kind in ("checkpoint", "keras", "npz"):
-        assert ends["changed"] == 0, ends
-
-
-def test_the_fuzz_has_five_hundred_cases():
-    assert sum(cases for _, cases in FORMATS.values()) == 500
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return Bench(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_report_says_which_checksums_guard_the_file(kind, tmp_path):
-    FORMATS[kind][0](built(Plain()), tmp_path)
-    text = str(trainer.restore_weights(built(Plain(), seed=2), tmp_path))
-    assert ("no checksums in this format" in text) == (kind in ("weights.h5", "old h5", "safetensors"))
+def test_damaged_copies_end_whole_or_refused(kind, bench):
+    """All of the writer's values or all of one's own, never another end; `fuzz.py` tries thousands."""
+    for case in range(6):
+        victim, what = bench.damaged(kind, random.Random(f"{kind} {case}"))
+        end, said = bench.end_of(victim)
+        assert end in ("whole", "refused"), f"case {case}, {what}: {said}"
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_copy_without_damage_ends_whole(kind, bench):
+    assert bench.end_of(bench.folder / kind)[0] == "whole"
+
+
+@pytest.mark.full
+def test_hundreds_of_damaged_copies_end_whole_or_refused():
+    """In another process, since what is looked for would end this one."""
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "tests/restore/fuzz.py", "600", "7"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert "600 cases" in done.stdout
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_report_says_which_checksums_guard_the_file(kind, bench):
+    text = str(trainer.restore_weights(built(Odd(), seed=2), bench.folder / kind))
+    unguarded = kind in ("weights.h5", "weights.json", "keras folder", "h5", "safetensors", "safetensors in parts")
+    assert ("no checksums in this format" in text) == unguarded
 
 
 def test_a_file_that_is_changed_while_it_is_read_is_noticed(tmp_path):
