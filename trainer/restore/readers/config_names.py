@@ -3,6 +3,7 @@
 from collections import Counter
 
 from trainer.restore.live import snake_case
+from trainer.restore.names import readable_name
 from trainer.restore.readers.hdf5 import Group
 
 # The list of a model's layers: its name since Keras 2.14, and the one before.
@@ -25,7 +26,7 @@ def name_groups(group: Group, description: object) -> None:
             config = layer.get("config")
             name = config.get("name") if isinstance(config, dict) else None
             if isinstance(name, str) and "vars" in found.groups:
-                found.groups["vars"].keras_name = found.groups["vars"].keras_name or name
+                found.groups["vars"].keras_name = found.groups["vars"].keras_name or readable_name(name)
             name_groups(found, layer)
 
 
