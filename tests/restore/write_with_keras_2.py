@@ -4,7 +4,8 @@ python write_with_keras_2.py FOLDER
 
 FOLDER/zoo has the zoo's models in every way that Keras 2 has of writing them; beside each file stands `NAME.npz`: an
 input, what the model makes of it, and its weights in no order that counts. FOLDER/files has HDF5 files with their
-corners, FOLDER/named a model with names, FOLDER/optimizers what `write_optimizers.py` writes.
+corners, FOLDER/named a model with names, FOLDER/text one with a vocabulary, FOLDER/optimizers what
+`write_optimizers.py` writes.
 """
 
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 import write_optimizers
-from zoo import MODELS, InLists, built, used_adam
+from zoo import MODELS, InLists, built, text_model, used_adam
 
 FOUR = tf.TensorSpec([None, 4], tf.float32)
 SAVED_MODELS = ("subclassed", "functional")  # the others take seconds each
@@ -83,9 +84,17 @@ def write_named(folder: Path) -> None:
     model.save(folder / "model.keras")
 
 
+def write_text(folder: Path) -> None:
+    model = text_model(num_bins=3, texts=np.array(["good film", "bad film", "good good", "bad bad plot"]))
+    model.save(folder / "model.keras")
+    model.save(folder / "saved_model")
+    model.save_weights(folder / "model.weights.h5")
+
+
 def main(folder: Path) -> None:
     for name, write_them in (
-        ("zoo", write_zoo), ("files", write_files), ("named", write_named), ("optimizers", write_optimizers.main)
+        ("zoo", write_zoo), ("files", write_files), ("named", write_named), ("text", write_text),
+        ("optimizers", write_optimizers.main),
     ):  # fmt: skip
         (folder / name).mkdir(parents=True)
         write_them(folder / name)

@@ -136,6 +136,25 @@ class Nested(keras.Model):
         return self.plain(self.stack(x))
 
 
+def text_model(vocabulary=None, num_bins=None, boundaries=None, name="vec", texts=None) -> keras.Model:
+    """TextVectorization and three weights; with bins also Discretization of a number, the second input.
+
+    texts: what the layers are adapted to, with the numbers up to 30.
+    """
+    text, number = keras.Input([], dtype="string"), keras.Input([1])
+    vec = layers.TextVectorization(max_tokens=20, output_sequence_length=4, vocabulary=vocabulary, name=name)
+    if texts is not None:
+        vec.adapt(texts)
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(20, 4, name="emb")(vec(text)))
+    if not num_bins and not boundaries:
+        return keras.Model(text, layers.Dense(2, name="out")(x))
+    bins = layers.Discretization(bin_boundaries=boundaries, num_bins=num_bins, output_mode="one_hot", name="bins")
+    if texts is not None:
+        bins.adapt(np.arange(30.0)[:, None])
+    x = layers.Concatenate()([x, bins(number)])
+    return keras.Model([text, number], layers.Dense(2, name="out")(x))
+
+
 IMAGE = tf.TensorSpec([None, 32, 32, 3], tf.float32)
 
 # name -> (builder, spec of the input); every one arrives whole from an ordinary checkpoint

@@ -9,10 +9,11 @@ import keras
 
 from trainer.restore.all_workers import AllWorkers
 from trainer.restore.apply import apply_plan
-from trainer.restore.build import build_model, renew_constants
+from trainer.restore.build import build_model, forget_traces, renew_constants
 from trainer.restore.explain import explain_choices, explain_problems
 from trainer.restore.find import find_checkpoint, missing_files, unreadable_checkpoints, whole_checkpoints
 from trainer.restore.formats import open_checkpoint
+from trainer.restore.layer_state import OWN_DATASET, empty_layers, live_states, states_as_json
 from trainer.restore.live import lasting_names, layer_paths, layers_of, weights_of
 from trainer.restore.names import is_lora_matrix
 from trainer.restore.plan import Plan, plan_restore
@@ -20,27 +21,33 @@ from trainer.restore.report import Record, RestoreError, RestoreReport, Undecide
 from trainer.restore.rules import Rules
 from trainer.restore.show import RestoreProgress, log_report
 from trainer.restore.source import CheckpointSource, describe_source
+from trainer.restore.tables import SavedLayerStates
 from trainer.restore.torch_layout import explain_torch_layout
 from trainer.restore.trials import Trials
 
 RULES = tuple(field.name for field in dataclasses.fields(Rules))  # what a restore's config may say
 
 __all__ = [
+    "OWN_DATASET",
     "RULES",
     "Record",
     "RestoreError",
     "RestoreReport",
+    "SavedLayerStates",
     "build_model",
     "describe_source",
+    "empty_layers",
     "find_checkpoint",
     "is_lora_matrix",
     "lasting_names",
     "layer_paths",
     "layers_of",
+    "live_states",
     "open_checkpoint",
     "plan_weights",
     "renew_constants",
     "restore_weights",
+    "states_as_json",
     "unreadable_checkpoints",
     "weights_of",
     "missing_files",
@@ -92,12 +99,14 @@ def restore_weights(
     with contextlib.closing(source), RestoreProgress() as progress:
         apply_plan(plan, source, progress.show)
         renew_constants(model, [pair.weight.variable for pair in plan.pairs])
+        if plan.fills:
+            forget_traces(model)
     log_report(plan.report)
     return plan.report
 
 
 def plan_weights(model: keras.Model, init_checkpoint, **rules) -> RestoreReport:
-    """What `restore_weights` would do with a built model; reads no tensor and changes nothing.
+    """What `restore_weights` would do with a built model; changes nothing and reads tables, no variables.
 
     rules: `rename` to `copy_rows`, as `restore_weights` takes them.
     Raises `RestoreError`, with the plan, where `restore_weights` would.

@@ -8,9 +8,14 @@ import numpy as np
 
 from trainer.replicas import each_replica_value, first_value
 from trainer.restore.all_workers import AllWorkers
+from trainer.restore.casts import CastLosses, cast_losses
 from trainer.restore.plan import Pair, Plan
 from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource
+
+# A cast is meant to round values. Above one in a hundred, those that vanish are no exceptions any more: the variable
+# lies below the dtype's range, as the variances of a normalisation or embeddings of a small scale do.
+_MAX_SHARE_TO_ZERO = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +24,7 @@ class _Tested:
 
     crc32c: int
     not_finite: int
+    cast: CastLosses
 
 
 def apply_plan(
@@ -52,6 +58,8 @@ def apply_plan(
             for pair in plan.pairs:
                 tested.append(_test_or_say(pair, source))
                 count(pair)
+            for fill in plan.fills:  # before the variables: what a layer does not take is refused
+                fill.apply()
         with workers.all_or_none("fill the model, which must not be used"):
             written: list[int] = []
             for pair, test in zip(plan.pairs, tested, strict=True):
@@ -77,7 +85,8 @@ def _test_or_say(pair: Pair, source: CheckpointSource) -> _Tested:
 
 def _test(pair: Pair, source: CheckpointSource) -> _Tested:
     target = pair.weight.dtype.as_numpy_dtype
-    checksum = not_finite = lost = 0
+    checksum = not_finite = 0
+    losses = CastLosses()
     casts = pair.entry.dtype != pair.weight.dtype
     for piece in source.pieces(pair.entry):
         checksum = google_crc32c.extend(checksum, _bytes_of(piece))
@@ -85,16 +94,25 @@ def _test(pair: Pair, source: CheckpointSource) -> _Tested:
             finite = np.isfinite(piece)
             not_finite += finite.size - int(np.count_nonzero(finite))
             if casts:
-                with np.errstate(over="ignore"):  # told below, with the variable's name
-                    lost += int(np.count_nonzero(finite & ~np.isfinite(piece.astype(target))))
+                losses += cast_losses(piece, finite, target)
     if source.crc32c(pair.entry) not in (None, checksum):
         raise source.damaged(pair.entry, "its checksum does not fit")
-    if lost:
+    _refuse_lossy(pair, losses)
+    return _Tested(checksum, not_finite, losses)
+
+
+def _refuse_lossy(pair: Pair, losses: CastLosses) -> None:
+    name, dtype = pair.weight.name, pair.weight.dtype.name
+    if losses.infinite:
         raise RestoreError(
-            f"{pair.weight.name}: {lost} of {int(np.prod(pair.entry.shape))} values are too large for "
-            f"{pair.weight.dtype.name}. Restore into a wider dtype, e.g. bfloat16 or float32."
+            f"{name}: {losses.infinite} of {int(np.prod(pair.entry.shape))} values are too large for {dtype}. "
+            "Restore into a wider dtype, e.g. bfloat16 or float32."
         )
-    return _Tested(checksum, not_finite)
+    if losses.zero > _MAX_SHARE_TO_ZERO * losses.nonzero:
+        raise RestoreError(
+            f"{name}: {losses.zero} of {losses.nonzero} values that are not 0 in the file become 0 in {dtype}, more "
+            f"than {_MAX_SHARE_TO_ZERO:.0%}. Restore into a wider dtype, e.g. bfloat16 or float32."
+        )
 
 
 def _write(pair: Pair, source: CheckpointSource, test: _Tested) -> int:
@@ -156,6 +174,8 @@ def _complete(plan: Plan, source: CheckpointSource, tested: list[_Tested], repli
         else record
         for record in report.records
     ]
+    losses = {name: (test.cast.zero, test.cast.subnormal) for name, test in seen.items()}
+    report.casts = {name: counts for name, counts in losses.items() if any(counts)}
     report.optimizer_keys_read = len(source.keys_read.intersection(report.optimizer_keys))
     report.bytes_read = source.bytes_read
     report.replicas_verified = replicas

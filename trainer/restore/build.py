@@ -78,7 +78,13 @@ def renew_constants(model: keras.Layer, changed: Sequence[keras.Variable] | None
             layer.finalize_state()
         else:
             layer.build(layer.get_build_config()["input_shape"])  # makes no variables, only the constants
-    for layer in layers if stale else ():
+    if stale:
+        forget_traces(model)
+
+
+def forget_traces(model: keras.Layer) -> None:
+    """Makes Keras trace `predict` and the like again: the functions hold tables and constants of before."""
+    for layer in layers_of(model):
         if isinstance(layer, keras.Model):
             layer.train_function = layer.test_function = layer.predict_function = None
 

@@ -21,7 +21,9 @@ def explain_problems(report: RestoreReport, trials: Trials) -> str:
     lines = _counts(report, left) if fits else _fits_nothing(report, left)
     if not fits and not left:
         return "\n".join([*lines, "Name a checkpoint that was written with the model in it."])
-    lines += _bare_list(left)
+    lines += _bare_list(left) + _tables(report)
+    if all(record in report.table_problems and record.status == "empty" for record in report.problems):
+        return "\n".join(lines)
     no_rule_helps = _lora(left) or _other_kinds(report)
     if no_rule_helps:
         return "\n".join(lines + no_rule_helps)
@@ -45,12 +47,34 @@ def explain_choices(undecided: UndecidedRestore, trials: Trials) -> str:
 
 
 def _counts(report: RestoreReport, left: list[Record]) -> list[str]:
+    tables = report.table_problems
     return [
         f"The restore was refused, and no variable was changed: {len(report.missing)} of "
         f"{_total(report)} model variables would be missing, {len(report.mismatched)} mismatched, "
-        f"{len(left)} checkpoint weights unused.",
+        f"{len(left)} checkpoint weights unused."
+        + f" Vocabularies and constants that are not the file's: {len(tables)}."
+        * bool(tables),
         str(report),
     ]
+
+
+def _tables(report: RestoreReport) -> list[str]:
+    """What can be done about vocabularies, without a rule."""
+    statuses = {table.status for table in report.table_problems}
+    lines = []
+    if "different" in statuses:
+        lines.append(
+            "The weights were trained with the file's values. Build the layer with these, or without any: then it is "
+            "filled from the file."
+        )
+    if "empty" in statuses:
+        lines.append("Give the layer its values before the restore: as an argument, by set_vocabulary() or by adapt().")
+    if "not in the file" in statuses:
+        lines.append(
+            "The file does not say which vocabulary the weights were trained with; .keras archives, SavedModels and "
+            "checkpoints of our runs do. If it is the model's, the line below lets it stay."
+        )
+    return lines
 
 
 def _fits_nothing(report: RestoreReport, left: list[Record]) -> list[str]:

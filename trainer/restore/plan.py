@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -15,6 +16,7 @@ from trainer.restore.report import Pairing, Record, RestoreReport
 from trainer.restore.rows import Rows, rows_for
 from trainer.restore.rules import Rules, check_rules
 from trainer.restore.source import CheckpointSource, Entry, is_copy_of
+from trainer.restore.tables import Fill, plan_tables
 from trainer.restore.torch_layout import torch_note
 
 _NUMBERED = "(a number)"  # the leaf of what a file knows by its place in its layer only
@@ -32,10 +34,11 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """report: what would happen.  pairs: the weights that are to be filled."""
+    """report: what would happen.  pairs: the weights that are to be filled.  fills: tables that are to be filled."""
 
     report: RestoreReport
     pairs: list[Pair]
+    fills: Sequence[Fill] = ()
 
 
 def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
@@ -77,7 +80,7 @@ def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
         checksums=source.checksums,
         idle_rules=_idle_rules(rules, match, records, weights),
     )
-    return Plan(report, kept)
+    return Plan(report, kept, plan_tables(model, tree, source, rules, report))
 
 
 def _pairs(

@@ -160,13 +160,19 @@ def _settled(rules: Rules, report: RestoreReport, way: str, homes: Sequence[Home
     fresh = [r for r in fresh if r.status == "missing" or r.shape != r.checkpoint_shape]
     behind = [r for r in report.unused if not r.rule and r.key not in held_behind]
     ours = [record for record in report.records if record.status != "unused"]
-    changes: dict[str, list] = {_FRESH: _covering(fresh, ours), "ignore": _covering(behind, report.records)}
+    ignored = _covering(behind, report.records) + _of_tables(report)
+    changes: dict[str, list] = {_FRESH: _covering(fresh, ours), "ignore": ignored}
     if way != _FRESH:
         patterns = _covering(sized, ours)
         changes[way] = patterns if way == _GROW else [(pattern, _ROWS) for pattern in patterns]
     changes = {name: found for name, found in changes.items() if 0 < len(found) <= _MAX_PATTERNS}
     more: dict[str, Any] = {name: [*getattr(rules, name), *new] for name, new in changes.items()}
     return dataclasses.replace(rules, **more)
+
+
+def _of_tables(report: RestoreReport) -> list[str]:
+    """Patterns for vocabularies and the like that the model may keep; one that is empty it cannot."""
+    return [f"^{re.escape(table.key or table.name)}$" for table in report.table_problems if table.status != "empty"]
 
 
 def _fits_way(record: Record, way: str) -> bool:

@@ -53,6 +53,28 @@ class Record:
     not_finite: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class TableRecord:
+    """A vocabulary of the model, or the boundaries, weights or constants of a layer that are no variables.
+
+    name: `vec/vocabulary`; key: the file's name for it, "" where the file has none.  size: how many values it has.
+    status: `equal`, `filled` from the file, `different`, `empty` on both sides, `not in the file`, which for a
+      vocabulary is a fault, or `not compared` for what the model's own config says.
+    note: the first difference, or how it was paired.  rule: the regex that excuses it.
+    """
+
+    name: str
+    status: str
+    key: str
+    size: int
+    note: str = ""
+    rule: str = ""
+
+    @property
+    def is_problem(self) -> bool:
+        return self.status == "empty" or (self.status in ("different", "not in the file") and not self.rule)
+
+
 @dataclasses.dataclass
 class RestoreReport:
     """The plan of a restore, and after it was applied what was seen.
@@ -65,6 +87,8 @@ class RestoreReport:
     replicas_verified: on how many replicas, of all workers, each restored variable was compared with the file; 0
       for a plan that was not applied.
     workers: how many processes these replicas are in.
+    tables: vocabularies and the like, which are no variables.
+    casts: {variable: (how many values became 0, how many subnormal)} of casts that did more than round.
     idle_rules: rules that fit nothing, such as `ignore '^pooler/'` where no pooler is left over.
     """
 
@@ -84,6 +108,8 @@ class RestoreReport:
     checksums: str = ""
     idle_rules: list[str] = dataclasses.field(default_factory=list)
     handed_over_keys: list[str] = dataclasses.field(default_factory=list)
+    tables: list[TableRecord] = dataclasses.field(default_factory=list)
+    casts: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def _of(self, status: str) -> list[Record]:
         return [record for record in self.records if record.status == status]
@@ -114,9 +140,14 @@ class RestoreReport:
         return sum(record.not_finite for record in self.records)
 
     @property
-    def problems(self) -> list[Record]:
+    def problems(self) -> list[Record | TableRecord]:
         """The records that no rule excuses; with one of them nothing is restored."""
-        return self.mismatched + self.missing + [record for record in self.unused if not record.rule]
+        unused = [record for record in self.unused if not record.rule]
+        return [*self.mismatched, *self.missing, *unused, *self.table_problems]
+
+    @property
+    def table_problems(self) -> list[TableRecord]:
+        return [table for table in self.tables if table.is_problem]
 
     def __str__(self) -> str:
         lines = [f"{printable(self.checkpoint)}  ({self.format})", *about_lines(self)]
@@ -128,6 +159,7 @@ class RestoreReport:
             f"other {len(self.other_keys)}"
         )
         lines.append(f"not read         entries that are no weights: {skipped}")
+        lines += _table_lines(self.tables)
         lines += [f"no effect        {rule}" for rule in self.idle_rules]
         if self.not_finite:
             where = [record.name for record in self.records if record.not_finite]
@@ -135,6 +167,7 @@ class RestoreReport:
                 f"not finite       {self.not_finite:,} values are NaN or infinite, in {', '.join(where[:4])}"
                 + (f" and {len(where) - 4} more" if len(where) > 4 else "")
             )
+        lines += _cast_lines(self.casts)
         if self.replicas_verified:
             replicas = f"{self.replicas_verified} replica" + "s" * (self.replicas_verified > 1)
             replicas += f" of {self.workers} workers" if self.workers > 1 else ""
@@ -167,6 +200,8 @@ class RestoreReport:
                 "not_finite": self.not_finite,
                 "idle_rules": self.idle_rules,
                 "handed_over_keys": self.handed_over_keys,
+                "tables": [dataclasses.asdict(table) for table in self.tables],
+                "casts": {name: {"zero": zero, "subnormal": below} for name, (zero, below) in self.casts.items()},
             },
             indent=2,
         )
@@ -231,6 +266,38 @@ def _notes(records: list[Record]) -> list[str]:
     lines += [f"and {len(placed) - _MAX_PLACES} more by place"] if len(placed) > _MAX_PLACES else []
     notes = [record.note for record in records if record.note and record.paired != Pairing.BY_PLACE]
     return [line for line in lines if line] + [f"{note} ({notes.count(note)})" for note in dict.fromkeys(notes)]
+
+
+def _cast_lines(casts: dict[str, tuple[int, int]]) -> list[str]:
+    if not casts:
+        return []
+    zero, subnormal = (sum(counts) for counts in zip(*casts.values(), strict=True))
+    where = [f"{name} ({zero:,} and {below:,})" for name, (zero, below) in casts.items()]
+    return [
+        f"cast             {zero:,} values became 0 and {subnormal:,} subnormal, in {', '.join(where[:4])}"
+        + (f" and {len(where) - 4} more" if len(where) > 4 else "")
+    ]
+
+
+_VOCABULARIES = ("vocabulary", "idf_weights")
+
+
+def _table_lines(tables: list[TableRecord]) -> list[str]:
+    of_words = [table for table in tables if table.name.rpartition("/")[2] in _VOCABULARIES]
+    lines = []
+    for head, found in (("vocabularies", of_words), ("constants", [t for t in tables if t not in of_words])):
+        statuses = [table.status for table in found]
+        counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+        lines += [f"{head:<16} {counts}"] if found else []
+        shown = [table for table in found if table.status != "equal" or table.note]
+        lines += [f"{' ' * 19}{_table_detail(table)}" for table in shown[:12]]
+        lines += [f"{' ' * 19}and {len(shown) - 12} more"] if len(shown) > 12 else []
+    return lines
+
+
+def _table_detail(table: TableRecord) -> str:
+    text = f"{table.name}  {table.status}" + f", {table.size:,} values" * bool(table.size)
+    return text + (f"  rule {table.rule}" if table.rule else "") + (f"  {table.note}" if table.note else "")
 
 
 def _groups(records: list[Record]) -> str:

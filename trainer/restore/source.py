@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.printable import printable
+from trainer.restore.layer_state import LayerState
 from trainer.restore.names import join, normalize_siblings
 from trainer.restore.report import RestoreError, about_lines, first_line
 
@@ -183,6 +184,10 @@ class CheckpointSource(abc.ABC):
     def crc32c(self, entry: Entry) -> int | None:
         """The CRC-32C of the tensor's bytes, if the file has one."""
         return None
+
+    def layer_states(self) -> list[LayerState]:
+        """Vocabularies and the like, as far as the file has them; raises `RestoreError` for damaged ones."""
+        return []
 
     def check_file(self) -> None:  # noqa: B027  most formats have nothing to do here
         """Tests the checksums that guard the file as a whole; raises `RestoreError`."""

@@ -36,6 +36,10 @@ class Archive:
     def __contains__(self, name: str) -> bool:
         return name in self._times
 
+    @property
+    def names(self) -> list[str]:
+        return list(self._times)
+
     def open(self, name: str) -> FileRange:
         """A member as a file that can seek: a view of the archive, or where it was packed a temporary file."""
         info = self._info(name)

@@ -2,12 +2,14 @@
 
 import re
 
+from trainer.restore.layer_state import LayerState
 from trainer.restore.names import join, normalize, readable_name
 from trainer.restore.readers.hdf5 import Hdf5File, open_path
 from trainer.restore.readers.hdf5_source import Hdf5Source, NamedDatasetsSource
 from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
 from trainer.restore.readers.keras_kinds import is_seed_name, variable_kind
 from trainer.restore.readers.keras_weights import KerasWeightsSource
+from trainer.restore.readers.layer_config import configured_states
 from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource, Entry, Node
 
@@ -44,6 +46,11 @@ class KerasLegacySource(Hdf5Source):
             self._model = "" if _names(self._file, "", "layer_names") is not None else _MODEL
             self._build()
             self._describe()
+
+    def layer_states(self) -> list[LayerState]:
+        """A whole model has them in its config, unless they were adapted."""
+        config = self._file.text("", "model_config")
+        return configured_states(parsed(config, f"{self.path}: model_config")) if config else []
 
     def _build(self) -> None:
         if not _is_old(self._file):

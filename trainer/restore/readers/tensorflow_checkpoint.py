@@ -7,9 +7,11 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
+from trainer.restore.layer_state import LayerState
 from trainer.restore.names import normalize, normalize_siblings
 from trainer.restore.readers.bundle_values import load_value
 from trainer.restore.readers.byte_reader import ByteReader
+from trainer.restore.readers.checkpoint_tables import checkpoint_states
 from trainer.restore.readers.classify import classify
 from trainer.restore.readers.full_names import name_layers
 from trainer.restore.readers.object_graph import parse_graph
@@ -79,6 +81,12 @@ class TensorFlowSource(CheckpointSource):
     def crc32c(self, entry: Entry) -> int | None:
         place = self._place(entry)
         return place.crc32c if place else None
+
+    def layer_states(self) -> list[LayerState]:
+        try:
+            return checkpoint_states(self.path, self._stored, self._tested)
+        except self.damage as error:
+            raise self.cannot_be_read(error) from error
 
     def close(self) -> None:
         self._bytes.close()

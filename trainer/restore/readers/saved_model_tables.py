@@ -1,0 +1,127 @@
+"""Reads the lookup tables of a SavedModel, which are constants of its graph or files beside it; nothing is run."""
+
+import json
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import saved_model_pb2
+
+from trainer.regular_files import read_whole
+from trainer.restore.layer_state import LayerState
+from trainer.restore.names import join, normalize
+from trainer.restore.readers.layer_config import layer_state
+from trainer.restore.report import RestoreError
+
+_INNER = ("lookup_layer", "index_lookup_layer")  # the part of TextVectorization that holds the table
+_TABLES = ("lookup_table", "table")
+_MOST_BYTES = 1 << 31  # of a protocol buffer
+_DAMAGE = (DecodeError, IndexError, KeyError, ValueError, TypeError, OSError, RuntimeError, tf.errors.OpError)
+_MAX_SPECIAL = 100_000  # special tokens before the first word; a layer has one or two
+
+
+def saved_model_states(folder: str) -> list[LayerState]:
+    """The state of every layer in a SavedModel; raises `RestoreError` if its description is damaged."""
+    path = os.path.join(folder, "saved_model.pb")
+    try:
+        graphs = saved_model_pb2.SavedModel.FromString(read_whole(path, _MOST_BYTES)).meta_graphs
+        return _states(graphs[0], folder) if graphs else []
+    except _DAMAGE as error:
+        raise RestoreError(f"{path} is damaged: its lookup tables cannot be read.") from error
+
+
+def by_index(keys: np.ndarray, values: np.ndarray) -> list:
+    """A table as words by their index, None for an index that has none; the indices are the side that counts up."""
+    if not len(keys):
+        return []
+    words, indices = (keys, values) if _counts_up(values) else (values, keys)
+    if not _counts_up(indices):
+        raise ValueError("neither side of the table counts its entries")
+    found: list = [None] * (int(np.max(indices)) + 1)
+    for word, index in zip(words.tolist(), indices.tolist(), strict=True):
+        found[index] = word.decode("utf8", "surrogateescape") if isinstance(word, bytes) else word
+    return found
+
+
+def _counts_up(side: np.ndarray) -> bool:
+    is_count = side.dtype.kind in "iu" and 0 <= side.min() <= _MAX_SPECIAL
+    return is_count and np.array_equal(np.sort(side), np.arange(len(side)) + side.min())
+
+
+def _states(graph, folder: str) -> list[LayerState]:
+    nodes = graph.object_graph_def.nodes
+    described = _described(folder)
+    found: dict[str, LayerState] = {}
+    for place, index in _places(nodes):
+        last = place.rpartition("/")[2]
+        table = _table(graph, nodes[index], folder) if nodes[index].WhichOneof("kind") == "resource" else None
+        if index in described:
+            state = layer_state(place, described[index])
+            if state is not None and last not in _INNER:
+                found[place] = state
+        if table is None:
+            continue
+        owner = place.rpartition("/")[0] if last in _TABLES else place  # `model.export()` keeps bare lists of tables
+        is_inner = owner.rpartition("/")[2] in _INNER
+        owner = owner.rpartition("/")[0] if is_inner else owner
+        known = found.get(owner)
+        layer_class = known.layer_class if known else "text_vectorization" if is_inner else ""
+        found[owner] = LayerState(owner, known.called if known else "", layer_class, {"vocabulary": table})
+    return list(found.values())
+
+
+def _places(nodes) -> Iterator[tuple[str, int]]:
+    """(shortest path, number) of every object of the writer's program."""
+    queue, seen = [("", 0)], set()
+    for place, index in queue:
+        if index in seen:
+            continue
+        seen.add(index)
+        yield place, index
+        queue += [(join(place, normalize(child.local_name)), child.node_id) for child in nodes[index].children]
+
+
+def _table(graph, node, folder: str) -> list | None:
+    """What a table is filled with, None for one that is filled later or not at all."""
+    nodes = graph.object_graph_def.nodes
+    functions = [nodes[child.node_id] for child in node.children if child.local_name == "_initialize"]
+    names = [name for function in functions for name in function.function.concrete_functions]
+    bound = [i for name in names for i in graph.object_graph_def.concrete_functions[name].bound_inputs]
+    assets = [nodes[i].asset for i in bound if nodes[i].WhichOneof("kind") == "asset"]
+    if assets:
+        file = graph.asset_file_def[assets[0].asset_file_def_index].filename
+        return _from_file(graph, names[0], os.path.join(folder, "assets", os.path.basename(file)))
+    constants = {found.name: found for found in graph.graph_def.node}
+    captured = [nodes[i].constant.operation for i in bound if nodes[i].WhichOneof("kind") == "constant"]
+    tensors = [tf.make_ndarray(constants[name].attr["value"].tensor) for name in captured]
+    return by_index(*tensors) if len(tensors) == 2 and len(tensors[0]) == len(tensors[1]) else None
+
+
+def _from_file(graph, function: str, path: str) -> list:
+    bodies = [found for found in graph.graph_def.library.function if found.signature.name == function]
+    offsets = [n.attr["offset"].i for n in bodies[0].node_def if n.op == "InitializeTableFromTextFileV2"]
+    if any(not 0 <= offset <= _MAX_SPECIAL for offset in offsets):
+        raise ValueError("a table begins at an index that cannot be")
+    words = read_whole(path, _MOST_BYTES).decode("utf8", "surrogateescape").split("\n")
+    words = words[:-1] if words[-1:] == [""] else words
+    return [None] * (offsets[0] if offsets else 0) + words
+
+
+def _described(folder: str) -> dict[int, dict]:
+    """{number of an object: class and config} as Keras 2 writes them beside the SavedModel."""
+    path = os.path.join(folder, "keras_metadata.pb")
+    if not tf.io.gfile.exists(path):
+        return {}
+    from tensorflow.python.keras.protobuf import saved_metadata_pb2  # takes long to import, and few files need it
+
+    objects = saved_metadata_pb2.SavedMetadata.FromString(read_whole(path, _MOST_BYTES)).nodes
+    described = {
+        found.node_id: json.loads(found.metadata) for found in objects if found.identifier == "_tf_keras_layer"
+    }
+    return {
+        index: one
+        for index, one in described.items()
+        if isinstance(one, dict) and isinstance(one.get("config"), dict) and isinstance(one.get("class_name"), str)
+    }
