@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainer.data import Data
 from trainer.errors import UserError
 from trainer.loss_terms import added_terms
-from trainer.restore import build_model, layers_of
+from trainer.restore import build_model, empty_layers, layers_of
 from trainer.tasks import Task
 
 
@@ -35,6 +35,16 @@ def assemble_model(
         for layer in _batch_norms(built):
             layer.synchronized = synchronize_batch_norm
     return built
+
+
+def refuse_empty_layers(model: keras.Model) -> None:
+    """Raises `UserError` for a lookup without a vocabulary and the like, at which the first step would fail."""
+    empty = empty_layers(model)
+    if empty:
+        raise UserError(
+            f"The model has no {', '.join(empty)}. Give the layer one as its argument, by set_vocabulary() or by "
+            "adapt() in the function that builds the model; or restore from a file that has one, as .keras archives do."
+        )
 
 
 def describe_batch_norm(model: keras.Model, batch_size: int) -> dict[str, str]:

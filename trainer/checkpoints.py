@@ -164,6 +164,7 @@ class Checkpoints:
                 f"{latest} is not a checkpoint of this run: its model or optimizer is built differently. "
                 f"Choose another --model_dir, or go back to the config that wrote it.\n{str(error)[:300]}"
             ) from error
+        self._state.take_layer_states()
         renew_constants(self._state.model)
         self._saved = (step, self._folder)
         return self._state.current_step()

@@ -18,6 +18,7 @@ from trainer.assembly import (
     describe_batch_norm,
     describe_half_precision,
     freeze_batch_norm,
+    refuse_empty_layers,
     try_task,
 )
 from trainer.checkpoints import Checkpoints, newest_checkpoint
@@ -249,6 +250,8 @@ def train(
         report = None
         if init_checkpoint and not resuming:
             report = restore_weights(built_model, init_checkpoint, **rules)
+        if not resuming:
+            refuse_empty_layers(built_model)
         with_lora = []
         if lora:  # on the restored kernels, which have no place for it in the checkpoint
             with_lora = add_lora(built_model, lora)

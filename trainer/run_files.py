@@ -7,7 +7,9 @@ import math
 import os
 from pathlib import Path
 
+import h5py
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer.config import operative_config
@@ -15,7 +17,7 @@ from trainer.files import replacing, write_json, write_text
 from trainer.metric_writer import MetricWriter, read_rows
 from trainer.model_dir import ModelDir
 from trainer.optimizers import describe_kind
-from trainer.restore import layers_of
+from trainer.restore import OWN_DATASET, layers_of, live_states, states_as_json
 from trainer.run_parts import RunParts
 from trainer.strategy import describe_strategy
 from trainer.summary_plot import draw_summary
@@ -106,9 +108,18 @@ def _save_final_weights(model: keras.Model, files: ModelDir) -> None:
             # HDF5 1.14 ends in a segmentation fault where the disk is full.
             _make_sure_of_room(temporary, model)
             model.save_weights(temporary)
+            _add_layer_states(temporary, model)
     finally:
         if compiled_with is not None:
             model.optimizer = compiled_with
+
+
+def _add_layer_states(path: Path, model: keras.Model) -> None:
+    """Keeps vocabularies beside the weights that were trained with them; Keras writes none into such a file."""
+    states = live_states(model)
+    if states:
+        with h5py.File(path, "r+") as file:
+            file[OWN_DATASET] = np.frombuffer(states_as_json(states).encode("utf8", "surrogateescape"), np.uint8)
 
 
 def _make_sure_of_room(path: Path, model: keras.Model) -> None:

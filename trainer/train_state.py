@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.ema import EmaWeights
 from trainer.replicas import first_value
-from trainer.restore import lasting_names, weights_of
+from trainer.restore import SavedLayerStates, lasting_names, live_states, weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class TrainState:
     ema: averages of the trained weights, None for a run without.
     steps_before: int64 scalar, the step count that the optimizer took over from a checkpoint; None if it began at 0.
     batches_left_out, rollbacks: int64 scalars, of a run that went back from a loss that was not finite.
+    layer_states: the vocabularies and the like of a model that has some.
     bad_batches: numbers of the global batches that this process found to be bad; no checkpoint holds them.
     """
 
@@ -31,7 +32,16 @@ class TrainState:
     rollbacks: tf.Variable
     ema: EmaWeights | None = None
     steps_before: tf.Variable | None = None
+    layer_states: SavedLayerStates | None = None
     bad_batches: set[int] = dataclasses.field(default_factory=set)
+
+    def take_layer_states(self) -> None:
+        """Fills the tables of a model that was built without, from the checkpoint that was loaded last.
+
+        Raises `UserError` for a model whose tables are others than the run's.
+        """
+        if self.layer_states is not None:
+            self.layer_states.take()
 
     def as_checkpoint(self) -> tf.train.Checkpoint:
         """An ordinary `tf.train.Checkpoint(model=..., optimizer=...)` with the step.
@@ -46,6 +56,8 @@ class TrainState:
         random_states = [variable for variable in untracked if id(variable) not in names]
         averages = {"ema_weights": tf.train.Checkpoint(**self.ema.variables)} if self.ema else {}
         handed_over = {} if self.steps_before is None else {"steps_before": self.steps_before}
+        # Tables are constants of the program, which no checkpoint holds: a resumed run may build its model without.
+        tables = {} if self.layer_states is None else {"layer_states": self.layer_states}
         train_state = tf.train.Checkpoint(
             step=self.step,
             batches_left_out=self.batches_left_out,
@@ -54,6 +66,7 @@ class TrainState:
             seed_generators=random_states,
             **averages,
             **handed_over,
+            **tables,
         )
         return tf.train.Checkpoint(model=self.model, optimizer=self.optimizer, train_state=train_state)
 
@@ -113,8 +126,9 @@ def new_train_state(
         names = lasting_names(model)
         ema = EmaWeights({names[id(variable)]: variable for variable in trained}, ema_decay)
     before = _counter("steps_before") if takes_over else None
+    tables = SavedLayerStates(model) if live_states(model) else None
     return TrainState(
-        model, optimizer, _counter("step"), _counter("batches_left_out"), _counter("rollbacks"), ema, before
+        model, optimizer, _counter("step"), _counter("batches_left_out"), _counter("rollbacks"), ema, before, tables
     )
 
 
