@@ -41,7 +41,8 @@ FLOORS = [
 RESTORE_FLOORS = [
     {"names", "report", "tensor_memory", "keras_paths"},
     {"source", "live", "find", "homes", "rows", "show", "all_workers"},
-    {"readers", "build", "rules", "order", "layer_pairs", "flat_layers", "renames", "torch_layout"},
+    {"rules", "numbered_lists", "keras_names"},
+    {"readers", "build", "order", "layer_pairs", "flat_layers", "renames", "torch_layout"},
     {"formats", "trials"},
     {"walk", "suffixes"},
     {"match", "proposals"},

@@ -107,6 +107,7 @@ WRITERS = {
     "Checkpoint(compiled model)": lambda folder, model: saved(folder, model=compiled(model)),
     "Checkpoint(net)": lambda folder, model: saved(folder, net=model),
     "Checkpoint(root)": lambda folder, model: saved(folder, root=model),
+    "Checkpoint(weights=list)": lambda folder, model: saved(folder, weights=model.weights),
     "Orbit, Model Garden": saved_by_orbit,
     "our train state": saved_by_us,
     "tf.saved_model.save": saved_as_saved_model,
@@ -127,10 +128,17 @@ WRITERS = {
 # The names in a SavedModel's description tell all layers of these apart.
 WITH_PATHS = [
     "functional", "sequential", "nested functional", "named functional", "recurrent", "shared layer", "MobileNetV2",
+    "EfficientNet stem",
 ]  # fmt: skip
-LISTS = {"model.export": "in a bare list", ".npz, a list": "in a bare list"}  # by order, and only on request
+LISTS = {  # by order, and only on request
+    "model.export": "in a bare list", ".npz, a list": "in a bare list",
+    "Checkpoint(weights=list)": "fits no variable of the model",
+}  # fmt: skip
 IN_MAKE_TEST = ("functional", "layers in lists")
-OBJECT_GRAPHS = [name for name in WRITERS if name.startswith("Checkpoint(") or name == "Orbit, Model Garden"]
+IN_MAKE_TEST_TOO = [("Checkpoint(weights=list)", "EfficientNet stem"), ("Keras 2 Checkpoint(weights=list)", "text")]
+OBJECT_GRAPHS = [
+    name for name in WRITERS if name not in LISTS and (name.startswith("Checkpoint(") or name == "Orbit, Model Garden")
+]
 SLOW = {"MobileNetV2": ("Checkpoint(model, optimizer)", "model.export", ".weights.h5", ".keras", "old .h5 of Keras 3")}
 
 
@@ -139,7 +147,8 @@ def cells():
         for kind in KINDS:
             if writer in SLOW.get(kind, WRITERS):
                 # Each writer and each kind in `make test`, and all of them with each other in `make test-all`.
-                marks = () if kind in IN_MAKE_TEST or writer == "Checkpoint(model)" else pytest.mark.full
+                is_fast = kind in IN_MAKE_TEST or writer == "Checkpoint(model)" or (writer, kind) in IN_MAKE_TEST_TOO
+                marks = () if is_fast else pytest.mark.full
                 yield pytest.param(writer, kind, id=f"{writer}-{kind}", marks=marks)
 
 
@@ -180,8 +189,21 @@ def refused(path, build, spec, message: str) -> str:
     return "refused"
 
 
+@pytest.mark.parametrize("whole", [False, full(True)])
+def test_an_efficientnet_h5_is_whole_by_no_rule(whole, tmp_path, zoo_cell):
+    build = (lambda: keras.applications.EfficientNetB0(weights=None)) if whole else MODELS["EfficientNet stem"][0]
+    model = build()
+    source = built(build(), tf.TensorSpec(model.input_shape))
+    source.save(tmp_path / "m.h5")
+    report = trainer.restore_weights(model, tmp_path / "m.h5")
+    assert values(model) == values(source)
+    assert len(report.restored) == len(model.weights)
+    zoo_cell("EfficientNet .h5", "EfficientNet stem", "whole")
+
+
 KERAS_2 = {
     "Keras 2 Checkpoint": "checkpoint",
+    "Keras 2 Checkpoint(weights=list)": "list_checkpoint",
     "Keras 2 save_weights": "weights",
     "Keras 2 legacy optimizer": "legacy_checkpoint",
     "Keras 2 SavedModel": "saved_model",
@@ -210,7 +232,8 @@ KERAS_2_KINDS = {
 def keras_2_cells():
     for writer in KERAS_2:
         for kind in KERAS_2_KINDS.get(writer, [kind for kind in KINDS if kind != "MobileNetV2"]):
-            marks = () if kind in IN_MAKE_TEST or writer == "Keras 2 Checkpoint" else pytest.mark.full
+            is_fast = kind in IN_MAKE_TEST or writer == "Keras 2 Checkpoint" or (writer, kind) in IN_MAKE_TEST_TOO
+            marks = () if is_fast else pytest.mark.full
             yield pytest.param(writer, kind, id=f"{writer}-{kind}", marks=marks)
 
 
@@ -222,12 +245,13 @@ def test_a_keras_2_file_fills_the_keras_3_model(writer, kind, keras_2_folder, zo
         example, output, *expected = (file[key] for key in file.files)
     build, spec = KINDS[kind]
     model = build()
-    report = trainer.restore_weights(model, path, input_spec=spec)
+    rules = {"match": "order"} if way == "list_checkpoint" else {}
+    report = trainer.restore_weights(model, path, input_spec=spec, **rules)
     # Keras 2 lists a model's weights in another order: all of them are there, and each does what it did.
     assert sorted(values(model)) == sorted(value.tobytes() for value in expected)
     np.testing.assert_allclose(model(example, training=False), output, rtol=1e-5, atol=1e-6)
     assert report.optimizer_keys_read == 0
-    zoo_cell(writer, kind, "whole")
+    zoo_cell(writer, kind, "order" if rules else "whole")
 
 
 @pytest.mark.parametrize("kind", ["subclassed", full("functional"), full("nested")])

@@ -20,12 +20,17 @@ import write_optimizers
 from zoo import MODELS, InLists, built, text_model, used_adam
 
 FOUR = tf.TensorSpec([None, 4], tf.float32)
+WAYS = (
+    "checkpoint", "list_checkpoint", "weights", "x.weights.h5", "x.h5", "model.h5", "model.keras", "saved_model",
+)  # fmt: skip
 SAVED_MODELS = ("subclassed", "functional")  # the others take seconds each
 
 
 def write(model, optimizer, way: str, path: str) -> None:
     if way == "checkpoint":
         tf.train.Checkpoint(model=model, optimizer=optimizer).write(f"{path}_{way}")
+    elif way == "list_checkpoint":
+        tf.train.Checkpoint(weights=model.weights).write(f"{path}_{way}")
     elif way == "weights":
         model.save_weights(f"{path}_{way}")
     elif way == "saved_model":
@@ -45,7 +50,7 @@ def write_zoo(folder: Path) -> None:
         name = kind.replace(" ", "_")
         output = model(example, training=False)
         np.savez(folder / f"{name}.npz", example, output, *[w.numpy() for w in model.weights])
-        for way in ("checkpoint", "weights", "x.weights.h5", "x.h5", "model.h5", "model.keras", "saved_model"):
+        for way in WAYS:
             subclassed = not (model._is_graph_network or isinstance(model, keras.Sequential))
             if (way == "saved_model" and kind not in SAVED_MODELS) or (way == "model.h5" and subclassed):
                 continue

@@ -102,6 +102,14 @@ def named_functional() -> keras.Model:
     return keras.Model(image, layers.Dense(2, name="last")(layers.Dense(4, name="second")(x)), name="named")
 
 
+def efficientnet_stem() -> keras.Model:
+    """Named layers, and between them a Normalization, whose name Keras makes and whose `count` is an integer."""
+    image = keras.Input([8, 8, 3])
+    x = layers.Normalization()(layers.Rescaling(1 / 255.0)(image))
+    x = layers.BatchNormalization(name="stem_bn")(layers.Conv2D(4, 3, use_bias=False, name="stem_conv")(x))
+    return keras.Model(image, layers.Dense(3, name="predictions")(layers.GlobalAveragePooling2D()(x)))
+
+
 def recurrent() -> keras.Model:
     return keras.Sequential([layers.Embedding(7, 4), layers.LSTM(3, return_sequences=True), layers.GRU(2)])
 
@@ -156,6 +164,7 @@ def text_model(vocabulary=None, num_bins=None, boundaries=None, name="vec", text
 
 
 IMAGE = tf.TensorSpec([None, 32, 32, 3], tf.float32)
+SMALL_IMAGE = tf.TensorSpec([None, 8, 8, 3], tf.float32)
 
 # name -> (builder, spec of the input); every one arrives whole from an ordinary checkpoint
 MODELS = {
@@ -169,6 +178,7 @@ MODELS = {
     "shared layer": (shared, FOUR),
     "underscored twins": (Twins, FOUR),
     "text": (Text, TOKENS),
+    "EfficientNet stem": (efficientnet_stem, SMALL_IMAGE),
 }
 
 
@@ -177,7 +187,11 @@ def built(model: keras.Model, spec: tf.TensorSpec = FOUR, seed: int = 1) -> kera
     model(tf.zeros([2, *spec.shape[1:]], spec.dtype))
     random = np.random.default_rng(seed)
     for weight in model.weights:
-        weight.assign(random.normal(size=weight.shape))
+        value = 3 * random.normal(size=weight.shape)
+        weight.assign((np.abs(value) if "variance" in weight.name else value).astype(weight.numpy().dtype))
+    for layer in model.layers:
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()
     return model
 
 

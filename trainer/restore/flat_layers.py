@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import keras
 
+from trainer.restore.keras_names import without_number
 from trainer.restore.keras_paths import Comparison
 from trainer.restore.live import LiveNode, trained_first
 from trainer.restore.source import Entry, Node
@@ -15,8 +16,9 @@ def flat_pairs(live: LiveNode, node: Node, classes: Collection[str]) -> tuple[di
     classes: names that Keras makes layer names from.
 
     The names in the list say the most: Keras writes what is trained first, so that a part which was
-    frozen stands elsewhere. Else the order of the list fits if all leaf names agree in their places,
-    or if none does and all shapes do, as in files of Keras 1, and if no name says otherwise.
+    frozen stands elsewhere. Shapes come before the numbers that Keras gave to layers, which tell only
+    the order in which these were made. Else the order of the list fits if all leaf names agree in their
+    places, or if none does and all shapes do, as in files of Keras 1, and if no name says otherwise.
     """
     entries = [part.entry for part in node.flat or [] if part.entry is not None]
     if live.layer is None or not entries:
@@ -25,7 +27,7 @@ def flat_pairs(live: LiveNode, node: Node, classes: Collection[str]) -> tuple[di
     compared = Comparison([v.path for v in weights], [entry.name for entry in entries], classes)
     by_path = {id(weights[place]): entries[other] for place, other in compared.equal()}
     if compared.is_complete:
-        return by_path, {}
+        return _by_shape(weights, entries, classes) or by_path, {}
     place_of = {id(v): place for place, v in enumerate(weights)}
     fitting = []
     trained, others = trained_first(weights, live)
@@ -41,6 +43,18 @@ def flat_pairs(live: LiveNode, node: Node, classes: Collection[str]) -> tuple[di
         for key, entry in fitting[0].items()
         if names[key] != _leaf(entry)
     }
+
+
+def _by_shape(weights: list[keras.Variable], entries: list[Entry], classes: Collection[str]) -> dict[int, Entry]:
+    """The pairs of equal paths without Keras' numbers and equal shapes; empty where these are not unique."""
+
+    def unnumbered(path: str, shape: tuple[int, ...]) -> str:
+        parts = [part if without_number(part) not in classes else without_number(part) for part in path.split("/")]
+        return "/".join([*parts, str(shape)])
+
+    ours = [unnumbered(v.path, tuple(v.shape)) for v in weights]
+    compared = Comparison(ours, [unnumbered(entry.name, entry.shape) for entry in entries], ())
+    return {id(weights[place]): entries[other] for place, other in compared.equal()} if compared.is_complete else {}
 
 
 def _fit(variables: list[keras.Variable], entries: list[Entry]) -> bool:

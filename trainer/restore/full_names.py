@@ -74,6 +74,8 @@ def _by_name(
     source: CheckpointSource,
 ) -> Pairs:
     differing = [weight for weight, entry in found.items() if pairs.get(weight, entry) is not entry]
+    if any(found[w].shape != w.shape == pairs[w].shape for w in differing if w in pairs):
+        return pairs  # numbers that Keras gave say less than a shape
     if len(pairs) == len(weights) and any(ways[pairs[weight]] != Pairing.BY_PLACE for weight in differing):
         if source.top.is_plain:
             raise _fits_in_two_ways(differing, found, pairs, match, source)
@@ -110,4 +112,5 @@ def _contradictions(
         and ways[entry] == Pairing.BY_PLACE
         and compared.contradicts(number, number_of[entry])
         and compared.are_certain(number, number_of[entry])
+        and not compared.differ_by_rank(number, number_of[entry])
     }

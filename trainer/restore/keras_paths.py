@@ -50,6 +50,11 @@ class Comparison:
         """Whether a path, by its place in the list, goes by the rank of a number that Keras gave."""
         return any(re.search(r"#\d+$", segment) for segment in self.ours[ours])
 
+    def differ_by_rank(self, ours: int, theirs: int) -> bool:
+        """Whether two paths have the same names, and only the ranks of numbers that Keras gave differ."""
+        one, other = ([re.sub(r"#\d+$", "", part) for part in path] for path in (self.ours[ours], self.theirs[theirs]))
+        return one == other
+
     def are_certain(self, ours: int, theirs: int) -> bool:
         """Whether both paths are unique on their side and hold no number of Keras' that no rank could replace."""
         paths = self.ours[ours], self.theirs[theirs]

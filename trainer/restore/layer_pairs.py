@@ -3,20 +3,27 @@
 import re
 from collections.abc import Callable
 
+from trainer.restore.keras_names import (
+    LeafNames,
+    Pairs,
+    by_variable_name,
+    hold_equal_names,
+    pairs_by_class,
+    settled_pairs,
+    without_number,
+)
 from trainer.restore.keras_paths import is_shifted
 from trainer.restore.live import LiveNode, number_in
 from trainer.restore.report import Pairing
 from trainer.restore.source import Node
 
-LeafNames = Callable[[LiveNode | Node], frozenset[str]]
 Kind = Callable[[LiveNode | Node], tuple]
-Pairs = list[tuple[LiveNode, Node]]
 
 
 def child_pairs(
     live: LiveNode, node: Node, leaf_names: LeafNames, kind: Kind
-) -> tuple[list[tuple[LiveNode, Node, Pairing]], list[LiveNode]]:
-    """([(part of the model, part of the file, how they were paired)], layers whose place and number disagree).
+) -> tuple[list[tuple[LiveNode, Node, Pairing]], Pairs]:
+    """([(part of the model, part of the file, how they were paired)], pairs whose place and number disagree).
 
     leaf_names: names of the variables in a layer; empty for one without.
     kind: names and shapes of all variables in a layer.
@@ -27,14 +34,14 @@ def child_pairs(
     in between would else shift all after it in silence.
     """
     attributes = _by_name(live, node)
-    disputed: list[LiveNode] = []
     if node.by_class:
-        layers = _by_class_and_name(live, node, attributes, leaf_names)
+        layers, disputed = _by_class_and_name(live, node, attributes, leaf_names)
     else:
         layers, disputed = _by_place_or_name(live, node, leaf_names, kind)
     by_attribute = Pairing.BY_NAME if node.is_plain else Pairing.BY_PATH
     ways = [(ours, theirs, _way(ours, theirs, node)) for ours, theirs in layers]
-    ways_of_attributes = [(ours, theirs, by_attribute) for ours, theirs in attributes]
+    ways_of_attributes = [(ours, theirs, Pairing.BY_NAME) for ours, theirs in by_variable_name(live, node)]
+    ways_of_attributes += [(ours, theirs, by_attribute) for ours, theirs in attributes]
     return (ways_of_attributes + ways if node.by_class else ways + ways_of_attributes), disputed
 
 
@@ -43,7 +50,7 @@ def _way(ours: LiveNode, theirs: Node, parent: Node) -> Pairing:
     return Pairing.BY_NAME if parent.is_plain or ours.given_name == theirs.keras_name != "" else Pairing.BY_PLACE
 
 
-def _by_place_or_name(live: LiveNode, node: Node, leaf_names: LeafNames, kind: Kind) -> tuple[Pairs, list[LiveNode]]:
+def _by_place_or_name(live: LiveNode, node: Node, leaf_names: LeafNames, kind: Kind) -> tuple[Pairs, Pairs]:
     theirs = [layer for layer in node.in_order() if leaf_names(layer)]
     if not theirs:
         return (_by_number(live, node, leaf_names) if live.is_graph else []), []
@@ -51,13 +58,36 @@ def _by_place_or_name(live: LiveNode, node: Node, leaf_names: LeafNames, kind: K
     named = _by_given_name(ours, theirs)
     if len(named) in (len(ours), len(theirs)) or (not live.is_graph and node.layers is None):
         return named, []  # a subclassed model's layers stand under its attributes, in no order that counts
-    if [leaf_names(layer) for layer in ours] == [leaf_names(layer) for layer in theirs]:
-        pairs = list(zip(ours, theirs, strict=True))
-    else:
-        pairs = _by_only_place(ours, theirs, kind)
-    if _contradicts(pairs, named):
-        return named, []
-    return (named, [layer for layer, _ in pairs]) if _ranks_disagree(pairs) else (pairs, [])
+
+    def fits(layer: LiveNode, other: Node) -> bool:
+        return hold_equal_names(layer, other, leaf_names)
+
+    pairs = list(zip(ours, theirs, strict=False)) if len(ours) == len(theirs) else []
+    if pairs and all(fits(*pair) for pair in pairs) and not _contradicts(pairs, named):
+        return _settled(pairs)
+    numbered = pairs_by_class(ours, theirs, named, fits)
+    taken = {id(part) for pair in (*named, *numbered) for part in pair}
+    placed = _by_only_place(
+        [layer for layer in ours if id(layer) not in taken], [layer for layer in theirs if id(layer) not in taken], kind
+    )
+    if _cross(named + placed, ours, theirs):
+        placed = []
+    pairs, disputed = _settled(numbered + placed)
+    return named + pairs, disputed
+
+
+def _cross(pairs: Pairs, ours: list[LiveNode], theirs: list[Node]) -> bool:
+    """Whether layers of the model stand in another order than those that they are paired with."""
+    places = [({id(x): i for i, x in enumerate(side)}) for side in (ours, theirs)]
+    order = sorted((places[0][id(a)], places[1][id(b)]) for a, b in pairs)
+    return [b for _, b in order] != sorted(b for _, b in order)
+
+
+def _settled(pairs: Pairs) -> tuple[Pairs, Pairs]:
+    """(pairs that the numbers of the layers do not contradict, the others)."""
+    kept = settled_pairs(pairs)
+    taken = {id(part) for pair in kept for part in pair}
+    return kept, [pair for pair in pairs if not taken & {id(part) for part in pair}]
 
 
 def _by_only_place(ours: list[LiveNode], theirs: list[Node], kind: Kind) -> Pairs:
@@ -91,22 +121,22 @@ def _first_places(few: list[tuple], many: list[tuple]) -> list[int]:
     return places if len(places) == len(few) else []
 
 
-def _by_class_and_name(live: LiveNode, node: Node, attributes: Pairs, leaf_names: LeafNames) -> Pairs:
+def _by_class_and_name(live: LiveNode, node: Node, attributes: Pairs, leaf_names: LeafNames) -> tuple[Pairs, Pairs]:
     # What stands in the file under an attribute's name is missing among its numbered classes.
     taken = {id(layer) for ours, _ in attributes for layer in _layers_below(ours)}
     remaining = {key: layer for key, layer in live.by_class.items() if leaf_names(layer) and id(layer) not in taken}
     theirs = {key: layer for key, layer in node.by_class.items() if leaf_names(layer)}
     named = _by_given_name(list(remaining.values()), list(theirs.values()))
-    pairs = []
-    for base in dict.fromkeys(_base(key) for key in theirs):
-        keys = [key for key in theirs if _base(key) == base]
-        alike = [(remaining[key], theirs[key]) for key in keys if key in remaining]
-        if set(keys) == {key for key in remaining if _base(key) == base} and not _ranks_disagree(alike):
-            pairs += alike
+    pairs: Pairs = []
+    for base in dict.fromkeys(without_number(key) for key in theirs):
+        keys = [key for key in theirs if without_number(key) == base]
+        if set(keys) == {key for key in remaining if without_number(key) == base}:
+            pairs += [(remaining[key], theirs[key]) for key in keys]
+    pairs, disputed = _settled(pairs)
     if _contradicts(pairs, named):
         pairs = []
     settled = {id(part) for pair in pairs for part in pair}
-    return pairs + [pair for pair in named if not settled & {id(part) for part in pair}]
+    return pairs + [pair for pair in named if not settled & {id(part) for part in pair}], disputed
 
 
 def _by_number(live: LiveNode, node: Node, leaf_names: LeafNames) -> Pairs:
@@ -120,26 +150,16 @@ def _by_number(live: LiveNode, node: Node, leaf_names: LeafNames) -> Pairs:
     for key, child in ((raw, node.children[name]) for raw, name in as_written.items()):
         if key in live.children and live.children[key].given_name == key:
             pairs.append((live.children[key], child))
-        elif node.is_plain and _base(key) in live.numbered and leaf_names(child):
-            ranked.setdefault(_base(key), {})[number_in(key)] = child
+        elif node.is_plain and without_number(key) in live.numbered and leaf_names(child):
+            ranked.setdefault(without_number(key), {})[number_in(key)] = child
     for name, theirs in ranked.items():
         ours = {number_in(layer.name): layer for layer in live.numbered[name] if leaf_names(layer)}
         alike = [(ours[a], theirs[b]) for a, b in zip(sorted(ours), sorted(theirs), strict=False)]
         # A number of both sides whose rank differs is perhaps no number, but a name that somebody gave.
         trusted = is_shifted(ours, theirs) or (len(ours) == len(theirs) and not set(ours) & set(theirs))
-        if trusted and all(leaf_names(a) == leaf_names(b) for a, b in alike):
+        if trusted and all(hold_equal_names(a, b, leaf_names) for a, b in alike):
             pairs += alike
     return pairs
-
-
-def _ranks_disagree(pairs: Pairs) -> bool:
-    """Whether layers of one class were made in another order than they stand in, here but not in the file."""
-    by_class: dict[str, list[tuple[int, int]]] = {}
-    for ours, theirs in pairs:
-        name = _base(ours.name)
-        if not ours.given_name and ours.layer is not None and _base(theirs.keras_name) == name:
-            by_class.setdefault(name, []).append((number_in(ours.name), number_in(theirs.keras_name)))
-    return any([b for _, b in sorted(numbers)] != sorted(b for _, b in numbers) for numbers in by_class.values())
 
 
 def _by_name(live: LiveNode, node: Node) -> Pairs:
@@ -186,7 +206,3 @@ def _contradicts(pairs: Pairs, named: Pairs) -> bool:
         partner.get(id(ours), theirs) is not theirs or other_way.get(id(theirs), ours) is not ours
         for ours, theirs in pairs
     )
-
-
-def _base(key: str) -> str:
-    return re.sub(r"_\d+$", "", key)

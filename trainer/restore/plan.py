@@ -55,7 +55,9 @@ def plan_restore(model, source: CheckpointSource, rules: Rules) -> Plan:
     pairs, ways = _pairs(weights, match, rules, numbered_by_keras(tree))
     pairs, contradicted = settle_by_full_names(pairs, ways, weights, match, rules, source, classes)
     ordered, no_weights = (
-        pairs_by_order(tree, weights, pairs, source, classes) if rules.match == "order" else ({}, set())
+        pairs_by_order(tree, weights, pairs, source, classes, rules, match.names)
+        if rules.match == "order"
+        else ({}, set())
     )
     pairs |= ordered
     ways |= dict.fromkeys(ordered.values(), Pairing.BY_ORDER)
@@ -212,7 +214,8 @@ def _likely_home(name: str, kin: list[str]) -> str:
 
 
 def _castable(source: tf.DType, target: tf.DType) -> bool:
-    return source == target or (source.is_floating and target.is_floating)
+    widened = source.is_integer and target.is_integer and target.min <= source.min and source.max <= target.max
+    return source == target or widened or (source.is_floating and target.is_floating)
 
 
 def _idle_rules(rules: Rules, match: Match, records: list[Record], weights: list[LiveVariable]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from trainer.restore.flat_layers import flat_pairs
+from trainer.restore.keras_names import LayerPairs, settled_pairs
 from trainer.restore.layer_pairs import child_pairs
 from trainer.restore.live import LiveNode, as_stored, numbered_paths, paths, paths_by_rank
 from trainer.restore.names import join
@@ -10,7 +11,7 @@ from trainer.restore.report import Pairing
 from trainer.restore.rules import Rules
 from trainer.restore.source import Entry, Node
 
-_FROM_STRONG_TO_WEAK = [Pairing.BY_PATH, Pairing.BY_NAME, Pairing.BY_PLACE]
+_FROM_STRONG_TO_WEAK = [Pairing.BY_PATH, Pairing.BY_NAME, Pairing.BY_PLACE, Pairing.BY_ORDER]
 # What Keras 2 writes into a SavedModel beside a layer's parts: the same variables once more, by number.
 _OTHER_VIEWS = {"variables", "trainable_variables", "non_trainable_variables", "keras_api"}
 
@@ -109,9 +110,10 @@ class Walk:
             for child, other in zip(own, node.own, strict=True):
                 self._match(child, other, found, walked, Pairing.BY_PLACE)
         parts, disputed = child_pairs(live, node, self._leaf_names, self._kind)
-        self.disputed |= {
-            id(part.variable) for layer in disputed for _, part in paths(layer) if part.variable is not None
-        }
+        if self._rules.match == "order":
+            parts += [(layer, other, Pairing.BY_ORDER) for layer, other in disputed]
+        for layer, _ in disputed:
+            self.disputed |= {id(part.variable) for _, part in paths(layer) if part.variable is not None}
         for child, other, step in parts:
             self._match(child, other, found, walked, _weaker(way, step))
 
