@@ -112,3 +112,16 @@ def test_a_bare_list_is_not_proposed_to_be_renamed(tmp_path):
         trainer.restore_weights(built(InLists(), seed=2), tmp_path / "export")
     assert "train.match = 'order'" in str(caught.value)
     assert "'^variables/'" not in str(caught.value)
+
+
+def test_order_settles_what_numbers_of_layers_leave_open(tmp_path):
+    def branches(flipped: bool):
+        image = keras.Input([4])
+        both = [layers.Dense(4)(image), layers.Dense(4)(image)]
+        return built(keras.Model(image, layers.Concatenate()(both[::-1] if flipped else both)), seed=1 + flipped)
+
+    source, model = branches(False), branches(True)
+    source.save_weights(tmp_path / "m.weights.h5")
+    report = trainer.restore_weights(model, tmp_path / "m.weights.h5", match="order")
+    assert values(model) == values(source)
+    assert {record.note for record in report.restored} == {"by order"}

@@ -56,7 +56,7 @@ def exported(folder, model) -> str:
 
 
 def named(model) -> dict[str, np.ndarray]:
-    return {weight.name: weight.variable.numpy() for weight in weights_of(model)}
+    return {weight.name: np.asarray(weight.variable.numpy()) for weight in weights_of(model)}
 
 
 def saved_by_names(folder, model) -> str:

@@ -63,19 +63,27 @@ def hold_equal_names(ours: LiveNode, theirs: Node, leaf_names: LeafNames) -> boo
     leaf_names: names of the variables in a layer as attributes, and as the file has them.
     """
     there = leaf_names(theirs)
-    if leaf_names(ours) == there or ours.layer is None:
-        return leaf_names(ours) == there
-    return there == (set(_own_by_name(ours)) or {variable.name for variable in ours.layer.weights})
+    own = _names_of_own(ours)
+    called = {names[0] for names in own} or {v.name for v in (ours.layer.weights if ours.layer else ())}
+    if there in (leaf_names(ours), called):
+        return True
+    # Keras 2 wrote a variable into TensorFlow's checkpoints under both names.
+    variables = {id(part) for part in theirs.parts().values() if part.entry is not None}
+    found = [_under(names, theirs) for names in own]
+    return (
+        bool(found)
+        and all(len(parts) == 1 for parts in found)
+        and sorted(id(parts[0]) for parts in found) == sorted(variables)
+    )
 
 
 def by_variable_name(live: LiveNode, node: Node) -> Pairs:
-    """A layer's own variables and what the file has under their names, where no attribute of either side says more."""
-    pairs = []
-    for name, part in _own_by_name(live).items():
-        has_other_names = any(other in node.children for other, child in live.children.items() if child is part)
-        if name in node.children and name not in live.children and not has_other_names:
-            pairs.append((part, node.children[name]))
-    return pairs
+    """A layer's own variables and what the file has under Keras' names of them, where no attribute is called so."""
+    found = dict[str, Pairs]()
+    for part, (called, *attributes) in zip(live.own, _names_of_own(live), strict=True):
+        if called in node.children and called not in live.children and node.children.keys().isdisjoint(attributes):
+            found.setdefault(called, []).append((part, node.children[called]))
+    return [pairs[0] for pairs in found.values() if len(pairs) == 1]
 
 
 def without_number(name: str) -> str:
@@ -123,7 +131,16 @@ def _shapes_there(node: Node) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(entry.shape for entry in entries.values() if entry.kind in ("weight", "counter")))
 
 
-def _own_by_name(live: LiveNode) -> dict[str, LiveNode]:
-    """A layer's own variables by their names; empty where two share one."""
-    found = {part.variable.name: part for part in live.own if part.variable is not None}
-    return found if len(found) == len(live.own) else {}
+def _names_of_own(live: LiveNode) -> list[list[str]]:
+    """Keras' name and those of the attributes for each of a layer's own variables."""
+    return [
+        [part.variable.name, *(name for name, child in live.children.items() if child is part)]
+        for part in live.own
+        if part.variable is not None
+    ]
+
+
+def _under(names: list[str], node: Node) -> list[Node]:
+    """The variables that the file has under these names."""
+    found = {id(part): part for name in names if (part := node.children.get(name)) is not None and part.entry}
+    return list(found.values())

@@ -1,6 +1,5 @@
 """Lays the layers of a model beside those of a file that keeps them by number, by class or by Keras' names."""
 
-import re
 from collections.abc import Callable
 
 from trainer.restore.keras_names import (

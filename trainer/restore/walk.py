@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from trainer.restore.flat_layers import flat_pairs
-from trainer.restore.keras_names import LayerPairs, settled_pairs
 from trainer.restore.layer_pairs import child_pairs
 from trainer.restore.live import LiveNode, as_stored, numbered_paths, paths, paths_by_rank
 from trainer.restore.names import join
