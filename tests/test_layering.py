@@ -39,11 +39,11 @@ FLOORS = [
 ]  # fmt: skip
 
 RESTORE_FLOORS = [
-    {"names", "report", "tensor_memory", "keras_paths"},
+    {"names", "report", "tensor_memory", "keras_paths", "casts"},
     {"source", "live", "find", "homes", "rows", "show", "all_workers"},
-    {"rules", "numbered_lists", "keras_names"},
-    {"readers", "build", "order", "layer_pairs", "flat_layers", "renames", "torch_layout"},
-    {"formats", "trials"},
+    {"rules", "numbered_lists", "keras_names", "layer_state"},
+    {"readers", "build", "order", "layer_pairs", "flat_layers", "renames", "torch_layout", "state_pairs"},
+    {"formats", "trials", "tables"},
     {"walk", "suffixes"},
     {"match", "proposals"},
     {"full_names"},

@@ -116,7 +116,8 @@ def test_a_count_of_fewer_bits_is_widened(tmp_path):
         file[place] = np.int32(value)
     report = trainer.restore_weights(model, tmp_path / "m.h5")
     assert values(model) == values(source)
-    assert [record.note for record in report.restored if "int32" in record.note] == ["cast from int32 to int64"]
+    (note,) = [record.note for record in report.restored if "int32" in record.note]
+    assert note.startswith("cast from int32 to int64")
     with h5py.File(tmp_path / "m.h5", "a") as file:
         del file[place]
         file[place] = np.float32(value)

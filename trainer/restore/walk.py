@@ -107,7 +107,7 @@ class Walk:
         known_by_name = {id(child) for child in node.children.values()} if own else set()
         if len(node.own) == len(own) and not any(id(variable) in known_by_name for variable in node.own):
             for child, other in zip(own, node.own, strict=True):
-                self._match(child, other, found, walked, Pairing.BY_PLACE)
+                self._match(child, other, found, walked, _weaker(way, Pairing.BY_PLACE))
         parts, disputed = child_pairs(live, node, self._leaf_names, self._kind)
         if self._rules.match == "order":
             parts += [(layer, other, Pairing.BY_ORDER) for layer, other in disputed]
