@@ -40,8 +40,10 @@ FLOORS = [
 
 RESTORE_FLOORS = [
     {"names", "report", "tensor_memory", "keras_paths", "casts"},
-    {"source", "live", "find", "homes", "rows", "show", "all_workers"},
-    {"rules", "numbered_lists", "keras_names", "layer_state"},
+    {"live"},
+    {"layer_state"},
+    {"source", "find", "homes", "rows", "show", "all_workers"},
+    {"rules", "numbered_lists", "keras_names"},
     {"readers", "build", "order", "layer_pairs", "flat_layers", "renames", "torch_layout", "state_pairs"},
     {"formats", "trials", "tables"},
     {"walk", "suffixes"},
