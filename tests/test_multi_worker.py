@@ -1,6 +1,7 @@
 """Two real processes of MultiWorkerMirroredStrategy on the loopback make the steps of one replica."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -12,15 +13,25 @@ from conftest import assert_same_weights
 
 from launch.local import free_ports
 
+KERNEL = "model/conv1/_kernel/.ATTRIBUTES/VARIABLE_VALUE"
 
-def run_workers(count, *arguments, timeout_seconds=600, while_running=lambda processes: None, **environment):
-    """Starts the command in `count` workers; returns their exit statuses and texts."""
+
+def run_workers(
+    count, *arguments, timeout_seconds=600, while_running=lambda processes: None, folders=None, **environment
+):
+    """Starts the command in `count` workers; returns their exit statuses and texts. folders: where each works."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     processes = []
     for index in range(count):
         tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         processes.append(
-            start_command(*arguments, stderr=subprocess.STDOUT, TF_CONFIG=json.dumps(tf_config), **environment)
+            start_command(
+                *arguments,
+                cwd=(folders or [REPOSITORY] * count)[index],
+                stderr=subprocess.STDOUT,
+                TF_CONFIG=json.dumps(tf_config),
+                **environment,
+            )
         )
     try:
         while_running(processes)
@@ -42,12 +53,36 @@ def test_two_workers_train_to_the_weights_of_one_process_and_only_the_chief_writ
     assert statuses == [0, 0], texts
     assert "MultiWorkerMirroredStrategy, 2 replicas in 2 workers" in texts[0] and "SGD is new" in texts[0]
     assert "SGD is new" not in texts[1], "only the chief reports"
+    assert "verified         10 variables on 2 replicas of 2 workers" in texts[0]
 
     alone = run_command(*command, "--strategy=one_device", f"--model_dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
     assert_same_weights(tmp_path / "workers", tmp_path / "alone", num_variables=10)
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("workers", "alone")]
     assert summaries[0]["final_metrics"] == pytest.approx(summaries[1]["final_metrics"], abs=1e-5)
+
+
+@pytest.mark.full
+def test_two_workers_with_two_files_of_one_name_stop(digits_source, tmp_path):
+    """As where each worker has its own disk."""
+    for index in range(2):
+        shutil.copytree(digits_source, tmp_path / str(index) / "source")
+    data = tmp_path / "1/source/checkpoints/ckpt-60.data-00000-of-00001"
+    content = data.read_bytes()
+    place = content.index(tf.train.load_checkpoint(str(digits_source / "checkpoints")).get_tensor(KERNEL).tobytes())
+    data.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    statuses, texts = run_workers(
+        2,
+        "launch.train",
+        f"--gin_file={REPOSITORY / 'configs/runs/digits_adam_to_sgd.gin'}",
+        "--gin_param=INIT_CHECKPOINT = 'source'",
+        "--strategy=multi_worker",
+        f"--model_dir={tmp_path / 'run'}",
+        folders=[tmp_path / "0", tmp_path / "1"],
+    )
+    assert statuses == [2, 2], texts
+    assert "1 of 2 workers could not read the checkpoint, and no variable was changed" in texts[0]
+    assert "No variable was changed" in texts[1] and "its checksum does not fit" in texts[1]
 
 
 @pytest.mark.full

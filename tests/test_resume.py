@@ -73,6 +73,16 @@ def test_a_run_in_two_parts_ends_with_the_bits_of_an_unbroken_one(tmp_path, stra
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("name", ["run[1]", "run*?", "a\\b"])
+def test_a_run_in_a_folder_that_looks_like_a_pattern_resumes(name, tmp_path, monkeypatch):
+    strategy = make_strategy(1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "job[7]"))  # as schedulers name it in an array of jobs
+    (tmp_path / "job[7]").mkdir()
+    run(tmp_path / name, 3, strategy)
+    assert run(tmp_path / name, 6, strategy).step == 6
+
+
+@pytest.mark.full
 def test_a_run_under_loss_scaling_resumes_to_the_bits_of_an_unbroken_one(tmp_path, strategy):
     """The scale falls at steps that are skipped, and grows again after every other one."""
 
