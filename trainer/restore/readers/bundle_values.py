@@ -24,10 +24,11 @@ def load_value(stored: StoredTensor, byte_order: str, reader: ByteReader) -> np.
     whole = np.empty(stored.shape, stored.dtype.as_numpy_dtype)
     filled = np.zeros(stored.shape, bool)
     for part in stored.parts:
+        # Read first: what the file does not hold must not take memory.
+        value = _numbers(part.place, part.shape, stored.dtype, byte_order, reader)
         if filled[part.window].any():
             raise ValueError("its slices overlap")
-        filled[part.window] = True
-        whole[part.window] = _numbers(part.place, part.shape, stored.dtype, byte_order, reader)
+        filled[part.window], whole[part.window] = True, value
     return whole
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from trainer.printable import printable
 from trainer.restore.readers.hdf5 import Group, Hdf5File, natural_order, walk
 from trainer.restore.readers.keras_config import parsed
 from trainer.restore.report import RestoreError
@@ -21,7 +22,7 @@ def open_shards(index: str | bytes, name: str, open_file: Callable[[str], Hdf5Fi
         for shard in shards:
             if group not in held[shard]:
                 raise RestoreError(
-                    f"{name} says that variables of {group} are in {shard}, but that file holds none. "
+                    f"{name} says that variables of {printable(group)} are in {shard}, but that file holds none. "
                     "The files are not of one save; copy all of them again."
                 )
     return list(files.values())

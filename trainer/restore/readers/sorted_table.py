@@ -100,28 +100,22 @@ def _unpacked(block: bytes) -> bytes:
     if size > _MOST_TIMES * len(block):
         raise ValueError("a packed block of the index is said to be too long")
     out = bytearray()
-    while at < len(block):
-        tag = block[at]
-        kind, at = tag & 3, at + 1
-        wide = kind if kind else max(0, (tag >> 2) - 59)  # bytes of the number that follows
-        if kind == 3:
-            wide = 4
-        number = int.from_bytes(block[at : at + wide], "little")
-        at += wide
+    while at < len(block) and len(out) <= size:
+        kind, rest = block[at] & 3, block[at] >> 2
+        wide = (max(0, rest - 59), 1, 2, 4)[kind]  # bytes of the number that follows
+        number = int.from_bytes(block[at + 1 : at + 1 + wide], "little")
+        at += 1 + wide
         if kind == 0:
-            length = (number if wide else tag >> 2) + 1
+            length = (number if wide else rest) + 1
             out += block[at : at + length]
             at += length
-        else:
-            length, back = (tag >> 2) + 1, number
-            if kind == 1:
-                length, back = (tag >> 2 & 7) + 4, (tag >> 5) << 8 | number
-            if not 0 < back <= len(out):
-                raise ValueError("a packed block of the index is damaged")
-            piece = bytes(out[len(out) - back :])
-            out += (piece * (length // back + 1))[:length]
-        if len(out) > size:
-            break
+            continue
+        length, back = (rest % 8 + 4, rest // 8 << 8 | number) if kind == 1 else (rest + 1, number)
+        start = len(out) - back
+        if back < 1 or start < 0:
+            raise ValueError("a packed block of the index is damaged")
+        piece = out[start : start + length]
+        out += (piece * (length // back + 1))[:length]  # it may reach into what it makes
     if len(out) != size or at != len(block):
         raise ValueError("a packed block of the index is damaged")
     return bytes(out)
