@@ -58,7 +58,7 @@ def test_a_pipe_in_place_of_any_file_is_refused_and_not_waited_for(kind, bench, 
 
 
 def needed(file: Path) -> bool:
-    return file.name not in ("checkpoint", "fingerprint.pb")
+    return file.name not in ("checkpoint", "fingerprint.pb", "saved_model.pb")
 
 
 def test_text_that_would_steer_a_terminal_is_escaped_in_every_report(tmp_path):
