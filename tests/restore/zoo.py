@@ -107,6 +107,7 @@ def efficientnet_stem() -> keras.Model:
     image = keras.Input([8, 8, 3])
     x = layers.Normalization()(layers.Rescaling(1 / 255.0)(image))
     x = layers.BatchNormalization(name="stem_bn")(layers.Conv2D(4, 3, use_bias=False, name="stem_conv")(x))
+    x = layers.DepthwiseConv2D(3)(layers.DepthwiseConv2D(3, name="dwconv")(x))  # Keras 2 called its kernel otherwise
     return keras.Model(image, layers.Dense(3, name="predictions")(layers.GlobalAveragePooling2D()(x)))
 
 

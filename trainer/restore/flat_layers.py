@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import keras
 
-from trainer.restore.keras_names import without_number
+from trainer.restore.keras_names import names_in_keras_2, without_number
 from trainer.restore.keras_paths import Comparison
 from trainer.restore.live import LiveNode, trained_first
 from trainer.restore.source import Entry, Node
@@ -24,20 +24,21 @@ def flat_pairs(live: LiveNode, node: Node, classes: Collection[str]) -> tuple[di
     if live.layer is None or not entries:
         return {}, {}
     weights = list({id(v): v for v in live.layer.weights}.values())
-    compared = Comparison([v.path for v in weights], [entry.name for entry in entries], classes)
+    names = _names(live.layer, weights, entries)
+    paths = [v.path.removesuffix(v.name) + names[id(v)] for v in weights]
+    compared = Comparison(paths, [entry.name for entry in entries], classes)
     by_path = {id(weights[place]): entries[other] for place, other in compared.equal()}
     if compared.is_complete:
-        return _by_shape(weights, entries, classes) or by_path, {}
+        return _by_shape(weights, paths, entries, classes) or by_path, {}
     place_of = {id(v): place for place, v in enumerate(weights)}
     fitting = []
     trained, others = trained_first(weights, live)
     for variables in (trained + others, weights):
-        fits = len(variables) == len(entries) and _fit(variables, entries)
+        fits = len(variables) == len(entries) and _fit(variables, names, entries)
         if fits and not any(compared.contradicts(place_of[id(v)], place) for place, v in enumerate(variables)):
             fitting.append({id(v): entry for v, entry in zip(variables, entries, strict=True)})
     if not fitting or any(other != fitting[0] for other in fitting):
         return by_path, {}
-    names = {id(v): v.name for v in weights}
     return fitting[0], {
         entry: f"by its place in the layer, where the file calls it {_leaf(entry)}"
         for key, entry in fitting[0].items()
@@ -45,20 +46,32 @@ def flat_pairs(live: LiveNode, node: Node, classes: Collection[str]) -> tuple[di
     }
 
 
-def _by_shape(weights: list[keras.Variable], entries: list[Entry], classes: Collection[str]) -> dict[int, Entry]:
+def _names(layer: keras.Layer, weights: list[keras.Variable], entries: list[Entry]) -> dict[int, str]:
+    """{id of variable: its name}, as Keras 2 called it if the file has more variables of such a name than the model."""
+    leaves = [_leaf(entry) for entry in entries]
+    names = {id(v): v.name for v in weights}
+    today = list(names.values())
+    return names | {
+        key: name for key, name in names_in_keras_2(layer).items() if leaves.count(name) > today.count(name)
+    }
+
+
+def _by_shape(
+    weights: list[keras.Variable], paths: list[str], entries: list[Entry], classes: Collection[str]
+) -> dict[int, Entry]:
     """The pairs of equal paths without Keras' numbers and equal shapes; empty where these are not unique."""
 
     def unnumbered(path: str, shape: tuple[int, ...]) -> str:
         parts = [part if without_number(part) not in classes else without_number(part) for part in path.split("/")]
         return "/".join([*parts, str(shape)])
 
-    ours = [unnumbered(v.path, tuple(v.shape)) for v in weights]
+    ours = [unnumbered(path, tuple(v.shape)) for v, path in zip(weights, paths, strict=True)]
     compared = Comparison(ours, [unnumbered(entry.name, entry.shape) for entry in entries], ())
     return {id(weights[place]): entries[other] for place, other in compared.equal()} if compared.is_complete else {}
 
 
-def _fit(variables: list[keras.Variable], entries: list[Entry]) -> bool:
-    ours, theirs = [v.name for v in variables], [_leaf(entry) for entry in entries]
+def _fit(variables: list[keras.Variable], names: dict[int, str], entries: list[Entry]) -> bool:
+    ours, theirs = [names[id(v)] for v in variables], [_leaf(entry) for entry in entries]
     shapes_fit = all(tuple(v.shape) == entry.shape for v, entry in zip(variables, entries, strict=True))
     return ours == theirs or (not set(ours) & set(theirs) and shapes_fit)
 

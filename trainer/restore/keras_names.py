@@ -8,11 +8,17 @@ were made from `variable.path`, have the first name, and TensorFlow's object gra
 import re
 from collections.abc import Callable
 
+import keras
+
 from trainer.restore.live import LiveNode, class_name, number_in
 from trainer.restore.source import Node
 
 Pairs = list[tuple[LiveNode, Node]]
 LeafNames = Callable[[LiveNode | Node], frozenset[str]]
+_CALLED_OTHERWISE_IN_KERAS_2 = {
+    keras.layers.DepthwiseConv1D: {"kernel": "depthwise_kernel"},
+    keras.layers.DepthwiseConv2D: {"kernel": "depthwise_kernel"},
+}
 
 
 def settled_pairs(pairs: Pairs) -> Pairs:
@@ -64,12 +70,12 @@ def hold_equal_names(ours: LiveNode, theirs: Node, leaf_names: LeafNames) -> boo
     """
     there = leaf_names(theirs)
     own = _names_of_own(ours)
-    called = {names[0] for names in own} or {v.name for v in (ours.layer.weights if ours.layer else ())}
+    called = {names[0] for names, _ in own} or {v.name for v in (ours.layer.weights if ours.layer else ())}
     if there in (leaf_names(ours), called):
         return True
-    # Keras 2 wrote a variable into TensorFlow's checkpoints under both names.
+    # Keras 2 wrote a variable into TensorFlow's checkpoints under its own name and its attribute's.
     variables = {id(part) for part in theirs.parts().values() if part.entry is not None}
-    found = [_under(names, theirs) for names in own]
+    found = [_under([*names, *attributes], theirs) for names, attributes in own]
     return (
         bool(found)
         and all(len(parts) == 1 for parts in found)
@@ -80,10 +86,22 @@ def hold_equal_names(ours: LiveNode, theirs: Node, leaf_names: LeafNames) -> boo
 def by_variable_name(live: LiveNode, node: Node) -> Pairs:
     """A layer's own variables and what the file has under Keras' names of them, where no attribute is called so."""
     found = dict[str, Pairs]()
-    for part, (called, *attributes) in zip(live.own, _names_of_own(live), strict=True):
-        if called in node.children and called not in live.children and node.children.keys().isdisjoint(attributes):
-            found.setdefault(called, []).append((part, node.children[called]))
+    for part, (names, attributes) in zip(live.own, _names_of_own(live), strict=True):
+        for name in names:
+            if name in node.children and name not in live.children and node.children.keys().isdisjoint(attributes):
+                found.setdefault(name, []).append((part, node.children[name]))
     return [pairs[0] for pairs in found.values() if len(pairs) == 1]
+
+
+def names_in_keras_2(layer: keras.Layer | None) -> dict[int, str]:
+    """{id of a variable in the layer, or in a part of it, that Keras 2 called otherwise: its name there}."""
+    found: dict[int, str] = {}
+    for part in [layer, *layer._flatten_layers(include_self=False)] if layer is not None else []:
+        for variable in part._trainable_variables + part._non_trainable_variables:
+            name = _CALLED_OTHERWISE_IN_KERAS_2.get(type(part), {}).get(variable.name)
+            if name is not None:
+                found[id(variable)] = name
+    return found
 
 
 def without_number(name: str) -> str:
@@ -131,13 +149,15 @@ def _shapes_there(node: Node) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(entry.shape for entry in entries.values() if entry.kind in ("weight", "counter")))
 
 
-def _names_of_own(live: LiveNode) -> list[list[str]]:
-    """Keras' name and those of the attributes for each of a layer's own variables."""
-    return [
-        [part.variable.name, *(name for name, child in live.children.items() if child is part)]
-        for part in live.own
-        if part.variable is not None
-    ]
+def _names_of_own(live: LiveNode) -> list[tuple[list[str], list[str]]]:
+    """(Keras' names, those of the attributes) of each of a layer's own variables; the first is today's."""
+    older = _CALLED_OTHERWISE_IN_KERAS_2.get(type(live.layer), {})
+    found = []
+    for part in live.own:
+        called = part.variable.name if part.variable is not None else ""
+        attributes = [name for name, child in live.children.items() if child is part]
+        found.append(([called, older[called]] if called in older else [called], attributes))
+    return found
 
 
 def _under(names: list[str], node: Node) -> list[Node]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from trainer.restore.keras_names import names_in_keras_2
 from trainer.restore.keras_paths import Comparison
 from trainer.restore.live import LiveNode, LiveVariable
 from trainer.restore.names import matching_rule
@@ -43,7 +44,8 @@ def pairs_by_order(
     """
     if len(paired) == len(weights):
         return {}, set()
-    search = _Search(tree, {id(weight.variable): weight for weight in weights}, paired, classes, rules, names)
+    named = {id(weight.variable): weight for weight in weights}
+    search = _Search(tree, named, names_in_keras_2(tree.layer), paired, classes, rules, names)
     lists = file_lists(tree, source, rules.root)
     fits, reasons = [], []
     for listed in lists:
@@ -113,10 +115,14 @@ def _several(fits: list[_Fit], source: CheckpointSource) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """Lays lists of the file beside lists of the model. named: the weights by id of variable."""
+    """Lays lists of the file beside lists of the model.
+
+    named: the weights by id of variable.  older: names in Keras 2 by id of variable, where they differ.
+    """
 
     tree: LiveNode
     named: dict[int, LiveVariable]
+    older: dict[int, str]
     paired: Pairs
     classes: Collection[str]
     rules: Rules
@@ -186,7 +192,7 @@ class _Search:
                 return f"number {index} is {entry.shape}, and {variable.path} {tuple(variable.shape)}"
             if tf.as_dtype(variable.dtype).is_floating != entry.dtype.is_floating:
                 return f"number {index} is {entry.dtype.name}, and {variable.path} {variable.dtype}"
-            if known[index] and variable.path.split("/")[-1] != known[index].split("/")[-1]:
+            if known[index] and known[index].split("/")[-1] not in (variable.name, self.older.get(id(variable))):
                 return f"number {index} is called {known[index]}, and the model's is {variable.path}"
         compared = Comparison([variable.path for variable in variables], known, self.classes)
         for index, variable in enumerate(variables):
