@@ -192,6 +192,21 @@ def test_a_rule_names_a_nested_model_without_the_number_of_this_process(format, 
         assert values(backbone) == values(source)
 
 
+def test_numbers_that_the_file_s_layers_had_are_no_ranks_in_the_model(tmp_path):
+    def three():
+        image = keras.Input([4])
+        return keras.Model(image, layers.Dense(4)(layers.Dense(4)(layers.Dense(4)(image))), name="backbone")
+
+    keras.backend.clear_session()
+    layers.Dense(1)  # so that those of the file are 1 to 3, and by rank 0 to 2
+    source = built(three())
+    path = saved(tmp_path, model=source)
+    backbone, image = three(), keras.Input([4])
+    model = built(keras.Model(image, layers.Dense(2, name="classes")(backbone(image))), seed=2)
+    trainer.restore_weights(model, path, rename=[("^", "backbone/")], reinitialize=["^classes/"])
+    assert values(backbone) == values(source)
+
+
 class Tied(keras.Model):
     def __init__(self, is_tied: bool):
         super().__init__()

@@ -191,9 +191,9 @@ def numbered_by_keras(tree: LiveNode) -> set[int]:
 
 
 def numbered_paths(tree: LiveNode) -> set[str]:
-    """Paths of the layers, in Functional and Sequential models, that Keras numbered in this process."""
-    found = ((path, node) for path, node in paths(tree) if node.is_graph)
-    return {join(path, layer.name) for path, node in found for layers in node.numbered.values() for layer in layers}
+    """Paths of the layers that Keras numbered in Functional and Sequential models, by number and by rank."""
+    by_number = {join(path, name) for path, node in paths(tree) for name in _ranked(node)}
+    return by_number | {join(path, name) for path, node in paths_by_rank(tree) for name in _ranked(node).values()}
 
 
 def trained_first(weights: list[keras.Variable], tree: LiveNode) -> tuple[list[keras.Variable], list[keras.Variable]]:
