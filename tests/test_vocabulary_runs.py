@@ -51,6 +51,7 @@ def test_a_resumed_run_has_the_vocabulary_of_the_restored_file(source, tmp_path,
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
+@pytest.mark.full
 def test_checkpoints_and_final_weights_fill_the_vocabulary_again(source, tmp_path):
     result = train(model_dir=tmp_path / "run", init_checkpoint=source)
     for path in ("run", "run/checkpoints/ckpt-2", "run/final.weights.h5"):
@@ -62,6 +63,7 @@ def test_checkpoints_and_final_weights_fill_the_vocabulary_again(source, tmp_pat
     text_model(WORDS).load_weights(tmp_path / "run/final.weights.h5")  # Keras reads it as before
 
 
+@pytest.mark.full
 def test_a_resume_with_another_vocabulary_is_refused(source, tmp_path):
     train(model_dir=tmp_path / "run", init_checkpoint=source)
     with pytest.raises(trainer.UserError, match="vec/vocabulary is not that of the run"):

@@ -85,6 +85,7 @@ def test_a_rule_may_name_what_is_shown_of_an_odd_name(tmp_path):
     assert is_clean(str(report)) and RED not in report.to_json()
 
 
+@pytest.mark.full
 def test_the_commands_print_odd_names_escaped(tmp_path):
     path = write_one(tmp_path, "safetensors", f"{RED}a{BIDI}\r\nregraft: done/kernel")
     looked = run_command("launch.inspect", f"--checkpoint={path}")
