@@ -25,6 +25,16 @@ def test_names_that_do_not_decide_are_listed_and_nothing_is_proposed(theirs, our
     assert f"  {ours[0]}/(kernel, bias): perhaps model/{theirs[0]}/(kernel, bias), model/{theirs[1]}/" in message
 
 
+@pytest.mark.parametrize("numbers", [(range(3), range(1, 4)), full((range(1, 4), range(3)))])
+def test_a_layer_is_not_proposed_for_another_place_in_a_row(numbers, tmp_path):
+    """Two layers of three have equal names, by a shift: the third would complete a wrong restore."""
+    theirs, ours = (built(Stack(*(f"layer_{number}" for number in row))) for row in numbers)
+    message = refusal(ours, saved(tmp_path, model=theirs))
+    assert not proposed(message)
+    (left,), (open_place,) = set(numbers[0]) - set(numbers[1]), set(numbers[1]) - set(numbers[0])
+    assert f"  layer_{open_place}/(kernel, bias): perhaps layer_{left}/(kernel, bias)" in message
+
+
 def test_a_weight_that_the_file_might_fill_is_never_proposed_to_start_fresh(tmp_path):
     weights = {"norm/scale": np.ones(4, np.float32), "norm/shift": np.zeros(4, np.float32)}
     source = keras.Sequential([keras.Input([4]), layers.LayerNormalization(name="norm"), layers.Dense(2, name="head")])

@@ -74,6 +74,7 @@ def test_rules_that_are_there_already_stay_in_the_proposed_lines(tmp_path):
         (["layers_0", "layers_1", "layers_2"], ["layer_0", "layer_1", "layer_2"], r"('^model/layers_(\\d+)/', "),
         (["query_dense", "key_dense"], ["query", "key"], "[('^model/query_dense/', 'query/'), ('^model/key_dense/', "),
         (["first", "old_head"], ["first", "head"], "[('^old_head/', 'head/')]"),
+        full(["first", "backbone_1"], ["first", "backbone_3"], "[('^backbone_1/', 'backbone_3/')]"),
     ],
 )
 def test_layers_under_other_names_are_renamed(theirs, ours, rename, tmp_path):
@@ -166,6 +167,15 @@ def test_the_order_is_proposed_where_names_are_numbers_of_another_order(tmp_path
     ((proposal, model),) = paste_all(lambda: twice(inside_first=False), tmp_path / "m.h5", message)
     assert proposal == {"match": "order"}
     assert values(model) == values(source)
+
+
+def test_a_list_with_a_head_of_other_classes_is_taken_by_order_and_the_head_starts_fresh(tmp_path):
+    source = built(Plain())
+    np.savez(tmp_path / "m.npz", *source.get_weights())
+    message = refusal(built(Plain(5)), tmp_path / "m.npz")
+    ((proposal, model),) = paste_all(lambda: built(Plain(5), seed=2), tmp_path / "m.npz", message)
+    assert proposal == {"match": "order", "reinitialize": ["^head/"]}
+    assert values(model)[:6] == values(source)[:6]
 
 
 def test_no_more_than_a_dozen_plans_are_tried_and_none_reads_a_tensor(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def _renamed(rules: Rules, report: RestoreReport, trials: Trials) -> tuple[Rules
     """With the renames that are likely meant; a second look finds what the first ones made plain."""
     for _ in range(2):
         pairs = likely_renames(wanting(report), spare_weights(report), [record.name for record in report.restored])
-        changed = dataclasses.replace(rules, rename=[*pairs, *rules.rename])
+        changed = dataclasses.replace(rules, rename=list(dict.fromkeys([*pairs, *rules.rename])))
         there = trials.report(changed) if 0 < len(pairs) <= _MAX_PATTERNS else None
         if there is None or len(there.problems) >= len(report.problems):
             break

@@ -1,5 +1,6 @@
 """Finds the renames that a refused restore is likely to need, by what the names of file and model have in common."""
 
+import collections
 import difflib
 import os
 import re
@@ -13,7 +14,7 @@ Move = tuple[str, str]  # (prefix of names in the file, prefix of names in the m
 Votes = dict[Move, set[tuple[str, str]]]  # the (file's name, model's name) pairs that a move would make
 
 _NUMBERED = "(a number)"  # the leaf of what a file knows by its place in its layer only
-_MIN_LIKENESS = 0.6  # of two names, as difflib measures it
+_MIN_RATIO = 0.6  # of two names that are alike, as difflib measures it
 _MIN_COLLAPSED = 3  # so many rules that differ in their numbers only become one
 
 
@@ -27,7 +28,10 @@ def likely_renames(wanted: Sequence[Record], spare: Sequence[Record], kept: Coll
     equally many the spelling decides, and only where it decides for all of them: else the layers of one shape could
     be shifted by one.
     """
-    moves = _decided(_votes(wanted, spare), _common_start(spare))
+    numbered = _rows([record.name for record in spare] + list(kept)) | _rows([r.name for r in wanted] + list(kept))
+    start = os.path.commonprefix([record.name for record in spare]).rpartition("/")[0]
+    moves = _decided(_votes(wanted, spare), start)
+    moves = {move: pairs for move, pairs in moves.items() if not _shifts(move, numbered)}
     moves = {part: pairs for move, pairs in moves.items() for part, pairs in _narrowed(move, pairs, kept).items()}
     return _collapsed(moves, [*kept, *(record.name for record in spare)])
 
@@ -78,16 +82,28 @@ def _move(theirs: str, ours: str) -> Move:
     return "/".join(a), "/".join(b)
 
 
-def _common_start(records: Sequence[Record]) -> str:
-    """What all names begin with, up to a slash."""
-    return os.path.commonprefix([record.name for record in records]).rpartition("/")[0]
+def _rows(names: Iterable[str]) -> set[str]:
+    """Prefixes, with 0 for each number in their last part, of which there are several: `encoder/layer_0`."""
+    prefixes = {"/".join(parts[:n]) for parts in (name.split("/") for name in names) for n in range(1, len(parts))}
+    counts = collections.Counter(_without_number(prefix) for prefix in prefixes)
+    return {prefix for prefix, count in counts.items() if count > 1}
+
+
+def _without_number(prefix: str) -> str:
+    parent, slash, last = prefix.rpartition("/")
+    return parent + slash + re.sub(r"\d+", "0", last)
+
+
+def _shifts(move: Move, rows: set[str]) -> bool:
+    """Whether a layer would take another place in a row of layers: `layer_4` that of `layer_3`."""
+    theirs, ours = move
+    a, b = theirs.rpartition("/")[2], ours.rpartition("/")[2]
+    is_apart = a != b and _without_number(a) == _without_number(b)
+    return is_apart and not rows.isdisjoint((_without_number(theirs), _without_number(ours)))
 
 
 def _decided(votes: Votes, start: str) -> Votes:
-    """The moves that have no equal rival, those that bring most first.
-
-    start: of all names in the file, which says nothing of what a prefix is.
-    """
+    """The moves that have no equal rival, those that bring most first; `start` of all names tells no two apart."""
     chosen: Votes = {}
     left = {move: set(pairs) for move, pairs in votes.items()}
     while left:
@@ -140,21 +156,28 @@ def _spelled_alike(moves: list[Move], start: str) -> list[Move]:
     numbers_count = counts[0] == counts[1]  # else one side may have been numbered from another start
     chosen = []
     for prefix in dict.fromkeys(move[side] for move in moves):
-        ranked = sorted(
-            ((_likeness(*move, start, numbers_count), move) for move in moves if move[side] == prefix), reverse=True
-        )
-        if ranked[0][0] < _MIN_LIKENESS or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
+        likeness = {move: _likeness(*move, start, numbers_count) for move in moves if move[side] == prefix}
+        best, second = (sorted(likeness.values(), reverse=True) + [(0, 0.0)])[:2]
+        if best[0] == second[0] and (best == second or best[1] < _MIN_RATIO):
             return []
-        chosen.append(ranked[0][1])
+        chosen += [move for move, alike in likeness.items() if alike == best]
     return chosen if len({move[1 - side] for move in chosen}) == len(chosen) else []
 
 
-def _likeness(theirs: str, ours: str, start: str, numbers_count: bool) -> float:
-    theirs = theirs.removeprefix(f"{start}/")
-    words, other_words = set(re.findall(r"[a-zA-Z]+|\d+", theirs)), set(re.findall(r"[a-zA-Z]+|\d+", ours))
+def _likeness(theirs: str, ours: str, start: str, numbers_count: bool) -> tuple[int, float]:
+    """(how many reasons there are to take two prefixes for one layer, how alike they are spelled)."""
+    return max(_compared(name, ours, numbers_count) for name in (theirs, theirs.removeprefix(f"{start}/")))
+
+
+def _compared(theirs: str, ours: str, numbers_count: bool) -> tuple[int, float]:
+    a, b = theirs.split("/"), ours.split("/")
+    num_shared = len(os.path.commonprefix([a, b]))
+    a, b = a[num_shared:], b[num_shared:]
+    words, other_words = (set(re.findall(r"[a-zA-Z]+|\d+", "/".join(rest))) for rest in (a, b))
     is_part = bool(words and other_words) and (words <= other_words or other_words <= words)
-    numbered = numbers_count and _numbers(theirs) == _numbers(ours) != []
-    return is_part + numbered + difflib.SequenceMatcher(None, theirs, ours).ratio()
+    same_numbers = numbers_count and _numbers(theirs) == _numbers(ours) != []
+    ratio = difflib.SequenceMatcher(None, "/".join(a), "/".join(b)).ratio()
+    return num_shared + is_part + same_numbers, ratio
 
 
 def _narrowed(move: Move, pairs: set[tuple[str, str]], kept: Collection[str]) -> Votes:
@@ -195,7 +218,7 @@ def _collapsed(moves: Votes, names: Iterable[str]) -> list[tuple[str, str]]:
             rules.append(form)
         else:
             rules += [_rule(move, moves[move]) for move in members]
-    return rules
+    return sorted(rules, key=lambda rule: -rule[0].count("/"))  # the first that fits is used: the longest come first
 
 
 def _referring(replacement: str) -> str:
