@@ -72,7 +72,8 @@ def best_match(
         place, root, found = "", source.top, walk.pairs_from(source.top, "")[0]
         found = {key: entry for key, entry in found.items() if key in shapes}
     by_rename = walk.pairs_from(root, place)[1]
-    twins = {twin: first for twin, first in walk.twins.items() if twin not in set(found.values())}
+    taken = set(found.values())
+    twins = {twin: first for twin, first in walk.twins.items() if twin not in taken}
     names = _names_from(root, [entry for entry in source.entries if entry.kind != "optimizer"])
     moved = {entry for entry, name in names.items() if rules.renamed(name, entry.name) != name}
     inside = {node.entry for _, node in nodes(root)} if rules.root is not None else set(source.entries)

@@ -5,9 +5,8 @@ import difflib
 import re
 from collections.abc import Sequence
 
-import tensorflow as tf
-
 from trainer.restore.full_names import settle_by_full_names
+from trainer.restore.homes import castable
 from trainer.restore.live import LiveVariable, classes_in, live_tree, live_variables, numbered_by_keras
 from trainer.restore.match import Match, best_match
 from trainer.restore.names import matching_rule
@@ -143,7 +142,7 @@ def _judge(
             records.append(Record(status="mismatched", note=layout, **common))
             continue
         rows = rows_for(weight.name, weight.shape, entry.shape, rules.grow, rules.copy_rows)
-        if (entry.shape != weight.shape and rows is None) or not _castable(entry.dtype, weight.dtype):
+        if (entry.shape != weight.shape and rows is None) or not castable(entry.dtype, weight.dtype):
             records.append(Record(status="mismatched", **common))
             continue
         notes = [] if entry.dtype == weight.dtype else [f"cast from {entry.dtype.name} to {weight.dtype.name}"]
@@ -181,13 +180,10 @@ def _unused(source: CheckpointSource, match: Match, pairs, fresh, rules: Rules, 
         twin = match.twins.get(entry)
         note = ""
         if twin is not None and not rule:
-            is_copy = is_copy_of(source, entry, twin)
-            rule = "the same variable a second time" if is_copy else ""
-            note = (
-                ""
-                if is_copy
-                else f"stands for the same variable as {match.names.get(twin, twin.name)}, and is another one"
-            )
+            if is_copy_of(source, entry, twin):
+                rule = "the same variable a second time"
+            else:
+                note = f"stands for the same variable as {match.names.get(twin, twin.name)}, and is another one"
         found.append(
             Record(
                 name=name, status="unused", key=entry.key, checkpoint_shape=entry.shape,
@@ -211,11 +207,6 @@ def _likely_home(name: str, kin: list[str]) -> str:
     spelled = {f"{other.rsplit('/', 1)[0]}/{leaf}" if leaf.isdigit() else other: other for other in kin}
     near = difflib.get_close_matches(name, list(spelled), n=1, cutoff=0.0 if len(kin) == 1 else 0.6)
     return spelled[near[0]] if near else ""
-
-
-def _castable(source: tf.DType, target: tf.DType) -> bool:
-    widened = source.is_integer and target.is_integer and target.min <= source.min and source.max <= target.max
-    return source == target or widened or (source.is_floating and target.is_floating)
 
 
 def _idle_rules(rules: Rules, match: Match, records: list[Record], weights: list[LiveVariable]) -> list[str]:

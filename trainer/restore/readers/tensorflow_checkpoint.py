@@ -13,7 +13,7 @@ from trainer.restore.readers.bundle_values import load_value
 from trainer.restore.readers.byte_reader import ByteReader
 from trainer.restore.readers.checkpoint_tables import checkpoint_states
 from trainer.restore.readers.classify import classify
-from trainer.restore.readers.full_names import name_layers
+from trainer.restore.readers.layer_names import name_layers
 from trainer.restore.readers.object_graph import parse_graph
 from trainer.restore.readers.optimizer_marks import looks_like_optimizer, optimizer_by_slots, plain_optimizers
 from trainer.restore.readers.optimizer_slots import saved_optimizers
