@@ -98,11 +98,20 @@ def _become(command: dict, streams: tuple[int, ...]) -> None:
     launch.catch_early_signals()
 
 
+def _convert_gins_wrapper() -> None:
+    """AutoGraph converts the wrapper of every configurable that tf.data maps: 0.9 s once, a third of a small run."""
+    gin, tf = sys.modules["gin"], sys.modules["tensorflow"]
+    scale_image = gin.get_configurable("pipeline.scale_image")
+    with tf.Graph().as_default():  # which touches no device
+        sys.modules["trainer.user_functions"].in_graph(scale_image)({"image": tf.zeros([1], tf.uint8)})
+
+
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     sys.path.insert(0, REPOSITORY)
     for name in _PRELOADED:
         importlib.import_module(name)
+    _convert_gins_wrapper()
     assert threading.active_count() == 1, "a fork has one thread: what the others hold is held for ever"
     gc.freeze()  # the collector of a fork would touch, and so copy, all of the pages that it shares with us
     serve(control)

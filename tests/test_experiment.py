@@ -413,11 +413,11 @@ def test_a_loss_of_sum_reduction_is_refused():
 @pytest.mark.full
 def test_a_keras_applications_model_trains_on_two_replicas():
     def mobile_net():
-        return keras.applications.MobileNetV2(input_shape=(32, 32, 3), alpha=0.35, weights=None, classes=3)
+        return keras.applications.MobileNet(input_shape=(32, 32, 3), alpha=0.25, weights=None, classes=3)
 
     data = {"x": RANDOM.uniform(size=[8, 32, 32, 3]), "label": RANDOM.integers(0, 3, 8)}
     task = trainer.supervised(loss=keras.losses.SparseCategoricalCrossentropy(), inputs="x", target="label")
     result = train(
         model=mobile_net, train_data=data, task=task, global_batch_size=8, num_steps=2, strategy=make_strategy(2)
     )
-    assert result.step == 2 and len(result.model.weights) > 200
+    assert result.step == 2 and len(result.model.weights) > 100

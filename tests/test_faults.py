@@ -41,7 +41,7 @@ def moments(request) -> int:
 @pytest.fixture(scope="module")
 def num_steps() -> int:
     """Of a run that is hit once."""
-    return 200
+    return 100
 
 
 def start(model_dir, num_steps, setup="one replica", *flags, **environment) -> list:
@@ -168,7 +168,7 @@ def same_bits(unbroken, fault_cell):
 @pytest.mark.parametrize("setup", list(SETUPS))
 def test_killed_at_any_moment(tmp_path, setup, moments, same_bits):
     """In turn: at any time of a start, after a save, in the middle of one; and then at its very end."""
-    num_steps = 150 + 50 * moments  # each with a save; not to be through before the last kill
+    num_steps = 90 + 30 * moments  # each with a save; not to be through before the last kill
     chance, kills, in_starting, in_saving, start_seconds = random.Random(setup), 0, 0, 0, 4.0
     model_dir = tmp_path / "run"
     for moment in range(moments):

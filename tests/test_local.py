@@ -13,7 +13,7 @@ from test_faults import rows_of, saved, tensors_of, tf
 from launch import local
 
 FOR_EVER = 100_000  # seconds, in which a test is ended as hanging
-RUN = ["--gin_file=tests/faults/run.gin", "--gin_param=NUM_STEPS = 300"]
+RUN = ["--gin_file=tests/faults/run.gin", "--gin_param=NUM_STEPS = 100"]
 
 
 def start(model_dir, log_dir, *flags, run=RUN):

@@ -133,7 +133,7 @@ def test_two_bad_batches_after_one_checkpoint_count_as_two(tmp_path):
 def test_stopped_at_whatever_step_a_run_leaves_out_the_same_and_ends_with_the_same_bits(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", **THREE_BAD, log_every=2)
     rows = [row["loss"] for row in read_rows(ModelDir(tmp_path / "whole").metrics)]
-    for step in range(1, 21):
+    for step in (1, 4, 5, 6, 7, 12, 13, 20):  # around the three, the checkpoints and the ends
         with monkeypatch.context() as patched:
             stop_after(patched, step)
             assert not run(tmp_path / str(step), **THREE_BAD, log_every=2).finished
