@@ -47,14 +47,12 @@ def test_a_training_ends_with_the_same_text_and_weights(both):
     [
         ("evaluate", *RUN),
         ("inspect", "--checkpoint=run", LINEAR),
-        ("inspect", "--checkpoint=nowhere"),
         ("report", "--model_dir=run", "--metric=loss"),
         ("configurables", "CosineDecay"),
         ("compare", "--gin_file=configs/runs/compare_digits.gin", "--dry_run", "--gin_param=INIT_CHECKPOINT = None"),
         ("cluster", "--json"),
         ("local", "--", "--strategy=mirrored"),
         ("train", *RUN, "--gin_param=NUM_STEP = 3"),
-        ("train", "--help"),
     ],
     ids=lambda command: " ".join(command[:2]),
 )

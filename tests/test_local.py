@@ -66,7 +66,6 @@ def wait_for_state(pid, state):
     [
         (1, signal.SIGKILL, "worker 1 was ended by SIGKILL", False),
         (1, signal.SIGKILL, "worker 1 was ended by SIGKILL", True),
-        (0, signal.SIGKILL, "worker 0 was ended by SIGKILL", False),
         (1, signal.SIGSTOP, "has not been heard of for 5 s", False),
     ],
 )

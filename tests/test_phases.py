@@ -200,8 +200,7 @@ def test_the_plot_marks_where_a_phase_began(tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("broken_at", [4, 6, 9])
+@pytest.mark.parametrize(("broken_at", "replicas"), [(4, 2), (6, 2), (9, 2), (6, 1)])
 def test_phases_resume_to_the_bits_of_an_unbroken_run(tmp_path, replicas, broken_at):
     options = dict(ADAM_THEN_SGD, model=net(keras.layers.LayerNormalization))
     whole = train(make_strategy(replicas), model_dir=tmp_path / "whole", **options)
@@ -242,7 +241,7 @@ def test_a_plateau_of_the_evaluation_begins_the_next_phase(tmp_path, capsys):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("broken_at", [2, 4, 6, 8, 10])
+@pytest.mark.parametrize("broken_at", [2, 6, 8])
 def test_what_a_plateau_has_seen_survives_a_resume(tmp_path, broken_at):
     whole = plateau_run(tmp_path / "whole")
     plateau_run(tmp_path / "run", num_steps=broken_at)

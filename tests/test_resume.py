@@ -83,8 +83,9 @@ def test_a_run_in_a_folder_that_looks_like_a_pattern_resumes(name, tmp_path, mon
 
 
 @pytest.mark.full
-def test_a_run_under_loss_scaling_resumes_to_the_bits_of_an_unbroken_one(tmp_path, strategy):
+def test_a_run_under_loss_scaling_resumes_to_the_bits_of_an_unbroken_one(tmp_path):
     """The scale falls at steps that are skipped, and grows again after every other one."""
+    strategy = make_strategy(2)
 
     def optimizer():
         return keras.optimizers.LossScaleOptimizer(

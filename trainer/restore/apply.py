@@ -1,7 +1,9 @@
 """Carries out a restore plan: tests every tensor, then streams them into the variables, then compares every replica."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import google_crc32c
 import numpy as np
@@ -16,6 +18,9 @@ from trainer.restore.source import CheckpointSource
 # A cast is meant to round values. Above one in a hundred, those that vanish are no exceptions any more: the variable
 # lies below the dtype's range, as the variances of a normalisation or embeddings of a small scale do.
 _MAX_SHARE_TO_ZERO = 0.01
+_COMPARING_THREADS = 2
+_SIDE_BY_SIDE_BYTES = 32 << 20  # of the largest tensor; of two larger ones both would be in memory
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +39,9 @@ def apply_plan(
 
     Every tensor is read once, in pieces and with its checksum, before the first variable changes, so
     a damaged file leaves the model as it was; only one that is damaged in the very moment does not.
-    Then they are read again and assigned, one at a time, so that never more than one of them is in
-    memory. At last a checksum of what each replica holds is compared with the file's. Each worker reads the
-    file itself; what fails on one of them fails on all.
+    Then they are read again and assigned, large ones one at a time, so that never more than one of them
+    is in memory beside the model. At last a checksum of what each replica holds is compared with the file's.
+    Each worker reads the file itself; what fails on one of them fails on all.
 
     watch: called with the bytes that were tested, assigned or compared so far, and with their sum.
 
@@ -55,25 +60,39 @@ def apply_plan(
         with workers.all_or_none("read the checkpoint, and no variable was changed"):
             source.check_file()
             tested = []
-            for pair in plan.pairs:
-                tested.append(_test_or_say(pair, source))
+            tests = _mapped(source.threads, lambda pair: _test_or_say(pair, source), plan.pairs)
+            for pair, test in zip(plan.pairs, tests, strict=True):
+                tested.append(test)
                 count(pair)
             for fill in plan.fills:  # before the variables: what a layer does not take is refused
                 fill.apply()
         with workers.all_or_none("fill the model, which must not be used"):
             written: list[int] = []
-            for pair, test in zip(plan.pairs, tested, strict=True):
-                written.append(_write_or_say(pair, source, test, f"{len(written)} of {len(plan.pairs)}"))
+            largest = max((pair.entry.size_bytes for pair in plan.pairs), default=0)
+            threads = source.threads if largest <= _SIDE_BY_SIDE_BYTES else 1
+            writes = _mapped(threads, lambda pair, test: _write_or_say(pair, source, test), plan.pairs, tested)
+            for pair, checksum in zip(plan.pairs, writes, strict=True):
+                written.append(checksum)
                 count(pair)
             replicas = 1
-            for pair, checksum in zip(plan.pairs, written, strict=True):
-                replicas = _compare(pair, checksum)
+            compared = _mapped(_COMPARING_THREADS, _compare, plan.pairs, written)
+            for pair, holding_it in zip(plan.pairs, compared, strict=True):
+                replicas = holding_it
                 count(pair)
         _complete(plan, source, tested, replicas)
         workers.complete(plan.report)
     except RestoreError as error:
         error.report = plan.report
         raise
+
+
+def _mapped(threads: int, function: Callable[..., _Result], *columns: Iterable) -> Iterator[_Result]:
+    """As `map`, in order too, with so many calls at a time."""
+    if threads == 1:
+        yield from map(function, *columns)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="regraft-restore") as pool:
+        yield from pool.map(function, *columns)
 
 
 def _test_or_say(pair: Pair, source: CheckpointSource) -> _Tested:
@@ -130,13 +149,13 @@ def _write(pair: Pair, source: CheckpointSource, test: _Tested) -> int:
     return google_crc32c.value(_bytes_of(value))
 
 
-def _write_or_say(pair: Pair, source: CheckpointSource, test: _Tested, so_far: str) -> int:
+def _write_or_say(pair: Pair, source: CheckpointSource, test: _Tested) -> int:
     try:
         return _write(pair, source, test)
     except RestoreError as error:
         raise RestoreError(
-            f"{pair.weight.name} could be read once and not again; {so_far} variables are overwritten already. "
-            f"Build the model anew before it is used. ({error})"
+            f"{pair.weight.name} could be read once and not again, and other variables may be overwritten already. "
+            f"Build the model again before it is used. ({error})"
         ) from error
 
 

@@ -134,6 +134,7 @@ class CheckpointSource(abc.ABC):
 
     format: its name for a person.  checksums: what guards the bytes, "" where nothing does.
     writer: the library that wrote it and its version, as far as the file tells.
+    threads: how many may read at once.
     step: the writer's step, where it stands outside of the optimizer's state.
     optimizer: class and settings of the optimizer whose state is in the file, as far as it tells.
     optimizers: those whose slots the file lists by name; empty in formats that only number them.
@@ -142,6 +143,7 @@ class CheckpointSource(abc.ABC):
 
     format = ""
     checksums = ""
+    threads = 1
     # What the reader's library raises for a file that is not as it was written.
     damage: tuple[type[Exception], ...] = (
         OSError, EOFError, ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError, MemoryError,

@@ -1,6 +1,7 @@
 """Reads byte ranges of files into buffers, large ones with two threads, from any file system that TensorFlow knows."""
 
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,16 +11,18 @@ import tensorflow as tf
 from trainer.regular_files import expect_regular
 
 _THREADS = 2  # one copies out of the page cache while the other does; more bring nothing
-_ALONE_BYTES = 4 << 20  # handing over to a thread costs more than reading this
+_ALONE_BYTES = 32 << 20  # tensors up to this size are read side by side, larger ones in two halves
+_PIECE_BYTES = 2 << 20  # long enough that threads seldom wait for each other, and small beside a tensor
 
 
 class ByteReader:
-    """Keeps the files open that it read from, until `close`."""
+    """Keeps the files open that it read from, until `close`. Several threads may read at once."""
 
     def __init__(self):
         self._local: dict[str, int] = {}
         self._remote: dict[str, tf.io.gfile.GFile] = {}
         self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
     def read(self, path: str, offset: int, size: int) -> np.ndarray:
         """A flat uint8 array of a range of the file; raises as `fill` does."""
@@ -41,29 +44,14 @@ class ByteReader:
         finally:
             other.result()
 
-    def pieces(self, path: str, offset: int, size: int, buffer: np.ndarray) -> Iterator[np.ndarray]:
-        """The range in parts that lie in `buffer`, each good until the next; the next is read meanwhile.
-
-        buffer: flat uint8, room for two parts.
-        """
+    def pieces(self, path: str, offset: int, size: int) -> Iterator[np.ndarray]:
+        """The range in flat uint8 arrays one after the other, each good until the next."""
         self._expect_there(path, offset + size)
-        step = buffer.size // 2
-        parts = [
-            (offset + start, buffer[(index % 2) * step :][: min(step, size - start)])
-            for index, start in enumerate(range(0, size, step))
-        ]
-        if len(parts) < 2 or "://" in path:
-            for at, part in parts:
-                self._fill(path, at, part)
-                yield part
-            return
-        self._open(path)
-        coming = self._pool().submit(self._fill, path, *parts[0])
-        for index, (_, part) in enumerate(parts):
-            coming.result()
-            if index + 1 < len(parts):
-                coming = self._pool().submit(self._fill, path, *parts[index + 1])
-            yield part
+        buffer = np.empty(min(size, _PIECE_BYTES), np.uint8)
+        for start in range(0, size, _PIECE_BYTES):
+            piece = buffer[: min(_PIECE_BYTES, size - start)]
+            self._fill(path, offset + start, piece)
+            yield piece
 
     def close(self) -> None:
         if self._threads is not None:
@@ -82,10 +70,11 @@ class ByteReader:
         return self._threads
 
     def _open(self, path: str) -> int:
-        if path not in self._local:
-            expect_regular(path)
-            self._local[path] = os.open(path, os.O_RDONLY)
-        return self._local[path]
+        with self._lock:
+            if path not in self._local:
+                expect_regular(path)
+                self._local[path] = os.open(path, os.O_RDONLY)
+            return self._local[path]
 
     def _expect_there(self, path: str, end: int) -> None:
         """Before memory is set aside for what an index announces."""
@@ -104,9 +93,10 @@ class ByteReader:
     def _read(self, path: str, offset: int, buffer: np.ndarray) -> int:
         if "://" not in path:
             return os.preadv(self._open(path), [buffer.data], offset)
-        if path not in self._remote:
-            self._remote[path] = tf.io.gfile.GFile(path, "rb")
-        self._remote[path].seek(offset)
-        content = self._remote[path].read(buffer.size)
+        with self._lock:
+            if path not in self._remote:
+                self._remote[path] = tf.io.gfile.GFile(path, "rb")
+            self._remote[path].seek(offset)
+            content = self._remote[path].read(buffer.size)
         buffer[: len(content)] = np.frombuffer(content, np.uint8)
         return len(content)

@@ -24,7 +24,6 @@ from trainer.restore.tensor_memory import is_worthwhile, unfilled_tensor
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_PIECE_BYTES = 2 << 20  # two of them stay in the processor's cache
 
 
 class TensorFlowSource(CheckpointSource):
@@ -32,11 +31,11 @@ class TensorFlowSource(CheckpointSource):
 
     checksums = "CRC-32C of every tensor"
     damage = (*CheckpointSource.damage, DecodeError)
+    threads = 2  # one copies out of the page cache while the other tests
 
     def __init__(self, path: str):
         super().__init__(path)
         self._bytes = ByteReader()
-        self._buffer = np.empty(2 * _PIECE_BYTES, np.uint8)
         try:
             bundle = read_bundle(path)
             self._stored, self._byte_order = bundle.tensors, bundle.byte_order
@@ -61,7 +60,7 @@ class TensorFlowSource(CheckpointSource):
             return
         self.keys_read.add(entry.key)
         try:
-            for piece in self._bytes.pieces(place.file, place.offset, place.size, self._buffer):
+            for piece in self._bytes.pieces(place.file, place.offset, place.size):
                 yield piece.view(entry.dtype.as_numpy_dtype)
         except self.damage as error:
             raise self.damaged(entry, first_line(error)) from error
