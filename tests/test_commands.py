@@ -65,6 +65,7 @@ def test_every_other_command_too(command, both):
     assert of(forked) == of(real) and (real.stdout or real.stderr)
 
 
+@pytest.mark.full
 def test_a_fork_has_its_own_folder_environment_and_start(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("print('customized')\n")
     (tmp_path / "show.py").write_text(

@@ -21,6 +21,7 @@ def lines_of(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.full
 def test_it_follows_a_run_to_its_end_and_evaluates_nothing_twice(tmp_path):
     model_dir = tmp_path / "run"
     model_dir.mkdir()

@@ -110,6 +110,7 @@ def of_the_bright_alone(model, batch, training):
 """
 
 
+@pytest.mark.full
 def test_a_step_that_a_tpu_would_refuse_fails_the_check_for_one(tmp_path):
     (tmp_path / "picking.py").write_text(PICKING)
     config = tmp_path / "picking.gin"

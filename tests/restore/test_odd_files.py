@@ -97,6 +97,7 @@ def test_the_commands_print_odd_names_escaped(tmp_path):
         assert is_clean(text), repr(text)
 
 
+@pytest.mark.full
 def test_a_command_resumes_a_run_whose_folder_looks_like_a_pattern(tmp_path):
     def train(num_steps):
         return run_command(
