@@ -13,7 +13,7 @@ import trainer  # noqa: F401  registers what the library makes bindable
 from trainer import command_line
 from trainer.config import configurables, register_keras
 from trainer.errors import UserError
-from trainer.nearest import nearest
+from trainer.suggest import nearest
 
 command_line.define_config_flags()
 flags.adopt_module_key_flags(command_line)

@@ -17,10 +17,11 @@ from pathlib import Path
 from absl import flags
 
 import trainer  # noqa: F401  registers what the library makes bindable
-from trainer import command_line, inspection
+from trainer import command_line
 from trainer.errors import UserError
-from trainer.metric_writer import MetricWriter, read_rows
-from trainer.model_dir import ModelDir, ModelDirLock
+from trainer.output.metric_writer import MetricWriter, read_rows
+from trainer.output.model_dir import ModelDir, ModelDirLock
+from trainer.run import evaluate_checkpoint
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
@@ -40,7 +41,7 @@ def main() -> None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
     if flags.FLAGS.continuous:
         return _follow(bound, strategy)
-    report, metrics = inspection.load_and_evaluate(
+    report, metrics = evaluate_checkpoint.load_and_evaluate(
         bound["model"], bound["task"], bound["eval_data"], checkpoint, bound["global_batch_size"], strategy,
         ema=bound["ema_decay"] is not None, lora=bound["lora"],
     )  # fmt: skip
@@ -68,7 +69,7 @@ def _write_what_comes(bound: dict, strategy, files: ModelDir) -> None:
         {"eval": files.events("continuous_eval")},
         start_step=max((row["step"] for row in evaluated), default=0),
     )
-    found = inspection.follow(
+    found = evaluate_checkpoint.follow(
         bound["model"], bound["task"], bound["eval_data"], files.path, bound["global_batch_size"], strategy,
         ema=bound["ema_decay"] is not None, timeout_seconds=flags.FLAGS.timeout_seconds, lora=bound["lora"],
         say=lambda text: print(text, file=sys.stderr, flush=True),

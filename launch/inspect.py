@@ -9,9 +9,10 @@ checkpoint, or a restore that would be refused; 1 a bug.
 from absl import flags
 
 import trainer  # noqa: F401  registers what the library makes bindable
-from trainer import command_line, inspection
+from trainer import command_line
 from trainer.errors import UserError
 from trainer.restore import RULES, describe_source, find_checkpoint, open_checkpoint
+from trainer.run import evaluate_checkpoint
 
 command_line.define_config_flags()
 flags.adopt_module_key_flags(command_line)
@@ -28,7 +29,7 @@ def main() -> None:
     if not flags.FLAGS.gin_file:
         return
     bound = command_line.bindings_of("train", "model", "task", "train_data", *RULES)
-    print("\n" + str(inspection.plan_only(path, **bound)))
+    print("\n" + str(evaluate_checkpoint.plan_only(path, **bound)))
 
 
 if __name__ == "__main__":

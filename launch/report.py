@@ -12,7 +12,7 @@ from rich.table import Table
 
 from trainer import command_line
 from trainer.errors import UserError
-from trainer.nearest import nearest
+from trainer.suggest import nearest
 
 flags.DEFINE_multi_string("model_dir", [], "A finished run; may be repeated.")
 flags.DEFINE_string("metric", "accuracy", "Which evaluated metric to show.")

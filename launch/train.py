@@ -14,13 +14,13 @@ from absl import flags
 import trainer  # noqa: F401  registers what the library makes bindable
 from launch import STARTED_AT, cluster
 from trainer import command_line
+from trainer.cluster.strategy import build_strategy
 from trainer.errors import UserError
-from trainer.model_dir import ModelDir
-from trainer.preemption import PREEMPTED_EXIT_STATUS
+from trainer.output.model_dir import ModelDir
 from trainer.restore import find_checkpoint
-from trainer.run_identity import may_resume
-from trainer.strategy import build_strategy
-from trainer.xla_fitness import describe_fitness
+from trainer.run.preemption import PREEMPTED_EXIT_STATUS
+from trainer.run.resume import may_resume
+from trainer.step.xla_check import describe_fitness
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()

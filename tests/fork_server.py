@@ -31,7 +31,8 @@ _PATH = [folder for folder in sys.path[1:] if folder not in _given]
 # Imported once here instead of in each command: what they import at their top, or soon after.
 _PRELOADED = (
     "launch", "trainer", "launch.cluster", "launch._plain_command", "trainer.comparison", "trainer.command_line",
-    "trainer.inspection", "trainer.xla_fitness", "tensorflow_datasets", "tensorflow_datasets.core.dataset_builders",
+    "trainer.run.evaluate_checkpoint", "trainer.step.xla_check", "tensorflow_datasets",
+    "tensorflow_datasets.core.dataset_builders",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "rich.table", "sklearn.datasets", "scipy.ndimage",
 )  # fmt: skip
 
@@ -103,7 +104,7 @@ def _convert_gins_wrapper() -> None:
     gin, tf = sys.modules["gin"], sys.modules["tensorflow"]
     scale_image = gin.get_configurable("pipeline.scale_image")
     with tf.Graph().as_default():  # which touches no device
-        sys.modules["trainer.user_functions"].in_graph(scale_image)({"image": tf.zeros([1], tf.uint8)})
+        sys.modules["trainer.data.autograph"].in_graph(scale_image)({"image": tf.zeros([1], tf.uint8)})
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 from conftest import make_strategy
 
-from trainer.agreement import Agreement
-from trainer.preemption import Preemption
+from trainer.cluster.collectives import Agreement
+from trainer.run.preemption import Preemption
 
 
 class OneOfSeveral(Agreement):

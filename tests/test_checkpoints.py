@@ -16,9 +16,9 @@ from conftest import full, make_strategy
 from test_resume import bits, run
 
 import trainer
-from trainer import manifest
-from trainer.checkpoints import Checkpoints, checkpoint_faults, newest_checkpoint
-from trainer.train_state import new_train_state
+from trainer.checkpoints import files
+from trainer.checkpoints.manager import Checkpoints, checkpoint_faults, newest_checkpoint
+from trainer.checkpoints.train_state import new_train_state
 
 DISK_SIZE = "400k"  # of `small_disk`
 DATA = "ckpt-{}.data-00000-of-00001"
@@ -62,7 +62,7 @@ def resumed(folder, units=8):
 
 
 def steps_in(folder):
-    return manifest.steps_with_files(os.fspath(folder))
+    return files.steps_with_files(os.fspath(folder))
 
 
 def names_in(folder):
@@ -262,7 +262,7 @@ def test_a_half_deleted_checkpoint_is_whole_or_none(folder, removed, monkeypatch
 
     monkeypatch.setattr(os, "unlink", dies_later)
     with pytest.raises(KeyboardInterrupt):
-        manifest.remove(str(folder / "ckpt-30"))
+        files.remove(str(folder / "ckpt-30"))
     monkeypatch.undo()
     assert resumed(folder) == ((30, []) if removed == 1 else (20, []))
 
@@ -358,7 +358,7 @@ def test_a_kill_around_the_best_leaves_the_old_or_the_new_one_and_the_same_resul
         measured(tmp_path, values)
     monkeypatch.undo()
     info = json.loads((tmp_path / "best/info.json").read_text())
-    assert not manifest.find_faults(str(tmp_path / "best" / info["checkpoint"])), "never none"
+    assert not files.find_faults(str(tmp_path / "best" / info["checkpoint"])), "never none"
     assert info["value"] == {10: 0.5, 20: 0.9}[info["step"]]
     measured(tmp_path, values)
     assert resumed(tmp_path) == (30, []) and steps_in(tmp_path) == [30] and best_in(tmp_path) == (20, 0.9)
@@ -413,7 +413,7 @@ def test_a_kill_while_a_better_state_of_the_same_step_comes_in_leaves_a_whole_be
     assert again.skipped == [] and names_in(tmp_path / "best") == sorted(
         ["checkpoint", "info.json", *(kind.format(20) for kind in (DATA, INDEX, MANIFEST))]
     ), names_in(tmp_path / "best")
-    assert not manifest.find_faults(str(tmp_path / "best/ckpt-20"))
+    assert not files.find_faults(str(tmp_path / "best/ckpt-20"))
 
 
 def test_a_damaged_best_is_said_and_replaced(tmp_path):
@@ -528,13 +528,13 @@ def test_a_run_whose_newest_checkpoints_are_damaged_ends_with_the_same_bits(tmp_
 def slow_disk(monkeypatch):
     """A disk that brings nothing to an end before it is let go."""
     let_go = threading.Event()
-    original = manifest.write_manifest
+    original = files.write_manifest
 
     def slow(prefix, step):
         assert let_go.wait(60)
         original(prefix, step)
 
-    monkeypatch.setattr(manifest, "write_manifest", slow)
+    monkeypatch.setattr(files, "write_manifest", slow)
     yield let_go
     let_go.set()
 
@@ -574,7 +574,7 @@ def test_what_hindered_it_in_the_background_is_raised_later_and_the_next_is_save
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write_manifest", full)
+        patch.setattr(files, "write_manifest", full)
         at(state, 20)
         checkpoints.save()
         checkpoints.close()

@@ -27,7 +27,7 @@ from trainer.comparison.results import Result
 from trainer.comparison.spread import chance_of_parting, starts_alike, verdict
 from trainer.comparison.table import table_rows
 from trainer.config import bindings_in, config_of, parse_config, register_keras
-from trainer.metric_writer import read_rows
+from trainer.output.metric_writer import read_rows
 
 CONFIG = """
 include 'configs/base.gin'

@@ -11,8 +11,8 @@ from conftest import make_strategy
 from test_experiment import DATA, TASK, small, train
 
 import trainer
-from trainer import inspection
-from trainer.model_dir import ModelDir, ModelDirLock
+from trainer.output.model_dir import ModelDir, ModelDirLock
+from trainer.run import evaluate_checkpoint
 
 CONFIG = "--gin_file=configs/runs/digits_source.gin"
 
@@ -68,7 +68,9 @@ def test_a_second_follower_is_refused_beside_the_first_but_not_beside_the_run(tm
 def followed(model_dir, model=small):
     """The steps that are evaluated of a run that is at its end, and what is said."""
     said: list[str] = []
-    found = inspection.follow(model, TASK, DATA, model_dir, 10, make_strategy(1), timeout_seconds=5, say=said.append)
+    found = evaluate_checkpoint.follow(
+        model, TASK, DATA, model_dir, 10, make_strategy(1), timeout_seconds=5, say=said.append
+    )
     return [step for step, _ in found], said
 
 
@@ -98,7 +100,7 @@ def test_a_checkpoint_that_the_run_deletes_while_the_folder_is_looked_at_is_pass
 def test_a_checkpoint_that_the_run_writes_again_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     train(model_dir=tmp_path, num_steps=4, checkpoint_every=2)
     index = tmp_path / "checkpoints/ckpt-4.index"
-    whole, faults = index.read_bytes(), inspection.find_faults
+    whole, faults = index.read_bytes(), evaluate_checkpoint.find_faults
     index.write_bytes(b"cut")
 
     def written_again(path):
@@ -107,7 +109,7 @@ def test_a_checkpoint_that_the_run_writes_again_while_it_is_read_is_read_again(t
             index.write_bytes(whole)
         return faults(path)
 
-    monkeypatch.setattr(inspection, "find_faults", written_again)
+    monkeypatch.setattr(evaluate_checkpoint, "find_faults", written_again)
     assert followed(tmp_path) == ([2, 4], [])
 
 

@@ -8,9 +8,9 @@ from conftest import full
 from test_pipeline import take
 
 import trainer
-from trainer.data import Data, as_data
-from trainer.pipeline import eval_batches, train_batches
-from trainer.records import Records
+from trainer.data.batches import eval_batches, train_batches
+from trainer.data.data import Data, as_data
+from trainer.data.tfrecords import Records
 
 SIZE, BATCH_SIZE = 37, 12  # no epoch ends with a batch
 KINDS = ["in memory", "record files", "tf.data.Dataset"]

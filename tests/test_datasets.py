@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from commands import REPOSITORY, start_command
 
 import trainer
-from trainer.datasets import read
+from trainer.data.handwritten_digits import read
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from conftest import full, make_strategy
 from parity.rows import DATA, mixed, net, sgd, train
 
 import trainer
-from trainer.replicas import replica_values
+from trainer.cluster.replicas import replica_values
 
 
 def page_of(capsys) -> str:

@@ -11,12 +11,12 @@ from conftest import make_strategy
 from test_resume import DATA, Everything, bits, run
 
 import trainer
-from trainer.data import as_data
-from trainer.ema import EmaWeights
-from trainer.evaluation import build_evaluate
-from trainer.inspection import load_and_evaluate
-from trainer.replicas import first_value, replica_values
+from trainer.cluster.replicas import first_value, replica_values
+from trainer.data.data import as_data
+from trainer.optimizers.ema import EmaWeights
 from trainer.restore import weights_of
+from trainer.run.evaluate_checkpoint import load_and_evaluate
+from trainer.step.evaluate import build_evaluate
 
 INPUT = tf.TensorSpec([None, 4], tf.float32)
 TASK = trainer.supervised(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="x", target="label")

@@ -13,7 +13,7 @@ from commands import run_command, start_command
 from conftest import assert_same_weights, full
 from test_metric_writer import points
 
-from trainer.metric_writer import read_rows
+from trainer.output.metric_writer import read_rows
 
 STEPS = 300
 

@@ -8,11 +8,11 @@ import pytest
 import tensorflow as tf
 from conftest import make_strategy
 
-from trainer.data import in_memory
-from trainer.evaluation import build_evaluate
-from trainer.records import Records
+from trainer.data.data import in_memory
+from trainer.data.tfrecords import Records
 from trainer.restore import build_model
-from trainer.tasks import custom_loss, supervised
+from trainer.step.evaluate import build_evaluate
+from trainer.tasks.task import custom_loss, supervised
 
 RANDOM = np.random.default_rng(0)
 
@@ -115,7 +115,7 @@ def test_what_fails_in_a_step_is_no_fault_of_the_files(strategy, monkeypatch, er
     def fail(*_):
         raise error(None, None, "a peer is lost")
 
-    monkeypatch.setattr("trainer.data.unreadable", lambda segments: pytest.fail("the files are read"))
+    monkeypatch.setattr("trainer.data.data.unreadable", lambda segments: pytest.fail("the files are read"))
     task = custom_loss(loss=lambda model, batch: batch["label"], inputs="x")
     examples = dataclasses.replace(data(5), records=Records([("away.tfrecord", 0, 5)], lambda record: {}))
     with strategy.scope():

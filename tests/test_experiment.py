@@ -13,9 +13,9 @@ from conftest import full, make_strategy
 
 import trainer
 from trainer.config.checks import problems
-from trainer.metric_writer import read_rows
-from trainer.model_dir import ModelDir
-from trainer.preemption import Preemption
+from trainer.output.metric_writer import read_rows
+from trainer.output.model_dir import ModelDir
+from trainer.run.preemption import Preemption
 
 RANDOM = np.random.default_rng(0)
 DATA = {"x": RANDOM.normal(size=[20, 4]), "label": RANDOM.integers(0, 3, 20)}
@@ -241,8 +241,8 @@ def users_loss():
 
 def test_train_and_evaluation_data_of_one_kind_are_traced_once(monkeypatch):
     traced = []
-    original = trainer.assembly.trace_loss
-    monkeypatch.setattr(trainer.assembly, "trace_loss", lambda *args: traced.append(args) or original(*args))
+    original = trainer.step.trace_checks.trace_loss
+    monkeypatch.setattr(trainer.step.trace_checks, "trace_loss", lambda *args: traced.append(args) or original(*args))
     train(eval_data=DATA)
     assert len(traced) == 1
     with pytest.raises(trainer.UserError, match="run from 7 to 7"):

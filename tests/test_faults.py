@@ -21,7 +21,7 @@ import tensorflow as tf
 from commands import REPOSITORY, start_command
 
 from launch.local import free_ports
-from trainer.metric_writer import read_rows
+from trainer.output.metric_writer import read_rows
 
 pytestmark = pytest.mark.full
 

@@ -14,12 +14,12 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from write_optimizers import OPTIMIZERS, STEPS, built, net
 
 import trainer
-from trainer.data_order import epoch_order
-from trainer.handover import hand_over, matrix_table
-from trainer.handover.matrix import MATRIX, SLOTS
-from trainer.metric_writer import read_rows
-from trainer.optimizers import build_optimizer
-from trainer.replicas import replica_values
+from trainer.cluster.replicas import replica_values
+from trainer.data.order import epoch_order
+from trainer.optimizers.build import build_optimizer
+from trainer.optimizers.state_transfer import hand_over, matrix_table
+from trainer.optimizers.state_transfer.matrix import MATRIX, SLOTS
+from trainer.output.metric_writer import read_rows
 
 VARIABLES = [f"{layer}/{leaf}" for layer in ("first", "second", "head") for leaf in ("kernel", "bias")]
 REVERSED = VARIABLES[::-1]

@@ -1,155 +1,101 @@
-"""A module imports only from lower floors, never from its own."""
+"""Packages import only from lower levels, and no module imports itself by way of others."""
 
 import ast
+import functools
+import graphlib
 from pathlib import Path
-
-import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-FLOORS = [
-    {"errors"},
-    # the ground: what every room may stand on
-    {
-        "replicas", "nearest", "user_functions", "files", "data_order", "worker_link", "likeness", "tf_config", "tpu",
-        "scaled_gradients", "stop_signals", "one_trace", "printable", "regular_files", "pattern_paths",
-    },
-    {"worker_watch"},
-    {"roll_call"},
-    {"strategy"},
-    {"agreement"},
-    {
-        "model_dir", "schedules", "models", "records", "metric_writer", "progress",
-        "restore", "config", "summary_plot", "ema", "random_numbers", "stacked_batches", "manifest", "deadline",
-        "loss_terms", "example_weights",
-    },
-    {"datasets", "parameter_groups", "grouped_optimizer", "phased_optimizer", "phases"},
-    {"data", "tasks", "optimizers", "train_state", "batch_parts", "micro_batches", "handover", "lora"},
-    {
-        "pipeline", "replica_update", "saving", "run_parts", "assembly", "preemption", "worker_card", "start_checks",
-        "neural_style",
-    },
-    {"checkpoints", "train_step", "evaluation", "group_description", "phase_watch"},
-    {"loop", "description", "throughput", "run_files", "run_identity", "inspection", "xla_fitness", "resuming"},
-    {"nan_recovery"},
-    {"running"},
-    {"experiment"},
-    {"comparison"},
+# The packages and single modules of trainer/, from top to bottom. Those of one level do not import each other.
+LEVELS = [
     {"command_line"},
-]  # fmt: skip
-
-RESTORE_FLOORS = [
-    {"names", "report", "tensor_memory", "keras_paths", "casts"},
-    {"live"},
-    {"layer_state"},
-    {"source", "find", "homes", "rows", "show", "all_workers"},
-    {"rules", "numbered_lists", "keras_names"},
-    {"readers", "build", "order", "layer_pairs", "flat_layers", "renames", "torch_layout", "state_pairs"},
-    {"formats", "trials", "tables"},
-    {"walk", "suffixes"},
-    {"match", "proposals"},
-    {"full_names"},
-    {"plan", "explain"},
-    {"apply"},
+    {"comparison"},
+    {"run"},
+    {"step"},
+    {"checkpoints"},
+    {"tasks", "optimizers"},
+    {"restore"},
+    {"data", "output", "config", "cluster"},
+    {"models", "errors", "suggest"},
 ]
 
 
-COMPARISON_FLOORS = [
-    {"folder", "plan", "memory", "session", "signals", "page"},
-    {"record", "source_task"},
-    {"results", "one_run", "display"},
-    {"spread", "in_turn", "in_parallel", "picture", "same_start"},
-    {"table"},
-    {"report"},
-]
+def modules_of(package: str) -> dict[str, Path]:
+    """Dotted name -> file, of every module below a folder of the repository."""
+    paths = sorted((REPOSITORY / package).rglob("*.py"))
+    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
+    return {name.removesuffix(".__init__"): path for name, path in zip(names, paths, strict=True)}
 
 
-def floor_of(room: str, floors) -> int:
-    found = [level for level, rooms in enumerate(floors) if room in rooms]
-    assert found, f"{room} has no floor; give it one in tests/test_layering.py"
-    return found[0]
+TRAINER, LAUNCH = modules_of("trainer"), modules_of("launch")
 
 
-def imported_modules(path: Path) -> set[str]:
+@functools.cache
+def imports_of(path: Path, at_once: bool = False) -> set[str]:
+    """Dotted names of everything that the file imports; with at_once, without what its functions import when called."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     return names
 
 
-def rooms_imported(path: Path, package: str) -> set[str]:
-    """Names of the modules or packages directly in `package` that the file imports."""
-    folder = REPOSITORY / package.replace(".", "/")
-    rooms = {
-        name.removeprefix(package + ".").split(".")[0]
-        for name in imported_modules(path)
-        if name.startswith(package + ".")
-    }
-    return {room for room in rooms if (folder / f"{room}.py").exists() or (folder / room).is_dir()}
+def package_of(name: str) -> str:
+    return name.split(".")[1]
 
 
-def not_lower(paths, package: str, floors, room_of=lambda path: path.stem) -> list[str]:
-    """Each import of a room that does not stand on a lower floor than the file's own."""
-    return [
-        f"{path.relative_to(REPOSITORY)} imports {other}"
-        for path in paths
-        for other in sorted(rooms_imported(path, package) - {room_of(path)})
-        if floor_of(other, floors) >= floor_of(room_of(path), floors)
+def test_every_package_has_a_level():
+    found = {package_of(name) for name in TRAINER if name != "trainer"}
+    assert found == set().union(*LEVELS) and len(found) == sum(map(len, LEVELS))
+
+
+def test_packages_import_from_lower_levels_only():
+    level = {package: number for number, packages in enumerate(LEVELS) for package in packages}
+    upwards = [
+        f"{name} imports {other}"
+        for name, path in TRAINER.items()
+        if name != "trainer"
+        for other in sorted(imports_of(path) & TRAINER.keys() - {"trainer"})
+        if package_of(other) != package_of(name) and level[package_of(other)] <= level[package_of(name)]
     ]
+    assert upwards == []
 
 
-TRAINER_FILES = sorted(
-    path for path in (REPOSITORY / "trainer").rglob("*.py") if path.parent.name != "trainer" or path.stem != "__init__"
-)
+def test_no_module_imports_itself_by_way_of_others():
+    for modules in (TRAINER, LAUNCH):
+        # A package's own `__init__` counts as imported by name only: Python runs it with every module in it.
+        graph = {
+            name: {
+                other
+                for other in imports_of(path, at_once=True) & modules.keys()
+                if not f"{name}.".startswith(f"{other}.")
+            }
+            for name, path in modules.items()
+        }
+        list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names them
 
 
-def test_a_room_imports_only_from_lower_floors():
-    def room_of(path):
-        return path.relative_to(REPOSITORY / "trainer").parts[0].removesuffix(".py")
-
-    assert len(TRAINER_FILES) > 100
-    assert not_lower(TRAINER_FILES, "trainer", FLOORS, room_of) == []
-
-
-@pytest.mark.parametrize(("package", "floors"), [("restore", RESTORE_FLOORS), ("comparison", COMPARISON_FLOORS)])
-def test_the_rooms_of_a_package_have_floors_too(package, floors):
-    paths = sorted((REPOSITORY / "trainer" / package).glob("[!_]*.py"))
-    assert paths and not_lower(paths, f"trainer.{package}", floors) == []
-
-
-LAUNCH_FILES = sorted((REPOSITORY / "launch").rglob("*.py"))
-CLUSTER_FLOORS = [
-    {"place"},
-    {"host_lists"},
-    {"tf_config", "slurm", "kubernetes", "mpi", "tpu"},
-    {"choice"},
-    {"command_flags"},
-    {"__main__"},
-]
-
-
-def test_commands_do_not_import_each_other_but_may_stand_on_cluster():
-    for path in LAUNCH_FILES:
-        room = path.relative_to(REPOSITORY / "launch").parts[0].removesuffix(".py")
-        others = rooms_imported(path, "launch") - {room, "_plain_command"}
-        assert others <= ({"cluster"} if path.parent.name == "launch" else set()), path
-
-
-def test_cluster_stands_on_nothing_of_the_library_nor_on_tensorflow_and_its_rooms_have_floors():
-    paths = sorted((REPOSITORY / "launch/cluster").glob("*.py"))
-    for path in paths:
-        found = {name.split(".")[0] for name in imported_modules(path)}
-        assert not found & {"trainer", "tensorflow", "keras", "numpy"}, path
-    rooms = [path for path in paths if path.stem != "__init__"]
-    assert rooms and not_lower(rooms, "launch.cluster", CLUSTER_FLOORS) == []
+def test_commands_import_each_other_nowhere_and_cluster_imports_no_tensorflow():
+    shared = {"launch", "launch._plain_command"}
+    for name, path in LAUNCH.items():
+        imported = imports_of(path)
+        if name.startswith("launch.cluster"):
+            assert not {other.split(".")[0] for other in imported} & {"trainer", "tensorflow", "keras", "numpy"}, name
+        elif name not in shared:
+            others = {other for other in imported if other in LAUNCH} - shared - {name}
+            assert all(other.startswith("launch.cluster") for other in others), f"{name} imports {others}"
 
 
 def test_a_module_opens_with_one_sentence_and_has_a_telling_name():
-    for path in TRAINER_FILES:
+    for name, path in {**TRAINER, **LAUNCH}.items():
         docstring = ast.get_docstring(ast.parse(path.read_text()))
-        assert docstring and docstring.splitlines()[0].endswith((".", "?")), f"{path}: the first line says the one job"
-        assert not any(word in path.stem for word in ("utils", "common", "manager")), path
+        if docstring is None:
+            assert path.stem == "__init__" and not path.read_text(), f"{name} has no docstring"
+            continue
+        first = docstring.splitlines()[0]
+        assert first.endswith((".", "?")), f"{name}: the first line is one sentence, the module's job"
+        assert not any(word in path.stem for word in ("utils", "common", "helpers")), name

@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 from trainer import UserError
-from trainer.deadline import Deadline
-from trainer.loop import Intervals, LoopParts, LossNotFinite, run_loop
-from trainer.optimizers import build_optimizer
-from trainer.preemption import Left, check_grace
-from trainer.progress import StepProgress
-from trainer.train_state import new_train_state
+from trainer.checkpoints.train_state import new_train_state
+from trainer.optimizers.build import build_optimizer
+from trainer.output.progress import StepProgress
+from trainer.run.loop import Intervals, LoopParts, LossNotFinite, run_loop
+from trainer.run.preemption import Left, check_grace
+from trainer.run.time_limit import Deadline
 
 
 def test_the_device_never_runs_past_a_point_where_the_host_is_due():

@@ -12,9 +12,9 @@ from parity.rows import train as train_by_parity
 
 import trainer
 from trainer import RestoreError, UserError
-from trainer.inspection import load_and_evaluate
-from trainer.replicas import first_value
+from trainer.cluster.replicas import first_value
 from trainer.restore import weights_of
+from trainer.run.evaluate_checkpoint import load_and_evaluate
 
 
 def net():

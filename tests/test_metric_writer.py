@@ -6,9 +6,9 @@ import time
 import tensorflow as tf
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from trainer.files import write_text
-from trainer.metric_writer import MetricWriter, read_rows
-from trainer.summary_plot import draw_summary
+from trainer.output.atomic_files import write_text
+from trainer.output.metric_writer import MetricWriter, read_rows
+from trainer.output.summary_plot import draw_summary
 
 
 def writer(folder, **options):

@@ -11,7 +11,7 @@ import pytest
 from test_experiment import train
 
 import trainer
-from trainer.model_dir import ModelDir, ModelDirLock
+from trainer.output.model_dir import ModelDir, ModelDirLock
 
 BUSY = r"is being written by process \d+ on "
 

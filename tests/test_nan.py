@@ -12,14 +12,14 @@ from conftest import make_strategy
 from test_resume import bits
 
 import trainer
-from trainer.data import Data
-from trainer.data_order import epoch_order
-from trainer.metric_writer import read_rows
-from trainer.model_dir import ModelDir
-from trainer.nan_recovery import check_on_nan
-from trainer.preemption import Preemption
-from trainer.records import Records
+from trainer.data.data import Data
+from trainer.data.order import epoch_order
+from trainer.data.tfrecords import Records
+from trainer.output.metric_writer import read_rows
+from trainer.output.model_dir import ModelDir
 from trainer.restore import whole_checkpoints
+from trainer.run.nan_recovery import check_on_nan
+from trainer.run.preemption import Preemption
 
 BAD = 13
 X = np.random.default_rng(0).normal(size=[40, 4])

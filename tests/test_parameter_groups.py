@@ -12,12 +12,12 @@ from test_optimizers import OPTIMIZERS
 
 import trainer
 from trainer import UserError
+from trainer.cluster.replicas import replica_values
 from trainer.config import parse_config, register_keras
-from trainer.grouped_optimizer import GroupedOptimizer
-from trainer.optimizers import build_optimizer, prove_new, trained_variables
-from trainer.parameter_groups import divide
-from trainer.replicas import replica_values
-from trainer.schedules import learning_rate_at
+from trainer.optimizers.build import build_optimizer, prove_new, trained_variables
+from trainer.optimizers.grouped_optimizer import GroupedOptimizer
+from trainer.optimizers.groups import divide
+from trainer.optimizers.schedules import learning_rate_at
 
 
 def two_layers():

@@ -13,12 +13,12 @@ from parity.rows import DATA, net, sgd, train, weights
 
 import trainer
 from trainer import UserError
+from trainer.cluster.replicas import first_value
 from trainer.config import parse_config, register_keras
-from trainer.data_order import epoch_order
-from trainer.optimizers import build_optimizer, constant_rates, prove_new
-from trainer.phased_optimizer import PhasedOptimizer
-from trainer.replicas import first_value
-from trainer.schedules import learning_rate_at
+from trainer.data.order import epoch_order
+from trainer.optimizers.build import build_optimizer, constant_rates, prove_new
+from trainer.optimizers.phased_optimizer import PhasedOptimizer
+from trainer.optimizers.schedules import learning_rate_at
 
 
 def one_number(value=1.0):
@@ -187,7 +187,7 @@ def test_the_switch_is_in_the_terminal_in_the_log_and_on_the_plot(tmp_path, caps
 def test_the_plot_marks_where_a_phase_began(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
-    from trainer.summary_plot import draw_summary
+    from trainer.output.summary_plot import draw_summary
 
     marked = []
     monkeypatch.setattr(Axes, "axvline", lambda axis, x, **style: marked.append(x))

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from trainer import UserError
-from trainer.data import as_data, in_memory
-from trainer.pipeline import eval_batches, replica_batch_size, train_batches
+from trainer.data.batches import eval_batches, replica_batch_size, train_batches
+from trainer.data.data import as_data, in_memory
 
 
 def numbers(size):

@@ -11,9 +11,9 @@ from conftest import full, make_strategy
 from test_experiment import train
 
 import trainer
-from trainer.data import Data
-from trainer.pipeline import train_batches
-from trainer.records import Records, unreadable
+from trainer.data.batches import train_batches
+from trainer.data.data import Data
+from trainer.data.tfrecords import Records, unreadable
 
 SIZES = (5, 1, 7, 12)  # of four files
 
@@ -124,7 +124,7 @@ def test_a_worker_decodes_its_part_alone(files):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """Handwritten digits in a folder of their own."""
-    import trainer.datasets  # noqa: F401  registers them
+    import trainer.data.handwritten_digits  # noqa: F401  registers them
 
     folder = tmp_path_factory.mktemp("tfds")
     tfds.builder("handwritten_digits/upright", data_dir=folder, try_gcs=False).download_and_prepare()
@@ -221,7 +221,8 @@ def test_a_file_that_was_cut_off_is_named_and_nothing_is_left_out(files, tmp_pat
 def faults(monkeypatch):
     """The scans of all files that were started."""
     scans: list[int] = []
-    monkeypatch.setattr("trainer.data.unreadable", lambda segments: scans.append(len(segments)) or ["one.tfrecord"])
+    faults = ["one.tfrecord"]
+    monkeypatch.setattr("trainer.data.data.unreadable", lambda segments: scans.append(len(segments)) or faults)
     return scans
 
 

@@ -8,10 +8,10 @@ from conftest import make_strategy
 from parity.rows import ROWS, net, train, weights
 
 import trainer
-from trainer.optimizers import build_optimizer
-from trainer.replica_update import Update
-from trainer.replicas import replica_values
-from trainer.train_state import new_train_state
+from trainer.checkpoints.train_state import new_train_state
+from trainer.cluster.replicas import replica_values
+from trainer.optimizers.build import build_optimizer
+from trainer.step.update import Update
 
 
 def state_of(strategy, optimizer):

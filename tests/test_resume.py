@@ -9,11 +9,11 @@ import tensorflow as tf
 from conftest import make_strategy
 
 import trainer
-from trainer.checkpoints import newest_checkpoint
+from trainer.checkpoints.manager import newest_checkpoint
+from trainer.cluster.replicas import first_value
 from trainer.errors import RunAgain
-from trainer.metric_writer import read_rows
-from trainer.model_dir import ModelDir, ModelDirLock
-from trainer.replicas import first_value
+from trainer.output.metric_writer import read_rows
+from trainer.output.model_dir import ModelDir, ModelDirLock
 
 RANDOM = np.random.default_rng(0)
 DATA = {"x": RANDOM.normal(size=[40, 4]), "label": RANDOM.integers(0, 3, 40)}

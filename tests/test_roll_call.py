@@ -9,10 +9,10 @@ import time
 import pytest
 
 from launch.local import free_ports
-from trainer import roll_call as roll_call_module
+from trainer.cluster import rendezvous
+from trainer.cluster.likeness import unlike
+from trainer.cluster.rendezvous import RollCall
 from trainer.errors import RunAgain, UserError
-from trainer.likeness import unlike
-from trainer.roll_call import RollCall
 
 FOR_EVER = 100_000.0  # seconds, in which a test is ended as hanging
 
@@ -33,7 +33,7 @@ class NoWatch:
 
 @pytest.fixture(autouse=True)
 def no_watch(monkeypatch):
-    monkeypatch.setattr(roll_call_module, "WorkerWatch", NoWatch)
+    monkeypatch.setattr(rendezvous, "WorkerWatch", NoWatch)
 
 
 def addresses(count: int) -> list[str]:
@@ -158,7 +158,7 @@ def test_another_program_at_the_chiefs_address_is_named_and_not_asked_without_a_
     assert said == (
         f"RunAgain: worker 0 ({workers[0]}), the chief, did not come within 1 s: another program has its port."
     )
-    assert 1 < len(asked) <= 2 + 1.0 / roll_call_module._RETRY_SECONDS
+    assert 1 < len(asked) <= 2 + 1.0 / rendezvous._RETRY_SECONDS
 
 
 def test_different_configs_stop_all_and_both_lines_are_shown():

@@ -17,8 +17,8 @@ from conftest import full
 from test_experiment import DATA, train
 
 import trainer
-from trainer.metric_writer import read_rows
-from trainer.preemption import Preemption
+from trainer.output.metric_writer import read_rows
+from trainer.run.preemption import Preemption
 
 LONG = dict(num_steps=12, eval_every=2, checkpoint_every=2, eval_data=DATA)
 

@@ -12,8 +12,8 @@ from conftest import make_strategy
 import trainer
 from trainer import UserError
 from trainer.config import parse_config, register_keras
-from trainer.optimizers import build_optimizer
-from trainer.schedules import block_plot, check_rate, disagreement, learning_rate_at, scaled
+from trainer.optimizers.build import build_optimizer
+from trainer.optimizers.schedules import block_plot, check_rate, disagreement, learning_rate_at, scaled
 
 keras_schedules = keras.optimizers.schedules
 

@@ -12,7 +12,7 @@ from commands import REPOSITORY, start_command
 from conftest import full
 
 from launch.local import free_ports
-from trainer.stop_signals import NUMBERS, StopSignals
+from trainer.run.signals import NUMBERS, StopSignals
 
 TRAIN = ("launch.train", "--gin_file=configs/runs/digits_source.gin", "--gin_param=NUM_STEPS = 4")
 EVALUATE = ("launch.evaluate", "--gin_file=configs/runs/digits_source.gin")

@@ -10,7 +10,7 @@ from commands import run_command
 from conftest import full, make_strategy
 
 import trainer
-from trainer.metric_writer import read_rows
+from trainer.output.metric_writer import read_rows
 
 ONE = ("--strategy=one_device",)
 TWO = ("--strategy=mirrored", "--virtual_devices=2")
@@ -174,7 +174,7 @@ def test_an_unbuilt_model_under_a_strategy_is_filled_whole_or_refused(tmp_path, 
     )
     result = trainer.train(**common, model=TwoDense, init_checkpoint=path, strategy=strategy)
     for variable, original in zip(result.model.weights, source.weights, strict=True):
-        np.testing.assert_array_equal(trainer.replicas.first_value(variable), original.numpy())
+        np.testing.assert_array_equal(trainer.cluster.replicas.first_value(variable), original.numpy())
 
     with pytest.raises(trainer.RestoreError, match="no variable was changed"):
         trainer.train(**common, model=lambda: TwoDense(width=9), init_checkpoint=path, strategy=strategy)
@@ -193,7 +193,7 @@ def test_the_parity_of_two_and_three_replicas_holds_without_a_command(tmp_path):
             model=TwoDense, train_data=data, task=task, optimizer=lambda: keras.optimizers.Adam(0.01),
             global_batch_size=12, num_steps=10, from_scratch=True, strategy=make_strategy(replicas),
         )  # fmt: skip
-        weights.append([trainer.replicas.first_value(variable) for variable in result.model.weights])
+        weights.append([trainer.cluster.replicas.first_value(variable) for variable in result.model.weights])
     for other in weights[1:]:
         for first, second in zip(weights[0], other, strict=True):
             np.testing.assert_allclose(first, second, atol=1e-6)

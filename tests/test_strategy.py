@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import trainer
-from trainer.strategy import (
+from trainer.cluster.strategy import (
     STRATEGIES,
     build_strategy,
     describe_strategy,

@@ -14,12 +14,12 @@ from commands import REPOSITORY, run_command
 from conftest import assert_same_weights, make_strategy, pytest_configure
 
 import trainer
-from trainer.metric_writer import read_rows
-from trainer.neural_style.contact_sheet import draw_contact_sheet, spread, write_picture
-from trainer.neural_style.extractor import LAYERS
-from trainer.neural_style.losses import content_loss, gram_matrix, style_loss, total_variation
-from trainer.neural_style.photographs import SHIPPED, read_photograph
-from trainer.replicas import first_value
+from trainer.cluster.replicas import first_value
+from trainer.output.metric_writer import read_rows
+from trainer.tasks.style_transfer.contact_sheet import draw_contact_sheet, spread, write_picture
+from trainer.tasks.style_transfer.extractor import LAYERS
+from trainer.tasks.style_transfer.losses import content_loss, gram_matrix, style_loss, total_variation
+from trainer.tasks.style_transfer.photographs import SHIPPED, read_photograph
 
 CHINA, FLOWER = SHIPPED
 SIZE = 32

@@ -8,9 +8,9 @@ from conftest import make_strategy
 from parity.rows import DATA, net, train
 
 import trainer
-from trainer.data import in_memory
-from trainer.evaluation import build_evaluate
-from trainer.tasks import supervised
+from trainer.data.data import in_memory
+from trainer.step.evaluate import build_evaluate
+from trainer.tasks.task import supervised
 
 
 def given_logits(width: int) -> keras.Model:

@@ -7,7 +7,7 @@ import tensorflow as tf
 from commands import REPOSITORY, run_command
 
 import trainer
-from trainer.strategy import build_strategy, describe_strategy, is_chief, num_workers
+from trainer.cluster.strategy import build_strategy, describe_strategy, is_chief, num_workers
 
 PATH = f"{REPOSITORY / 'tests/faults'}:{REPOSITORY}"
 RUN = ["--gin_file=tests/faults/run.gin", "--strategy=tpu"]

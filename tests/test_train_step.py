@@ -7,12 +7,12 @@ import tensorflow as tf
 from conftest import make_strategy
 
 from trainer import UserError
-from trainer.optimizers import build_optimizer
+from trainer.checkpoints.train_state import new_train_state
+from trainer.data.step_batches import StackedBatches
+from trainer.optimizers.build import build_optimizer
 from trainer.restore import build_model
-from trainer.stacked_batches import StackedBatches
-from trainer.tasks import custom_loss, supervised
-from trainer.train_state import new_train_state
-from trainer.train_step import build_train_loop
+from trainer.step.train_step import build_train_loop
+from trainer.tasks.task import custom_loss, supervised
 
 
 class Scale(keras.Model):

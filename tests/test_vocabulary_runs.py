@@ -10,7 +10,7 @@ import pytest
 from conftest import make_strategy
 
 import trainer
-from trainer.inspection import load_and_evaluate
+from trainer.run.evaluate_checkpoint import load_and_evaluate
 
 sys.path.insert(0, str(Path(__file__).parent / "restore"))
 from zoo import text_model  # noqa: E402

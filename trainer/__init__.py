@@ -1,16 +1,16 @@
 """Regraft: restore the weights, replace the optimizer, and prove both."""
 
 from trainer import comparison, models  # what they define becomes bindable by gin
-from trainer.data import in_memory, resize_image, scale_image, tfds_data
+from trainer.data.data import in_memory, resize_image, scale_image, tfds_data
 from trainer.errors import UserError
-from trainer.experiment import TrainResult, train
-from trainer.lora import lora
-from trainer.neural_style import style_transfer, target_images, trained_images, transform_network, vgg19
-from trainer.parameter_groups import group
-from trainer.phases import phase, plateau, swats
+from trainer.optimizers.groups import group
+from trainer.optimizers.lora import lora
+from trainer.optimizers.phases import phase, plateau, swats
+from trainer.optimizers.schedules import inverse_square_root, one_cycle, warmup
 from trainer.restore import RestoreError, RestoreReport, restore_weights
-from trainer.schedules import inverse_square_root, one_cycle, warmup
-from trainer.tasks import custom_loss, supervised
+from trainer.run.train import TrainResult, train
+from trainer.tasks.style_transfer import style_transfer, target_images, trained_images, transform_network, vgg19
+from trainer.tasks.task import custom_loss, supervised
 
 __all__ = [
     "RestoreError",

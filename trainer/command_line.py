@@ -12,15 +12,15 @@ import gin
 import tensorflow as tf
 from absl import app, flags, logging
 
+from trainer.cluster.fingerprint import worker_card
+from trainer.cluster.heartbeat import current_watch
+from trainer.cluster.strategy import STRATEGIES, build_strategy
+from trainer.cluster.tpu import names_tpu
 from trainer.config import REPOSITORY, missing_binding, parse_config, register_keras
 from trainer.config import bindings_of as bindings_of  # for the commands, which take all of these from here
 from trainer.errors import RunAgain, UserError
-from trainer.printable import printable
-from trainer.stop_signals import NUMBERS, StopSignals
-from trainer.strategy import STRATEGIES, build_strategy
-from trainer.tpu import names_tpu
-from trainer.worker_card import worker_card
-from trainer.worker_watch import current_watch
+from trainer.output.printable import printable
+from trainer.run.signals import NUMBERS, StopSignals
 
 FLAGS = flags.FLAGS
 

@@ -26,10 +26,10 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from spread import median_and_spread  # noqa: E402
 
-from trainer.data import Data, in_memory, scale_image  # noqa: E402
-from trainer.data_order import epoch_order  # noqa: E402
-from trainer.pipeline import train_batches  # noqa: E402
-from trainer.records import Records  # noqa: E402
+from trainer.data.batches import train_batches  # noqa: E402
+from trainer.data.data import Data, in_memory, scale_image  # noqa: E402
+from trainer.data.order import epoch_order  # noqa: E402
+from trainer.data.tfrecords import Records  # noqa: E402
 
 NUM_IMAGES = 512
 BATCH_SIZE = 64

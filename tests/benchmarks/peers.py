@@ -9,19 +9,19 @@ import keras
 import tensorflow as tf
 from workloads import Workload, optimizer
 
-from trainer.batch_parts import part_of
-from trainer.data import in_memory
-from trainer.deadline import Deadline
-from trainer.loop import Intervals, LoopParts, run_loop
-from trainer.metric_writer import MetricWriter
-from trainer.optimizers import build_optimizer
-from trainer.pipeline import train_batches
-from trainer.preemption import Preemption
-from trainer.progress import StepProgress
-from trainer.strategy import is_chief, local_replicas, num_workers, worker_index
-from trainer.tasks import Task, supervised
-from trainer.train_state import new_train_state
-from trainer.train_step import build_train_loop
+from trainer.checkpoints.train_state import new_train_state
+from trainer.cluster.strategy import is_chief, local_replicas, num_workers, worker_index
+from trainer.data.batches import train_batches
+from trainer.data.data import in_memory
+from trainer.optimizers.build import build_optimizer
+from trainer.output.metric_writer import MetricWriter
+from trainer.output.progress import StepProgress
+from trainer.run.loop import Intervals, LoopParts, run_loop
+from trainer.run.preemption import Preemption
+from trainer.run.time_limit import Deadline
+from trainer.step.batch_parts import part_of
+from trainer.step.train_step import build_train_loop
+from trainer.tasks.task import Task, supervised
 
 STEPS_PER_LOOP = 50
 

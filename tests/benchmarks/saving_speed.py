@@ -26,13 +26,13 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from trainer.checkpoints import Checkpoints  # noqa: E402
-from trainer.data import in_memory  # noqa: E402
-from trainer.optimizers import build_optimizer  # noqa: E402
-from trainer.pipeline import train_batches  # noqa: E402
-from trainer.tasks import supervised  # noqa: E402
-from trainer.train_state import new_train_state  # noqa: E402
-from trainer.train_step import build_train_loop  # noqa: E402
+from trainer.checkpoints.manager import Checkpoints  # noqa: E402
+from trainer.checkpoints.train_state import new_train_state  # noqa: E402
+from trainer.data.batches import train_batches  # noqa: E402
+from trainer.data.data import in_memory  # noqa: E402
+from trainer.optimizers.build import build_optimizer  # noqa: E402
+from trainer.step.train_step import build_train_loop  # noqa: E402
+from trainer.tasks.task import supervised  # noqa: E402
 
 WINDOW_SECONDS = 0.5
 

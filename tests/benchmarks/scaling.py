@@ -107,7 +107,7 @@ def work(arguments) -> None:
     from peers import regraft
     from workloads import WORKLOADS as workloads
 
-    from trainer.strategy import build_strategy
+    from trainer.cluster.strategy import build_strategy
 
     strategy = build_strategy("multi_worker") if "TF_CONFIG" in os.environ else tf.distribute.get_strategy()
     workload = workloads[arguments.workload[0]]

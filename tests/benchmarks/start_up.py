@@ -100,11 +100,11 @@ def traces(way: str, workload, strategy) -> str:
     from peers import task
     from workloads import optimizer
 
-    from trainer.data import in_memory
-    from trainer.optimizers import build_optimizer
-    from trainer.pipeline import train_batches
-    from trainer.train_state import new_train_state
-    from trainer.train_step import build_train_loop
+    from trainer.checkpoints.train_state import new_train_state
+    from trainer.data.batches import train_batches
+    from trainer.data.data import in_memory
+    from trainer.optimizers.build import build_optimizer
+    from trainer.step.train_step import build_train_loop
 
     with strategy.scope():
         model = workload.build()

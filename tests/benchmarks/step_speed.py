@@ -33,7 +33,7 @@ def measure(workload_name: str, strategy_name: str, peer_names: list[str], round
     from peers import MORE_PEERS, PEERS
     from workloads import WORKLOADS as workloads
 
-    from trainer.strategy import build_strategy
+    from trainer.cluster.strategy import build_strategy
 
     strategy = {
         "none": tf.distribute.get_strategy,
@@ -211,7 +211,7 @@ def main() -> None:
         sys.path[:0] = [str(HERE), str(HERE.parents[1])]
         found = measure(arguments.workload[0], arguments.strategy[0], arguments.peer, arguments.rounds)
         print(json.dumps(found), flush=True)
-        from trainer.worker_watch import current_watch
+        from trainer.cluster.heartbeat import current_watch
 
         if current_watch() is not None:
             current_watch().leave()  # else the other worker takes the end below for a death, and ends with it

@@ -16,8 +16,8 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import trainer  # noqa: E402
-from trainer.data import in_memory  # noqa: E402
-from trainer.replicas import first_value  # noqa: E402
+from trainer.cluster.replicas import first_value  # noqa: E402
+from trainer.data.data import in_memory  # noqa: E402
 
 RANDOM = np.random.default_rng(7)
 DATA = in_memory(

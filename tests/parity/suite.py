@@ -9,7 +9,7 @@ from conftest import make_strategy
 from parity.rows import IN_TWO_WORKERS, ROWS, THEMES, VARIATIONS, train, weights
 from test_multi_worker import run_workers
 
-from trainer.replicas import first_value, replica_values
+from trainer.cluster.replicas import first_value, replica_values
 
 
 def pytest_generate_tests(metafunc):

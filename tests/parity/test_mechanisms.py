@@ -8,10 +8,10 @@ from conftest import full, make_strategy
 from parity.rows import DATA, INIT, ROWS, TASK, infinite_for_one_example, net, sgd, train
 
 import trainer
-from trainer.optimizers import build_optimizer
-from trainer.replicas import replica_values
-from trainer.train_state import new_train_state
-from trainer.train_step import build_train_loop
+from trainer.checkpoints.train_state import new_train_state
+from trainer.cluster.replicas import replica_values
+from trainer.optimizers.build import build_optimizer
+from trainer.step.train_step import build_train_loop
 
 OTHER_STATES = ("phases and groups", "momentum", "adafactor", "averages", "loss scale", "dropout, by example")
 
@@ -124,7 +124,7 @@ def loop_graph(model, accumulation_steps: int, jit_compile: bool = False):
                 layer.synchronized = True
         built(tf.zeros([1, 6, 6, 2]))
         state = new_train_state(built, build_optimizer(sgd(), built.trainable_variables))
-    batches = trainer.pipeline.train_batches(DATA, 24, 0, accumulation_steps=accumulation_steps)
+    batches = trainer.data.batches.train_batches(DATA, 24, 0, accumulation_steps=accumulation_steps)
     loop = build_train_loop(
         strategy, state, TASK, built.trainable_variables, 24, batches, accumulation_steps, jit_compile=jit_compile
     )

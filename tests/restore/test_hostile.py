@@ -6,9 +6,9 @@ from conftest import full
 from zoo import TwoDense, built, saved, sequential, used_adam, values
 
 import trainer
-from trainer import manifest
-from trainer.checkpoints import Checkpoints
-from trainer.train_state import new_train_state
+from trainer.checkpoints import files
+from trainer.checkpoints.manager import Checkpoints
+from trainer.checkpoints.train_state import new_train_state
 
 KERNEL = b"model/head/_kernel/.ATTRIBUTES/VARIABLE_VALUE"
 RED, BIDI = "\x1b[31m", "\u202e"
@@ -173,7 +173,7 @@ def test_a_run_passes_over_a_checkpoint_whose_index_holds_what_cannot_be(tmp_pat
         checkpoints.save()
     bundles.change_entry(str(tmp_path / "ckpt-20"), KERNEL, dimension(-1))
     (tmp_path / "ckpt-20.manifest.json").unlink()
-    manifest.write_manifest(str(tmp_path / "ckpt-20"), 20)
+    files.write_manifest(str(tmp_path / "ckpt-20"), 20)
     again = Checkpoints(state, tmp_path)
     assert again.resume() == 10
     assert "which is impossible; ckpt-10 is used instead" in again.skipped[0]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from zoo import FOUR, TOKENS, Text, Twins, TwoDense, built, layers, saved, used_adam, values
 
 import trainer
-from trainer.replicas import replica_values
+from trainer.cluster.replicas import replica_values
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from conftest import full, make_strategy
 from zoo import FOUR, IMAGE, MODELS, InLists, Plain, Twins, application, built, functional, saved, used_adam, values
 
 import trainer
-from trainer.checkpoints import Checkpoints
-from trainer.replicas import replica_values
+from trainer.checkpoints.manager import Checkpoints
+from trainer.checkpoints.train_state import new_train_state
+from trainer.cluster.replicas import replica_values
 from trainer.restore import plan_weights, weights_of
-from trainer.train_state import new_train_state
 
 KINDS = {**MODELS, "layers in lists": (InLists, FOUR), "MobileNetV2": (application, IMAGE)}
 

@@ -10,6 +10,7 @@ import gin
 import tensorflow as tf
 from rich.console import Console
 
+from trainer.cluster.strategy import describe_strategy, num_workers
 from trainer.comparison.display import ComparisonDisplay
 from trainer.comparison.folder import ComparisonDir, name_of
 from trainer.comparison.in_parallel import PARENT, make_in_parallel
@@ -24,9 +25,8 @@ from trainer.comparison.signals import leave_with_parent
 from trainer.comparison.source_task import check_source
 from trainer.config import config_of
 from trainer.errors import RunAgain, UserError
-from trainer.model_dir import ModelDirLock
-from trainer.nearest import nearest
-from trainer.strategy import describe_strategy, num_workers
+from trainer.output.model_dir import ModelDirLock
+from trainer.suggest import nearest
 
 DONE, FAILED = 0, 2
 

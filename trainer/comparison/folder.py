@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from trainer.model_dir import ModelDir
+from trainer.output.model_dir import ModelDir
 
 
 @dataclasses.dataclass(frozen=True)

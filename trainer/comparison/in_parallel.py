@@ -12,7 +12,7 @@ from trainer.comparison.folder import ComparisonDir, name_of
 from trainer.comparison.plan import Plan
 from trainer.comparison.record import RunRecord, read_record
 from trainer.errors import RunAgain
-from trainer.stop_signals import StopSignals
+from trainer.run.signals import StopSignals
 
 PARENT = "REGRAFT_COMPARISON_PROCESS"  # tells a run's process who started it
 _LOOK_SECONDS = 0.1

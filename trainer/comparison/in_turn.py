@@ -8,7 +8,7 @@ from trainer.comparison.display import ComparisonDisplay
 from trainer.comparison.folder import ComparisonDir
 from trainer.comparison.one_run import make_run
 from trainer.comparison.plan import Plan
-from trainer.stop_signals import StopSignals
+from trainer.run.signals import StopSignals
 
 
 def make_in_turn(

@@ -16,7 +16,7 @@ from trainer.comparison.session import clear_session
 from trainer.comparison.source_task import measure_forgetting
 from trainer.config import config_of
 from trainer.errors import UserError
-from trainer.loop import LossNotFinite
+from trainer.run.loop import LossNotFinite
 
 
 def make_run(

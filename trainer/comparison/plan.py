@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from trainer.config import bindings_in, bindings_of, changes_of, config_of, scopes_in_use, scopes_with_bindings
 from trainer.errors import UserError
-from trainer.nearest import nearest
+from trainer.suggest import nearest
 
 # What all members have in common: what is learned, from where, of which data, in which order, for how long, and
 # when it is looked at. Everything else of `train` optimizes, and may differ.

@@ -10,7 +10,7 @@ from trainer.comparison.folder import ComparisonDir, name_of
 from trainer.comparison.plan import Plan
 from trainer.config import config_of, differing_lines
 from trainer.errors import UserError
-from trainer.files import write_json
+from trainer.output.atomic_files import write_json
 
 DONE = ("finished", "diverged")
 

@@ -12,7 +12,7 @@ from trainer.comparison.plan import Plan
 from trainer.comparison.results import Result
 from trainer.comparison.spread import starts_alike, verdict
 from trainer.comparison.table import csv_text, markdown_table, table_rows
-from trainer.files import replacing, write_text
+from trainer.output.atomic_files import replacing, write_text
 
 
 def write_report(plan: Plan, files: ComparisonDir, results: Sequence[Result]) -> None:

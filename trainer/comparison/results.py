@@ -7,7 +7,7 @@ from trainer.comparison.folder import ComparisonDir
 from trainer.comparison.plan import Plan
 from trainer.comparison.record import RunRecord
 from trainer.errors import UserError
-from trainer.metric_writer import read_rows
+from trainer.output.metric_writer import read_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,15 +10,15 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from trainer.assembly import assemble_model
+from trainer.cluster.replicas import first_value
 from trainer.comparison.plan import Plan
 from trainer.comparison.session import clear_session
 from trainer.config import bindings_of, config_of
-from trainer.data import Data, as_data
+from trainer.data.batches import train_batches
+from trainer.data.data import Data, as_data
 from trainer.errors import UserError
-from trainer.pipeline import train_batches
-from trainer.replicas import first_value
 from trainer.restore import weights_of
+from trainer.run.build import assemble_model
 
 _BATCHES = 2
 

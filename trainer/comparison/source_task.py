@@ -5,14 +5,15 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from trainer.assembly import assemble_model, try_task
 from trainer.comparison.session import clear_session
 from trainer.config import bindings_of
-from trainer.data import as_data
+from trainer.data.batches import replica_batch_size
+from trainer.data.data import as_data
 from trainer.errors import UserError
-from trainer.evaluation import build_evaluate
-from trainer.pipeline import replica_batch_size
 from trainer.restore import RULES, RestoreError, restore_weights
+from trainer.run.build import assemble_model
+from trainer.step.evaluate import build_evaluate
+from trainer.step.trace_checks import try_task
 
 
 def check_source(source_data, strategy: tf.distribute.Strategy) -> None:

@@ -14,7 +14,7 @@ from trainer.config.keras_names import is_keras
 from trainer.config.members import COMPARE, TRAIN, bindings_in, member_names, without_member
 from trainer.config.messages import macros
 from trainer.config.references import is_macro, is_reference, references, resolved
-from trainer.nearest import nearest
+from trainer.suggest import nearest
 
 # What a command calls itself; all else is used only if one of these leads to it.
 ENTRY_POINTS = (TRAIN, COMPARE)

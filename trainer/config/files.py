@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import UserError
-from trainer.nearest import nearest
+from trainer.suggest import nearest
 
 
 def find_files(gin_files: Sequence[str], folders: Sequence[str]) -> list[str]:

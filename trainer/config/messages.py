@@ -6,7 +6,7 @@ import traceback
 
 import gin
 
-from trainer.nearest import nearest
+from trainer.suggest import nearest
 
 
 def explain(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import google_crc32c
 import tensorflow as tf
 
-from trainer.agreement import Agreement
+from trainer.cluster.collectives import Agreement
 from trainer.errors import UserError
 from trainer.restore.report import RestoreError, RestoreReport
 

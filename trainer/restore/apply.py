@@ -8,7 +8,7 @@ from typing import TypeVar
 import google_crc32c
 import numpy as np
 
-from trainer.replicas import each_replica_value, first_value
+from trainer.cluster.replicas import each_replica_value, first_value
 from trainer.restore.all_workers import AllWorkers
 from trainer.restore.casts import CastLosses, cast_losses
 from trainer.restore.plan import Pair, Plan

@@ -6,7 +6,7 @@ from collections import Counter
 
 import tensorflow as tf
 
-from trainer.printable import printable
+from trainer.output.printable import printable
 from trainer.restore.report import RestoreError, first_line
 
 WEIGHT_FILES = (

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Iterator
 
-from trainer.nearest import nearest
 from trainer.restore.live import LiveNode, LiveVariable
 from trainer.restore.names import matching_rule
 from trainer.restore.report import Pairing, RestoreError, UndecidedRestore
 from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry, Node
 from trainer.restore.walk import Walk, nodes
+from trainer.suggest import nearest
 
 
 @dataclasses.dataclass(frozen=True)

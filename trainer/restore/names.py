@@ -4,7 +4,7 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 
-from trainer.printable import printable
+from trainer.output.printable import printable
 
 _MOST_LEVELS = 256  # models nest a dozen; each level costs a walk over all that is in it
 _MOST_LETTERS = 4096

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.errors import UserError
-from trainer.printable import printable
+from trainer.output.printable import printable
 
 _MAX_PLACES = 6  # pairs by place that the text names; the JSON has all
 STATUSES = ("restored", "reinitialized", "mismatched", "missing", "unused")

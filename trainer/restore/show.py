@@ -7,7 +7,7 @@ from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainer.printable import printable
+from trainer.output.printable import printable
 from trainer.restore.report import RestoreReport
 
 _PATIENCE_SECONDS = 2.0

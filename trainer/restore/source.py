@@ -10,7 +10,7 @@ import google_crc32c
 import numpy as np
 import tensorflow as tf
 
-from trainer.printable import printable
+from trainer.output.printable import printable
 from trainer.restore.layer_state import LayerState
 from trainer.restore.names import join, normalize_siblings
 from trainer.restore.report import RestoreError, about_lines, first_line

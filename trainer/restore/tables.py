@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from trainer.errors import UserError
-from trainer.printable import printable
+from trainer.output.printable import printable
 from trainer.restore.layer_state import (
     LOOKUP_CLASSES,
     LayerState,

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from trainer.regular_files import read_whole
 from trainer.restore.layer_state import LOOKUP_CLASSES, LayerState, is_numbered
 from trainer.restore.names import join, normalize
 from trainer.restore.readers.archive_member import Archive
@@ -17,6 +16,7 @@ from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
 from trainer.restore.readers.keras_shards import open_shards
 from trainer.restore.readers.keras_weights import MOST_TEXT_BYTES, KerasWeightsSource
 from trainer.restore.readers.layer_config import configured_states
+from trainer.restore.regular_files import read_whole
 from trainer.restore.report import RestoreError
 from trainer.restore.source import Node
 

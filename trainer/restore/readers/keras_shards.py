@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from trainer.printable import printable
+from trainer.output.printable import printable
 from trainer.restore.readers.hdf5 import Group, Hdf5File, natural_order, walk
 from trainer.restore.readers.keras_config import parsed
 from trainer.restore.report import RestoreError

@@ -7,7 +7,7 @@ import tempfile
 
 import tensorflow as tf
 
-from trainer.regular_files import expect_regular
+from trainer.restore.regular_files import expect_regular
 from trainer.restore.report import RestoreError, first_line
 
 

@@ -1,0 +1,164 @@
+"""What becomes of the old optimizer's state: nothing, its step count, or the slots that mean the same."""
+
+import contextlib
+import dataclasses
+from collections.abc import Collection
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.cluster.replicas import first_value
+from trainer.errors import UserError
+from trainer.optimizers.schedules import learning_rate_at
+from trainer.optimizers.state_transfer.matrix import matrix_table
+from trainer.optimizers.state_transfer.plan import SlotPlan, late_start, plan_slots, steps_entry
+from trainer.optimizers.state_transfer.report import CarriedSlot, FreshSlot, Handover, LeftEntry
+from trainer.optimizers.state_transfer.warmup import warm_up_again
+from trainer.restore import RestoreError, RestoreReport, open_checkpoint
+from trainer.restore.apply import apply_plan
+from trainer.restore.live import LiveVariable
+from trainer.restore.plan import Pair, Plan
+from trainer.restore.report import Record
+from trainer.suggest import nearest
+
+POLICIES = ("fresh", "keep_step", "carry")
+
+__all__ = ["CarriedSlot", "FreshSlot", "Handover", "LeftEntry", "check_handover", "hand_over", "matrix_table",
+           "warm_up_again"]  # fmt: skip
+
+
+def check_handover(policy: str, warmup_steps: int, init_checkpoint, in_groups: bool = False) -> None:
+    """Raises `UserError` for what is none of `POLICIES`, and for what has no meaning with it.
+
+    in_groups: whether several optimizers share the variables.
+    """
+    if policy not in POLICIES:
+        raise UserError(
+            f"handover = {policy!r} must be one of {', '.join(map(repr, POLICIES))}.{nearest(str(policy), POLICIES)}"
+        )
+    if not isinstance(warmup_steps, int) or isinstance(warmup_steps, bool) or warmup_steps < 0:
+        raise UserError(f"handover_warmup_steps = {warmup_steps!r} must be a whole number, 0 for no warm-up.")
+    if policy == "fresh" and warmup_steps:
+        raise UserError(
+            f"handover_warmup_steps = {warmup_steps} warms up again after a hand-over, and handover = 'fresh' hands "
+            "nothing over. Put the warm-up into the optimizer's schedule."
+        )
+    if policy != "fresh" and not init_checkpoint:
+        raise UserError(f"handover = {policy!r} takes from init_checkpoint, and there is none.")
+    if policy != "fresh" and in_groups:
+        raise UserError(
+            f"handover = {policy!r} goes with one optimizer for all variables; with groups or layer_decay each part "
+            "has its own. Leave these out, or take handover = 'fresh'."
+        )
+
+
+def hand_over(
+    policy: str,
+    optimizer: keras.optimizers.Optimizer,
+    model: keras.Model,
+    report: RestoreReport,
+    row_rules: Collection[str] = (),
+    num_steps: int = 1,
+    warmup_steps: int = 0,
+) -> Handover:
+    """Fills a new, built optimizer with what goes on of the checkpoint's; call in the strategy's scope.
+
+    policy: "keep_step" or "carry".  report: of the restore that filled the model; the optimizer's entries that
+    are read here are noted in it.  row_rules: the patterns of `grow` and `copy_rows`.
+
+    Everything is tested before a variable changes, and every replica's copy compared with the file afterwards.
+    Raises `UserError` for a carry that has no meaning, for slots that are not finite, and for a schedule that
+    is over at the step that goes on.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    with contextlib.closing(open_checkpoint(report.checkpoint)) as source:
+        count = steps_entry(source)
+        slots = SlotPlan("", [], [], [], [])
+        if policy == "carry":
+            slots = plan_slots(inner, model, source, count, report, row_rules)
+        step = int(source.read(count))
+        _expect_rate(inner, step, num_steps)
+        _expect_finite(source, slots)
+        verified = _fill(source, inner, count, slots)
+    report.handed_over_keys = sorted(source.keys_read.intersection(report.optimizer_keys))
+    report.optimizer_keys_read = len(report.handed_over_keys)
+    notes = slots.notes + _set_what_follows(inner, step)
+    if policy == "keep_step" and step:
+        notes += late_start(inner)
+    return Handover(
+        policy=policy,
+        source=slots.source,
+        target=type(inner).__name__,
+        step=step,
+        carried=[
+            dataclasses.replace(record, checksum=verified.records[1 + number].checksum)
+            for number, (record, _, _) in enumerate(slots.pairs)
+        ],
+        fresh=slots.fresh,
+        left=slots.left,
+        notes=notes,
+        entries_read=report.optimizer_keys_read,
+        replicas_verified=verified.replicas_verified,
+        warmup_steps=warmup_steps,
+        first_learning_rate=learning_rate_at(inner, step) / max(warmup_steps, 1),
+    )
+
+
+def _fill(source, inner, count, slots: SlotPlan) -> RestoreReport:
+    """The restore's own way: tests every tensor, assigns, and compares the copy of every replica."""
+    pairs = [Pair(LiveVariable("the step count", inner._iterations), count)]
+    pairs += [
+        Pair(LiveVariable(f"{record.slot} of {record.variable}", variable), entry)
+        for record, variable, entry in slots.pairs
+    ]
+    records = [Record(name=pair.weight.name, status="restored", key=pair.entry.key) for pair in pairs]
+    verified = RestoreReport(source.path, source.format, records, [], [], [])
+    apply_plan(Plan(verified, pairs), source)
+    return verified
+
+
+def _expect_finite(source, slots: SlotPlan) -> None:
+    for record, _, entry in slots.pairs:
+        bad = sum(int(piece.size - np.count_nonzero(np.isfinite(piece))) for piece in source.pieces(entry))
+        if bad:
+            raise RestoreError(
+                f"handover = 'carry': {record.meaning} of {record.variable} ({entry.key}) has {bad} values that are "
+                "NaN or infinite; every update would spread them. Take handover = 'keep_step', or 'fresh'."
+            )
+
+
+def _expect_rate(inner, step: int, num_steps: int) -> None:
+    ends = [learning_rate_at(inner, step), learning_rate_at(inner, step + num_steps - 1)]
+    if not any(ends):
+        raise UserError(
+            f"The schedule is over: with the step count of the checkpoint, {step}, the run makes the updates "
+            f"{step + 1} to {step + num_steps}, all at a learning rate of 0. Let it last {step + num_steps} steps, or "
+            "take handover = 'fresh'."
+        )
+
+
+def _set_what_follows(inner, step: int) -> list[str]:
+    """Sets what an optimizer makes of its step count or of the weights, and would take for begun at step 0."""
+    notes = []
+    if isinstance(inner, keras.optimizers.Nadam):
+        inner._u_product.assign(momentum_product(inner, step))
+        notes.append("Nadam's product of momenta is made anew from the step count and this run's beta_1")
+    # At any step but 0 Keras would average with what is there, which are zeros.
+    if step and inner.use_ema:
+        for average, variable in zip(inner._model_variables_moving_average, inner._trainable_variables, strict=True):
+            if average is not None:
+                average.assign(first_value(variable))
+        notes.append("Keras' averages of the weights (use_ema) begin at the restored weights")
+    return notes
+
+
+def momentum_product(nadam: keras.optimizers.Nadam, steps: int) -> tf.Tensor:
+    """What Nadam's `_u_product` is after so many steps, by the operations that it makes in each of them."""
+    dtype = nadam._u_product.dtype
+    product = tf.ones([], dtype)
+    for step in range(steps):
+        if float(product) == 0.0:  # after some hundred steps
+            break
+        product = product * nadam.beta_1 * (1.0 - 0.5 * keras.ops.power(0.96, tf.cast(step + 1, dtype)))
+    return product

@@ -1,0 +1,129 @@
+"""A loss or a gradient that is not finite: which step it came from and which examples, and a way round them."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from trainer.cluster.replicas import first_value
+from trainer.cluster.strategy import num_workers, worker_index
+from trainer.data.batches import batch_numbers, train_batches
+from trainer.data.step_batches import StackedBatches
+from trainer.errors import UserError
+from trainer.run.built import RunParts
+from trainer.run.loop import LossNotFinite, finite_metrics
+from trainer.run.resuming import Resume
+
+CHOICES = ("stop", "rollback")
+_ADVICE = "Lower the learning rate or clip the gradient (e.g. SGD.global_clipnorm = 1.0)"
+
+
+def check_on_nan(on_nan: str, most_rollbacks: int) -> None:
+    """Raises `UserError` for what is none of `CHOICES`, and for a number of rollbacks that allows none."""
+    if on_nan not in CHOICES:
+        raise UserError(f"on_nan = {on_nan!r} must be one of {', '.join(map(repr, CHOICES))}.")
+    whole = isinstance(most_rollbacks, int) and not isinstance(most_rollbacks, bool)
+    if on_nan == "rollback" and not (whole and most_rollbacks >= 1):
+        raise UserError(
+            f"most_rollbacks = {most_rollbacks!r} must be a whole number, 1 or more; on_nan = 'stop' allows none."
+        )
+
+
+def batches_from_here(parts: RunParts) -> StackedBatches:
+    """This worker's batches from the state's step on, those left out that the run has left out so far."""
+    return train_batches(
+        parts.train_data,
+        parts.global_batch_size,
+        parts.seed,
+        parts.state.next_batch(),
+        num_workers(parts.strategy),
+        worker_index(parts.strategy),
+        parts.accumulation_steps,
+        parts.steps_per_loop,
+    )
+
+
+def recover(
+    parts: RunParts,
+    resume: Resume | None,
+    train_loop: Callable,
+    error: LossNotFinite,
+    most_rollbacks: int,
+    after_step: Callable[[], None] = lambda: None,
+) -> tuple[StackedBatches, str]:
+    """Makes the steps since the last checkpoint again, up to the first bad batch, and leaves that one out.
+
+    Bad is one whose loss or gradient is not finite. It alone is left out, so that what is left out does not depend
+    on which checkpoints there are: a run that was interrupted has others. Afterwards the state is that of the
+    step before it, so what is on record up to there stays true.
+
+    Returns the batches to go on with, and a sentence that tells of it. Every worker must call it.
+    most_rollbacks: 0 for a run that stops instead.  after_step: called after each step that is made again.
+
+    Raises `UserError` that names step, checkpoint and examples: without a checkpoint, after `most_rollbacks`,
+    and where the same steps from the same checkpoint are finite.
+    """
+    state = parts.state
+    if resume is not None:
+        resume()
+    # Where there is no checkpoint, the state stays where it is; one of step 0 is a checkpoint as well.
+    start = state.current_step()
+    if resume is None or start >= error.step:
+        raise UserError(
+            f"{error} There is no checkpoint before it to go back to, or to find the batch from; a model_dir and a "
+            f"smaller checkpoint_every make one. {_ADVICE}."
+        )
+    try:
+        _make_again(parts, train_loop, error.step, after_step)
+    except LossNotFinite as found:
+        what, bad_step = found.what, found.step
+    else:
+        raise UserError(
+            f"{error} Made once more from ckpt-{start}, the same steps are finite: this machine does not "
+            "compute the same twice. Run the command again; it goes on from that checkpoint."
+        )
+    bad_batch = state.next_batch() - 1
+    told = f"{what} at step {bad_step}, the first after ckpt-{start} where it is not finite"
+    told += f"{_examples(parts, bad_batch)}."
+    if not most_rollbacks:
+        raise UserError(
+            f"{told} The run goes on from ckpt-{start} once it is mended. {_ADVICE}, look at those examples, or set "
+            "train.on_nan = 'rollback' to leave such batches out."
+        )
+    went_back = int(first_value(state.rollbacks))
+    if went_back >= most_rollbacks:
+        raise UserError(f"{told} The run went back {went_back} times already; train.most_rollbacks = {most_rollbacks}.")
+    state.bad_batches.add(bad_batch)
+    resume()
+    batches = _make_again(parts, train_loop, bad_step - 1, after_step)
+    return batches, f"{told} Back at step {bad_step - 1}, to go on without that batch."
+
+
+def _make_again(parts: RunParts, train_loop: Callable, end: int, after_step: Callable[[], None]) -> StackedBatches:
+    """Makes the steps from the state's to `end` without the batches that are known to be bad.
+
+    One by one, as a loop gives the metrics of its last step only: raises `LossNotFinite` of the first.
+    Returns the batches to go on with.
+    """
+    state, batches = parts.state, batches_from_here(parts)
+
+    def leave_out_bad():
+        while state.next_batch() in state.bad_batches:
+            batches.run(lambda *unused: None, 1)
+            state.leave_out_next()
+
+    leave_out_bad()
+    while state.current_step() < end:
+        finite_metrics(batches.run(train_loop, 1), state.current_step(), state.optimizer)
+        after_step()
+        leave_out_bad()
+    return batches
+
+
+def _examples(parts: RunParts, batch: int) -> str:
+    data = parts.train_data
+    numbers = np.sort(batch_numbers(data, parts.global_batch_size, parts.seed, batch))
+    shown, more = numbers[:32], ", ..." * (len(numbers) > 32)
+    if data.records is None:
+        return f". Its batch is examples {', '.join(map(str, shown))}{more} of {data.label}, counted from 0"
+    places = [f"{', '.join(map(str, records))} of {path}" for path, records in data.records.places(shown).items()]
+    return f". Its batch is records {', '.join(places)}{more}, counted from 0"

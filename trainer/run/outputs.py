@@ -1,0 +1,147 @@
+"""Writes what a run starts from and what it reached."""
+
+import dataclasses
+import errno
+import json
+import math
+import os
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.cluster.strategy import describe_strategy
+from trainer.config import operative_config
+from trainer.optimizers.build import describe_kind
+from trainer.output.atomic_files import replacing, write_json, write_text
+from trainer.output.metric_writer import MetricWriter, read_rows
+from trainer.output.model_dir import ModelDir
+from trainer.output.summary_plot import draw_summary
+from trainer.restore import OWN_DATASET, layers_of, live_states, states_as_json
+from trainer.run.built import RunParts
+
+
+def start_files(parts: RunParts, files: ModelDir | None, identity: str) -> MetricWriter:
+    """Opens the metrics of the chief and writes what the run starts from; other workers write nothing."""
+    if files is None:
+        return MetricWriter(None, {}, enabled=False)
+    writer = MetricWriter(
+        files.metrics, {name: files.events(name) for name in ("train", "eval")}, start_step=parts.resumed_step or 0
+    )
+    if parts.state.current_step() < parts.num_steps:
+        _take_back_end(parts.state.current_step(), parts.num_steps, files)
+    given = "".join(f"# {line}\n" for line in identity.splitlines())
+    config = operative_config().strip() or "# Called from Python, without gin:\n" + given
+    write_text(files.operative_config, config + "\n")
+    write_text(files.run_identity, identity)
+    writer.write_text("operative_config", config)
+    if parts.report is not None:
+        start = [parts.report, parts.proof, *([parts.handover] if parts.handover else [])]
+        text = "\n".join(map(str, start))
+        write_text(files.restore_report_text, f"{text}\n")
+        told = {
+            "optimizer_proof": dataclasses.asdict(parts.proof) if parts.proof else None,
+            "handover": dataclasses.asdict(parts.handover) if parts.handover else None,
+        }
+        write_json(files.restore_report_json, {**json.loads(parts.report.to_json()), **told})
+        writer.write_text("restore_report", text)
+    return writer
+
+
+def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial, final, finished: bool) -> None:
+    if finished:
+        with parts.state.evaluated_weights():
+            _save_final_weights(parts.state.model, files)
+    rows = read_rows(files.metrics)
+    with replacing(files.summary_plot) as temporary:
+        draw_summary(rows, temporary, f"{files.path.name}: {parts.state.model.name}")
+    writer.write_image("summary", files.summary_plot, parts.state.current_step())
+    speeds = [row["examples_per_second"] for row in rows if "examples_per_second" in row]
+    write_json(
+        files.summary,
+        {
+            "step": parts.state.current_step(),
+            "num_steps": parts.num_steps,
+            "finished": finished,
+            "strategy": describe_strategy(parts.strategy),
+            "replicas": parts.strategy.num_replicas_in_sync,
+            "global_batch_size": parts.global_batch_size,
+            "optimizer": describe_kind(parts.state.optimizer),
+            "ema_decay": parts.ema_decay,
+            "init_checkpoint": parts.init_checkpoint,
+            "initial_metrics": initial,
+            "final_metrics": final,
+            "examples_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        },
+    )
+
+
+def _take_back_end(step: int, num_steps: int, files: ModelDir) -> None:
+    """Tells whoever waits for the end that a run which goes on past an old one, from `step`, has not come to it.
+
+    The weights of the old end may by now be all that is left of it: they get another name.
+    """
+    try:
+        summary = json.loads(files.summary.read_text())
+    except (FileNotFoundError, ValueError):
+        summary = {}
+    if summary.get("finished"):
+        write_json(files.summary, {**summary, "num_steps": num_steps, "finished": False})
+    if files.final_weights.exists():
+        # Without a summary a kill came just before it: the run has not been anywhere else yet.
+        files.final_weights.replace(files.weights_of(summary.get("step", step)))
+
+
+def _save_final_weights(model: keras.Model, files: ModelDir) -> None:
+    """Writes the weights alone, whole or not at all.
+
+    A model that its builder compiled has an optimizer of its own, never used here; Keras would
+    write it too, and load it into whatever model loads the weights.
+    """
+    compiled_with = getattr(model, "optimizer", None)
+    if compiled_with is not None:
+        model.optimizer = None
+    try:
+        with replacing(files.final_weights) as temporary:
+            # HDF5 1.14 ends in a segmentation fault where the disk is full.
+            _make_sure_of_room(temporary, model)
+            model.save_weights(temporary)
+            _add_layer_states(temporary, model)
+    finally:
+        if compiled_with is not None:
+            model.optimizer = compiled_with
+
+
+def _add_layer_states(path: Path, model: keras.Model) -> None:
+    """Keeps vocabularies beside the weights that were trained with them; Keras writes none into such a file."""
+    states = live_states(model)
+    if states:
+        with h5py.File(path, "r+") as file:
+            file[OWN_DATASET] = np.frombuffer(states_as_json(states).encode("utf8", "surrogateescape"), np.uint8)
+
+
+def _make_sure_of_room(path: Path, model: keras.Model) -> None:
+    """Raises `OSError` where the weights have none, before HDF5 meets it."""
+    values_bytes = sum(math.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in model.weights)
+    # Names and the like took 1.8 kB a variable.
+    about_bytes = values_bytes + 4_096 * (len(model.weights) + len(layers_of(model))) + 65_536
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, about_bytes)
+        except AttributeError:
+            return  # macOS has no word for it
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            # Some file systems reserve nothing.
+
+
+def recorded_metrics(rows: list[dict], initial: dict, final: dict) -> tuple[dict, dict]:
+    """First and last evaluation on record: a resumed run made some of them in an earlier process."""
+    evaluated = [row for row in rows if "split" in row]
+    values = [{k: v for k, v in row.items() if k not in ("step", "split")} for row in evaluated]
+    if not values:
+        return initial, final
+    return (values[0] if evaluated[0]["step"] == 0 else initial), values[-1]
