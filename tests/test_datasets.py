@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from commands import REPOSITORY, start_command
 
 import trainer
-from trainer.data.handwritten_digits import read
+from trainer.data import tfds as reader
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_known_data_set_that_is_not_prepared_says_so_in_one_line_and_asks_no_n
     asked: list[str] = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *unused, **more: asked.append(host) or [])
     with pytest.raises(trainer.UserError) as caught:
-        read.open_split("mnist", "train", str(tmp_path), download=False, features=None, prepare=None)
+        reader.open_split("mnist", "train", str(tmp_path), download=False, features=None, prepare=None)
     assert "\n" not in str(caught.value) and asked == []
     assert f"mnist is not prepared in {tmp_path}" in str(caught.value)
     assert "tfds_data.download = True" in str(caught.value)
@@ -175,8 +175,8 @@ def test_a_download_without_a_network_says_so_at_once_instead_of_trying_for_minu
     def no_network(*unused):
         raise OSError(-2, "Name or service not known")
 
-    monkeypatch.setattr(read.socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(read.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(reader.socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(reader.urllib.request, "getproxies", dict)
     with pytest.raises(trainer.UserError, match="there is no network to download it from.*Name or service not known"):
         trainer.tfds_data("mnist", "train", data_dir=str(tmp_path), download=True)
 

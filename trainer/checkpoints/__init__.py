@@ -1,0 +1,1 @@
+"""Our own train states on disk: saved, found whole, resumed."""

@@ -1,0 +1,1 @@
+"""Processes and devices: strategy, rendezvous, heartbeat, collectives."""

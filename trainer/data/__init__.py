@@ -1,0 +1,1 @@
+"""Examples of a split, and the batches that they become."""

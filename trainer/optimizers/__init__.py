@@ -1,0 +1,1 @@
+"""How a model is trained: optimizers, groups, phases, schedules, averages, LoRA, carried state."""

@@ -1,0 +1,1 @@
+"""One optimizer update on all replicas, and the evaluation of a split."""
