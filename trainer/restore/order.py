@@ -11,7 +11,7 @@ from trainer.restore.keras_paths import Comparison
 from trainer.restore.live import LiveNode, LiveVariable
 from trainer.restore.names import matching_rule
 from trainer.restore.numbered_lists import NumberedList, file_lists, model_lists
-from trainer.restore.report import RestoreError
+from trainer.restore.report import RestoreError, UndecidedRestore
 from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry
 
@@ -40,7 +40,7 @@ def pairs_by_order(
     entries as the model has variables of that sort, and every shape, and every leaf name that the
     file knows, is equal. A weight that a rule starts fresh, or gives some rows, needs an equal number
     of axes only. Fresh weights and ignored entries may be left out of the count.
-    Raises `RestoreError` if no list fits, or several do and differ.
+    Raises `RestoreError` if no list fits, `UndecidedRestore` if several do and differ.
     """
     if len(paired) == len(weights):
         return {}, set()
@@ -54,7 +54,8 @@ def pairs_by_order(
             reasons.append(f"  {listed.shown}, {len(listed.entries)} long: {fit}")
         else:
             fits.append(fit)
-    chosen = _chosen([fit for fit in fits if not fit.is_ignored], source) or _chosen(fits, source)
+    wanted = [fit for fit in fits if not fit.is_ignored]
+    chosen = _chosen(wanted, source, rules.ignore) or _chosen(fits, source, rules.ignore)
     if not chosen and not all(weight in paired or search.is_fresh(weight) for weight in weights):
         raise RestoreError(
             f"match = 'order': no list in {source.path} has the model's {len(weights)} weights in their order; "
@@ -75,8 +76,8 @@ class _Fit:
     is_ignored: bool
 
 
-def _chosen(fits: Sequence[_Fit], source: CheckpointSource) -> list[_Fit]:
-    """The longest list, and of the others what adds to it; raises `RestoreError` where equally long ones differ."""
+def _chosen(fits: Sequence[_Fit], source: CheckpointSource, ignore: Sequence[str]) -> list[_Fit]:
+    """The longest list, and of the others what adds to it; raises `UndecidedRestore` where equally long ones differ."""
     chosen: list[_Fit] = []
     known: Pairs = {}
     while True:
@@ -88,7 +89,7 @@ def _chosen(fits: Sequence[_Fit], source: CheckpointSource) -> list[_Fit]:
         # Two that hold other weights each, trainable ones and the rest, do not differ.
         rivals = [fit for fit in best[1:] if _contradict(best[0].pairs, fit.pairs)]
         if rivals:
-            raise RestoreError(_several([best[0], *rivals], source))
+            raise _several([best[0], *rivals], source, ignore)
         chosen.append(best[0])
         known |= best[0].pairs
 
@@ -101,15 +102,15 @@ def _contradict(some: Pairs, others: Pairs) -> bool:
     )
 
 
-def _several(fits: list[_Fit], source: CheckpointSource) -> str:
-    lines = []
+def _several(fits: list[_Fit], source: CheckpointSource, ignore: Sequence[str]) -> UndecidedRestore:
+    choices: list[dict] = []
     for fit in fits:
         others = [f"^{other.listed.pattern}" for other in fits if other is not fit]
-        lines.append(f"  train.root = {fit.listed.place!r}" if fit.listed.is_object else f"  train.ignore = {others}")
-    return (
+        choices.append({"root": fit.listed.place} if fit.listed.is_object else {"ignore": [*ignore, *others]})
+    return UndecidedRestore(
         f"match = 'order': several lists of {source.path} fit the model, and hold different weights: "
-        f"{', '.join(fit.listed.shown for fit in fits)}. Say which one is meant, by one of these lines:\n"
-        + "\n".join(lines)
+        f"{', '.join(fit.listed.shown for fit in fits)}.",
+        choices,
     )
 
 
