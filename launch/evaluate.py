@@ -37,13 +37,14 @@ def main() -> None:
     checkpoint = flags.FLAGS.checkpoint or command_line.required_model_dir()
     strategy = command_line.strategy_from_flags()
     bound = command_line.bindings_of("train", "model", "task", "eval_data", "global_batch_size", "ema_decay", "lora")
+    rules = command_line.bindings_of("train", "rename", "ignore", "match", "root")
     if bound["eval_data"] is None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
     if flags.FLAGS.continuous:
         return _follow(bound, strategy)
     report, metrics = evaluate_checkpoint.load_and_evaluate(
         bound["model"], bound["task"], bound["eval_data"], checkpoint, bound["global_batch_size"], strategy,
-        ema=bound["ema_decay"] is not None, lora=bound["lora"],
+        ema=bound["ema_decay"] is not None, lora=bound["lora"], **rules,
     )  # fmt: skip
     print(json.dumps({"checkpoint": report.checkpoint, "split": bound["eval_data"].split_label, **metrics}))
     return None

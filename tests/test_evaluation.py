@@ -10,7 +10,8 @@ from conftest import make_strategy
 
 from trainer.data.data import in_memory
 from trainer.data.tfrecords import Records
-from trainer.restore import build_model
+from trainer.restore import RestoreError, build_model
+from trainer.run.evaluate_checkpoint import load_and_evaluate
 from trainer.step.evaluate import build_evaluate
 from trainer.tasks.task import custom_loss, supervised
 
@@ -135,3 +136,21 @@ def test_evaluating_twice_starts_from_nothing_each_time(strategy):
         build_model(model, task.model_inputs(examples.batch_spec))
     run = build_evaluate(strategy, model, task, 2)
     assert run(examples) == run(examples)
+
+
+def test_a_file_that_needs_the_configs_rules_is_evaluated_with_them(tmp_path):
+    kernel, bias = RANDOM.normal(size=[4, 3]).astype("float32"), np.zeros(3, np.float32)
+    path = str(tmp_path / "others.npz")
+    np.savez(path, **{"old/kernel": kernel, "old/bias": bias, "extra/kernel": np.ones([5, 5], np.float32)})
+    task = supervised(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="x", target="label")
+    examples = data(7)
+
+    def metrics(**rules):
+        return load_and_evaluate(classifier, task, examples, path, 6, make_strategy(1), **rules)[1]
+
+    with pytest.raises(RestoreError):
+        metrics()
+    found = metrics(rename=[("^old/", "dense/")], ignore=["^extra/"], match="structure", root=None)
+    logits = examples.examples["x"].astype("float32") @ kernel
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(7), examples.examples["label"]]
+    assert found["loss"] == pytest.approx(losses.mean(), abs=1e-5)

@@ -43,11 +43,14 @@ def load_and_evaluate(
     strategy: tf.distribute.Strategy,
     ema: bool = False,
     lora: Lora | None = None,
+    **rules,
 ) -> tuple[RestoreReport, dict[str, float]]:
     """Restores a checkpoint's weights into a new model and evaluates it on every example of `data`.
 
     ema: takes the averages that a run with `ema_decay` keeps beside the weights, if the checkpoint has them.
     lora: of the run; its matrices are taken if the checkpoint has some, and is not one of merged weights.
+    rules: `rename`, `ignore`, `match` and `root`, as `restore_weights` takes them, for a checkpoint that is refused
+      without: one that the run starts from. None of them leaves a variable as it was built.
     """
     data = task.completed(as_data(data, "eval_data"))
     replica_batch_size(global_batch_size, strategy.num_replicas_in_sync)
@@ -55,10 +58,19 @@ def load_and_evaluate(
         built_model = assemble_model(model, task, data, strategy)
         if lora is not None and holds_matrices(checkpoint):
             add_lora(built_model, lora)
-        report = restore_weights(built_model, checkpoint)
+        report = _restore(built_model, checkpoint, rules)
         if ema:
             _take_averages(built_model, report.checkpoint)
     return report, build_evaluate(strategy, built_model, task, global_batch_size)(data)
+
+
+def _restore(model, checkpoint: str, rules: dict) -> RestoreReport:
+    try:
+        return restore_weights(model, checkpoint)
+    except RestoreError:
+        if all(rule in ((), [], None, "structure") for rule in rules.values()):
+            raise
+        return restore_weights(model, checkpoint, **rules)
 
 
 def follow(
