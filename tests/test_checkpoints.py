@@ -17,7 +17,8 @@ from test_resume import bits, run
 
 import trainer
 from trainer.checkpoints import files
-from trainer.checkpoints.manager import Checkpoints, checkpoint_faults, newest_checkpoint
+from trainer.checkpoints.finder import checkpoint_faults, newest_checkpoint
+from trainer.checkpoints.manager import Checkpoints
 from trainer.checkpoints.train_state import new_train_state
 
 DISK_SIZE = "400k"  # of `small_disk`

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import make_strategy
 
 import trainer
-from trainer.checkpoints.manager import newest_checkpoint
+from trainer.checkpoints.finder import newest_checkpoint
 from trainer.cluster.replicas import first_value
 from trainer.errors import RunAgain
 from trainer.output.metric_writer import read_rows

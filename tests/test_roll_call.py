@@ -10,8 +10,7 @@ import pytest
 
 from launch.local import free_ports
 from trainer.cluster import rendezvous
-from trainer.cluster.likeness import unlike
-from trainer.cluster.rendezvous import RollCall
+from trainer.cluster.rendezvous import RollCall, unlike
 from trainer.errors import RunAgain, UserError
 
 FOR_EVER = 100_000.0  # seconds, in which a test is ended as hanging

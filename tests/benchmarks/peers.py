@@ -19,7 +19,7 @@ from trainer.output.progress import StepProgress
 from trainer.run.loop import Intervals, LoopParts, run_loop
 from trainer.run.preemption import Preemption
 from trainer.run.time_limit import Deadline
-from trainer.step.batch_parts import part_of
+from trainer.step.micro_batches import part_of
 from trainer.step.train_step import build_train_loop
 from trainer.tasks.task import Task, supervised
 

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import google_crc32c
+import tensorflow as tf
 
 from trainer.restore.regular_files import open_regular
 
@@ -203,3 +204,11 @@ def _sync(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def reason_of(error: OSError | tf.errors.OpError) -> str:
+    """What the file system said, in its words alone."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # Without the kernel that failed, which comes before and after, and the name of a temporary file.
+    return re.sub(r"{{.*?}} | \[Op:.*", "", error.message.splitlines()[0]).rpartition("; ")[2]

@@ -1,11 +1,7 @@
 """Saves and resumes a train state: everything of our own run, never somebody else's file."""
 
 import contextlib
-import errno
-import itertools
-import json
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -14,17 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import tensorflow as tf
 
 from trainer.checkpoints import files
+from trainer.checkpoints.finder import find_faults, prefix_of, read_best
+from trainer.checkpoints.retention import delete_old, keep_only, looks_whole
 from trainer.checkpoints.train_state import TrainState
 from trainer.cluster.collectives import Agreement
 from trainer.errors import UserError
-from trainer.output.atomic_files import write_json, write_text
-from trainer.restore import RestoreError, find_checkpoint, open_checkpoint, renew_constants, whole_checkpoints
+from trainer.output.atomic_files import write_json
+from trainer.restore import renew_constants
 from trainer.restore.pattern_paths import without_pattern
-from trainer.restore.regular_files import open_regular
 
 # What a worker sees when another one is lost: not a fault of the disk.
 _PEER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
@@ -71,7 +67,9 @@ class Checkpoints:
         self.longest_seconds = 0.0
         self.skipped: list[str] = []
         # Now, before the chief can write another: all workers must find the same one.
-        self._best = self._read_best()
+        self._best, faults = read_best(self._best_folder)
+        if faults:
+            self.skipped.append(f"best/ is not whole: {', '.join(faults)}; the best from now on takes its place")
 
     def save(self) -> None:
         """Writes the state as of now, and deletes what need not be kept any longer.
@@ -88,7 +86,7 @@ class Checkpoints:
 
         def clear_away():
             with self._explaining(f"ckpt-{step} is written, but the older ones cannot be cleared away"):
-                self._delete_old(step)
+                delete_old(self._folder, step, self._keep, self._keep_every, self._damaged)
 
         return self._write(step, self._folder, clear_away)
 
@@ -130,7 +128,7 @@ class Checkpoints:
                 # From here on it is the best one; before, the old one was, whose files are still there.
                 write_json(Path(self._best_folder, "info.json"), best)
                 self._best = best
-                self._keep_only_best(step)
+                keep_only(self._best_folder, step)
 
         self._write(step, self._best_folder, tell)
         if self._scratch is not None:
@@ -153,7 +151,7 @@ class Checkpoints:
         step = self._newest_whole() if self._agreement is None else self._newest_of_chief(self._agreement)
         if step is None:
             return 0
-        latest = _prefix(self._folder, step)
+        latest = prefix_of(self._folder, step)
         try:
             with without_pattern(latest) as prefix:
                 status = self._checkpoint.restore(prefix)
@@ -182,15 +180,15 @@ class Checkpoints:
             for folder in (self._folder, self._best_folder):
                 files.remove_unfinished(folder)
             if self._best is not None:
-                self._keep_only_best(self._best["step"])
+                keep_only(self._best_folder, self._best["step"])
             if self._saved is not None:
-                self._delete_old(self._saved[0])
+                delete_old(self._folder, self._saved[0], self._keep, self._keep_every, self._damaged)
 
     def _newest_whole(self) -> int | None:
         """Its step; None where there are no checkpoints. Notes what is wrong with newer ones."""
         found: dict[int, str] = {}
         for step in reversed(files.checkpoint_steps(self._folder)):
-            faults = find_faults(_prefix(self._folder, step))
+            faults = find_faults(prefix_of(self._folder, step))
             if not faults:
                 said = [
                     f"ckpt-{bad} is not whole: {fault}; ckpt-{step} is used instead" for bad, fault in found.items()
@@ -221,7 +219,7 @@ class Checkpoints:
             raise told
         if failed:
             raise UserError(f"The chief finds no whole checkpoint in {self._folder}; its own message says more.")
-        faults = find_faults(_prefix(self._folder, int(found))) if found >= 0 and self._scratch is not None else []
+        faults = find_faults(prefix_of(self._folder, int(found))) if found >= 0 and self._scratch is not None else []
         (others,) = agreement.sums([bool(faults)])
         if others:
             own = f" This one finds: {', '.join(faults)}." if faults else ""
@@ -255,12 +253,12 @@ class Checkpoints:
             self.tidy()
         # Finished elsewhere, then moved in: what stands in the folder itself never is half-written.
         unfinished = files.unfinished_folder(folder, step)
-        staged = _prefix(unfinished, step)
+        staged = prefix_of(unfinished, step)
         with self._explaining(f"The checkpoint of step {step} cannot be written", unfinished):
             if saved_in is None:
                 self._write_state(staged)
             else:
-                files.copy_to(_prefix(saved_in, step), unfinished)
+                files.copy_to(prefix_of(saved_in, step), unfinished)
         self._saved = (step, folder)
 
         def finish():
@@ -288,7 +286,7 @@ class Checkpoints:
             raise failed
 
     def _is_there(self, staged: str, folder: str, step: int) -> bool:
-        there = _prefix(folder, step)
+        there = prefix_of(folder, step)
         if step not in files.checkpoint_steps(folder) or find_faults(there):
             return False
         # In `best/` it may be of steps that a run went back behind, to make them otherwise.
@@ -300,44 +298,6 @@ class Checkpoints:
         assert self._checkpoint.save_counter is not None
         self._checkpoint.write(prefix)
 
-    def _delete_old(self, step: int) -> None:
-        steps = [other for other in files.checkpoint_steps(self._folder) if other <= step]
-        kept = {other for other in steps if self._keep_every and other % self._keep_every == 0} - self._damaged
-        kept |= set(itertools.islice((other for other in reversed(steps) if self._looks_whole(other)), self._keep))
-        if not kept:
-            raise FileNotFoundError(errno.ENOENT, "the files are gone again", self._folder)
-        # Before anything is deleted: the state file names nothing that is not there.
-        _write_state_file(self._folder, sorted(kept))
-        for other in files.steps_with_files(self._folder):
-            if other < step and other not in kept:
-                files.remove(_prefix(self._folder, other))
-
-    def _keep_only_best(self, step: int) -> None:
-        _write_state_file(self._best_folder, [step])
-        for other in files.steps_with_files(self._best_folder):
-            if other != step:
-                files.remove(_prefix(self._best_folder, other))
-
-    def _looks_whole(self, step: int) -> bool:
-        return step not in self._damaged and not _missing_or_cut(_prefix(self._folder, step))
-
-    def _read_best(self) -> dict[str, Any] | None:
-        path = Path(self._best_folder, "info.json")
-        if not path.exists():
-            return None
-        try:
-            with open_regular(path) as file:
-                best = json.load(file)
-            prefix = _prefix(self._best_folder, int(best["step"]))
-            faults = [] if files.is_kept_aside(prefix) else _missing_or_cut(prefix)
-            float(best["value"]), best["metric"], best["higher_is_better"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            faults, best = [f"info.json cannot be read ({type(error).__name__}: {error})"], None
-        if faults:
-            self.skipped.append(f"best/ is not whole: {', '.join(faults)}; the best from now on takes its place")
-            return None
-        return best
-
     @contextlib.contextmanager
     def _explaining(self, what: str, unfinished: str | None = None) -> Iterator[None]:
         """Raises a `UserError` for what the file system refuses, after the unfinished files are removed."""
@@ -348,80 +308,10 @@ class Checkpoints:
         except (OSError, tf.errors.OpError) as error:
             if unfinished is not None:
                 shutil.rmtree(unfinished, ignore_errors=True)
-            whole = [step for step in files.checkpoint_steps(self._folder) if self._looks_whole(step)]
+            steps = files.checkpoint_steps(self._folder)
+            whole = [step for step in steps if looks_whole(self._folder, step, self._damaged)]
             left = f"ckpt-{whole[-1]} is whole, and a run goes on from it" if whole else "There is no older one"
             raise UserError(
-                f"{what}, in {self._folder}: {_reason(error)}. {left}. Make room or give the right to write there, "
-                "and run the same command again."
+                f"{what}, in {self._folder}: {files.reason_of(error)}. {left}. Make room or give the right to write "
+                "there, and run the same command again."
             ) from error
-
-
-def newest_checkpoint(folder) -> str | None:
-    """The prefix of the newest checkpoint of a run in `folder` whose files are all there, or None.
-
-    Looked up from the files: a `checkpoint` state file can name one that is not there any more.
-    """
-    folder = os.fspath(folder)
-    ours = {_prefix(folder, step) for step in files.checkpoint_steps(folder)}
-    whole = [prefix for prefix in whole_checkpoints(folder) if prefix in ours]
-    return whole[-1] if whole else None
-
-
-def checkpoint_faults(folder) -> list[str]:
-    """A sentence for each checkpoint of a run in `folder` that lacks a file or has one of another size."""
-    folder = os.fspath(folder)
-    found = {step: _missing_or_cut(_prefix(folder, step)) for step in files.checkpoint_steps(folder)}
-    return [f"ckpt-{step}: {', '.join(faults)}" for step, faults in found.items() if faults]
-
-
-def find_faults(prefix: str) -> list[str]:
-    """What is wrong with a checkpoint, every byte of which is read: by its manifest, or by the index alone.
-
-    Without a manifest it is of an earlier version, or a kill came just before. The index has a checksum
-    of itself and of each tensor; if they fit, nothing can be missing.
-    """
-    has_manifest = files.has_manifest(prefix)
-    faults = files.find_faults(prefix) if has_manifest else []
-    if faults:
-        return faults
-    try:
-        # With a manifest, too: TensorFlow's reader ends the process at an index that holds what cannot be.
-        with contextlib.closing(open_checkpoint(find_checkpoint(prefix))) as source:
-            for entry in source.entries if not has_manifest else ():
-                checksum = 0
-                written = source.crc32c(entry)
-                for piece in source.pieces(entry):  # where the index has no checksum for us, TensorFlow's reader has
-                    if written is not None:
-                        checksum = google_crc32c.extend(checksum, piece.tobytes())
-                if written not in (None, checksum):
-                    return [f"the checksum of {entry.key} is not that of the bytes that were written"]
-    except RestoreError as error:
-        return [str(error).splitlines()[0]]
-    return []
-
-
-def _missing_or_cut(prefix: str) -> list[str]:
-    """The same by names and sizes alone."""
-    if files.has_manifest(prefix):
-        return files.find_faults(prefix, checksums=False)
-    if prefix in whole_checkpoints(os.path.dirname(prefix)):
-        return []
-    return [f"not all files of {os.path.basename(prefix)} are there"]
-
-
-def _reason(error: OSError | tf.errors.OpError) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    # Without the kernel that failed, which comes before and after, and the name of a temporary file.
-    return re.sub(r"{{.*?}} | \[Op:.*", "", error.message.splitlines()[0]).rpartition("; ")[2]
-
-
-def _prefix(folder: str, step: int) -> str:
-    return os.path.join(folder, f"ckpt-{step}")
-
-
-def _write_state_file(folder: str, steps: list[int]) -> None:
-    """TensorFlow's `checkpoint` file, by which `tf.train.latest_checkpoint` finds the last of `steps`."""
-    names = [f"ckpt-{step}" for step in steps]
-    state = tf.compat.v1.train.generate_checkpoint_state_proto(os.path.abspath(folder), names[-1], names)
-    write_text(Path(folder, "checkpoint"), str(state))

@@ -1,12 +1,20 @@
 """One Keras optimizer made of several, each for its own variables, that clips and counts as one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from trainer.optimizers.scaled_gradients import is_overwritten, times
+
+def times(factor, pairs: Iterable[tuple]) -> list[tuple]:
+    """(gradient, variable) pairs with each gradient times the factor."""
+    return [(g if is_overwritten(v) else g * tf.cast(factor, g.dtype), v) for g, v in pairs]
+
+
+def is_overwritten(variable) -> bool:
+    """Whether its gradient is no gradient but its new value, as of scales of float8 layers."""
+    return getattr(variable, "overwrite_with_gradient", False)
 
 
 @keras.saving.register_keras_serializable(package="trainer")

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from trainer.cluster.replicas import first_value
-from trainer.optimizers.scaled_gradients import is_overwritten, times
+from trainer.optimizers.grouped_optimizer import is_overwritten, times
 
 
 @keras.saving.register_keras_serializable(package="trainer")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer.checkpoints.manager import find_faults
+from trainer.checkpoints.finder import find_faults
 from trainer.data.batches import replica_batch_size
 from trainer.data.data import as_data
 from trainer.errors import UserError

@@ -11,7 +11,7 @@ from trainer.data.step_batches import StackedBatches
 from trainer.errors import UserError
 from trainer.run.built import RunParts
 from trainer.run.loop import LossNotFinite, finite_metrics
-from trainer.run.resuming import Resume
+from trainer.run.resume import Resume
 
 CHOICES = ("stop", "rollback")
 _ADVICE = "Lower the learning rate or clip the gradient (e.g. SGD.global_clipnorm = 1.0)"

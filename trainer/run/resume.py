@@ -1,14 +1,17 @@
-"""Tells whether a model_dir holds this very run, so that it may be resumed, or another config's."""
+"""Resumes a run: tells whether a model_dir holds this very run, and takes it back to its newest checkpoint."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 
 import gin
+import keras
 
-from trainer.checkpoints.manager import checkpoint_faults, newest_checkpoint
+from trainer.checkpoints.finder import checkpoint_faults, newest_checkpoint
+from trainer.checkpoints.manager import Checkpoints
 from trainer.config import differing_lines
 from trainer.errors import UserError
+from trainer.optimizers.build import constant_rates
 from trainer.output.metric_writer import read_rows
 from trainer.output.model_dir import ModelDir
 from trainer.run.built import RunParts
@@ -109,3 +112,28 @@ def _flat(name: str, value) -> Iterator[tuple[str, str]]:
                 yield from _flat(f"{name}.{key}", part)
     else:
         yield name, re.sub(r" at 0x[0-9a-f]+", "", json.dumps(value, default=str))
+
+
+class Resume:
+    """Call it, on every worker, to load the newest whole checkpoint; returns its step.
+
+    optimizer: with the constant rates of the config, before anything was loaded.
+    changed_at: the step at which the config was changed last, -1 for one that never was; `math.inf` if it is changed
+      now, which the first call makes a step of.
+
+    A checkpoint holds the optimizer's rate, which for one up to that step is the rate of another config. One from
+    after it has the right one, which the optimizer itself may have changed since.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, optimizer: keras.optimizers.Optimizer, changed_at: float = -1):
+        self._checkpoints = checkpoints
+        self._configured = constant_rates(optimizer)
+        self.changed_at = changed_at
+
+    def __call__(self) -> int:
+        step = self._checkpoints.resume()
+        self.changed_at = min(self.changed_at, step)
+        if step <= self.changed_at:
+            for variable, value in self._configured:
+                variable.assign(value)
+        return step

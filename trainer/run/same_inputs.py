@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.cluster.collectives import Agreement
-from trainer.cluster.likeness import unlike
+from trainer.cluster.rendezvous import unlike
 from trainer.data.data import Data
 from trainer.errors import UserError
 

@@ -19,7 +19,7 @@ from trainer.run.nan_recovery import batches_from_here, recover
 from trainer.run.outputs import finish_files, recorded_metrics, start_files
 from trainer.run.phase_switch import PhaseWatch
 from trainer.run.preemption import Left, Preemption
-from trainer.run.resuming import Resume
+from trainer.run.resume import Resume
 from trainer.run.saving import Saving
 from trainer.run.time_limit import Deadline
 from trainer.step.evaluate import build_evaluate

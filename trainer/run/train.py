@@ -12,7 +12,8 @@ import gin
 import keras
 import tensorflow as tf
 
-from trainer.checkpoints.manager import Checkpoints, newest_checkpoint
+from trainer.checkpoints.finder import newest_checkpoint
+from trainer.checkpoints.manager import Checkpoints
 from trainer.checkpoints.train_state import new_train_state
 from trainer.cluster.collectives import Agreement
 from trainer.cluster.strategy import build_strategy, is_chief
@@ -40,8 +41,7 @@ from trainer.run.loop import Intervals
 from trainer.run.nan_recovery import check_on_nan
 from trainer.run.preemption import Preemption, check_grace
 from trainer.run.profile import measure_throughput
-from trainer.run.resume import changed_at, check_same_run, may_resume, noting_change, run_identity
-from trainer.run.resuming import Resume
+from trainer.run.resume import Resume, changed_at, check_same_run, may_resume, noting_change, run_identity
 from trainer.run.same_inputs import check_same_run_everywhere
 from trainer.run.saving import Saving
 from trainer.run.session import run

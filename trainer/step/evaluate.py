@@ -8,7 +8,7 @@ from trainer.cluster.strategy import num_workers, worker_index
 from trainer.data.batches import eval_batches
 from trainer.data.data import Data
 from trainer.errors import UserError
-from trainer.step.batch_parts import replica_share
+from trainer.step.micro_batches import replica_share
 from trainer.tasks.task import Task
 
 

@@ -9,12 +9,29 @@ from trainer.checkpoints.train_state import TrainState
 from trainer.cluster.replicas import add_up_replicas
 from trainer.data.step_batches import StackedBatches
 from trainer.errors import UserError
-from trainer.step.batch_parts import step_inputs
-from trainer.step.micro_batches import add_up, needs_other_replicas
-from trainer.step.one_trace import OneTrace
+from trainer.step.micro_batches import add_up, needs_other_replicas, step_inputs
 from trainer.step.randomness import drawing
 from trainer.step.update import Update
 from trainer.tasks.task import Task
+
+
+class OneTrace:
+    """Traces `function` at the first call, and calls that trace.
+
+    function: a `tf.function` with an `input_signature`. To find the trace anew takes longer than some steps.
+    `tf.config.run_functions_eagerly` holds as for the function itself.
+    """
+
+    def __init__(self, function):
+        self.function = function
+        self._trace = None
+
+    def __call__(self, *args):
+        if tf.config.functions_run_eagerly():
+            return self.function(*args)
+        if self._trace is None:
+            self._trace = self.function.get_concrete_function()
+        return self._trace(*args)
 
 
 def build_train_loop(

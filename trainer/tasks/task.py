@@ -11,8 +11,19 @@ import tensorflow as tf
 
 from trainer.data.autograph import in_graph
 from trainer.errors import UserError
-from trainer.tasks.example_weights import by_class, check_class_weight, spread, times, weights_by_class
-from trainer.tasks.loss_terms import MeanLoss, losses_and_mask, of_real_rows, real_rows, regularization, weighted_sums
+from trainer.tasks.loss_terms import (
+    MeanLoss,
+    by_class,
+    check_class_weight,
+    losses_and_mask,
+    of_real_rows,
+    real_rows,
+    regularization,
+    spread,
+    times,
+    weighted_sums,
+    weights_by_class,
+)
 
 
 class Task:
