@@ -13,7 +13,8 @@ from trainer.data.tfrecords import Records
 from trainer.restore import RestoreError, build_model
 from trainer.run.evaluate_checkpoint import load_and_evaluate
 from trainer.step.evaluate import build_evaluate
-from trainer.tasks.task import custom_loss, supervised
+from trainer.tasks.custom_loss import custom_loss
+from trainer.tasks.supervised import supervised
 
 RANDOM = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ from parity.rows import DATA, net, train
 import trainer
 from trainer.data.data import in_memory
 from trainer.step.evaluate import build_evaluate
-from trainer.tasks.task import supervised
+from trainer.tasks.supervised import supervised
 
 
 def given_logits(width: int) -> keras.Model:

@@ -12,7 +12,8 @@ from trainer.data.step_batches import StackedBatches
 from trainer.optimizers.build import build_optimizer
 from trainer.restore import build_model
 from trainer.step.train_step import build_train_loop
-from trainer.tasks.task import custom_loss, supervised
+from trainer.tasks.custom_loss import custom_loss
+from trainer.tasks.supervised import supervised
 
 
 class Scale(keras.Model):

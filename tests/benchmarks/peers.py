@@ -21,7 +21,8 @@ from trainer.run.preemption import Preemption
 from trainer.run.time_limit import Deadline
 from trainer.step.micro_batches import part_of
 from trainer.step.train_step import build_train_loop
-from trainer.tasks.task import Task, supervised
+from trainer.tasks.supervised import supervised
+from trainer.tasks.task import Task
 
 STEPS_PER_LOOP = 50
 

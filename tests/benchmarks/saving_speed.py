@@ -32,7 +32,7 @@ from trainer.data.batches import train_batches  # noqa: E402
 from trainer.data.data import in_memory  # noqa: E402
 from trainer.optimizers.build import build_optimizer  # noqa: E402
 from trainer.step.train_step import build_train_loop  # noqa: E402
-from trainer.tasks.task import supervised  # noqa: E402
+from trainer.tasks.supervised import supervised  # noqa: E402
 
 WINDOW_SECONDS = 0.5
 

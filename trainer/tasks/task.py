@@ -1,4 +1,4 @@
-"""What a model is trained for: loss, metrics, and which features it is called with."""
+"""What every task answers: which features the model is called with, its loss and its metrics."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -38,10 +38,10 @@ class Task:
     def model_inputs(self, batch):
         """The features (or their specs) that the model is called with, as one value, a list or a dict."""
         if isinstance(self.inputs, str):
-            return _feature(batch, self.inputs)
+            return feature_of(batch, self.inputs)
         if isinstance(self.inputs, Mapping):
-            return {name: _feature(batch, feature) for name, feature in self.inputs.items()}
-        return [_feature(batch, name) for name in self.inputs]
+            return {name: feature_of(batch, feature) for name, feature in self.inputs.items()}
+        return [feature_of(batch, name) for name in self.inputs]
 
     def features(self) -> list[str]:
         """The features that a batch must have; a loss of the user's own may want more."""
@@ -59,7 +59,7 @@ class Task:
     def check_features(self, batch_spec: Mapping) -> None:
         """Raises `UserError` for the first feature that the data lacks."""
         for name in self.features():
-            _feature(batch_spec, name)
+            feature_of(batch_spec, name)
 
     def completed(self, data):
         """The `Data` with what the task computes of each example once, before the first step."""
@@ -95,218 +95,17 @@ class Task:
         raise NotImplementedError
 
 
-class SupervisedTask(Task):
-    """A Keras loss between the model's output and a target feature."""
-
-    def __init__(
-        self,
-        inputs,
-        target: str,
-        loss: keras.losses.Loss,
-        metrics: Mapping,
-        sample_weight: str | None,
-        class_weight: Mapping[int, float] | None = None,
-    ):
-        super().__init__(inputs)
-        self._target = target
-        self._sample_weight = sample_weight
-        self._class_weight = class_weight
-        self._metrics = metrics
-        # Not by `copy`: Keras would make another from the config, which has no dtype and no state of a user's loss.
-        self._loss = object.__new__(type(loss))
-        self._loss.__dict__.update(vars(loss))
-        # The mean is ours to take: its denominator is the whole global batch, on all replicas.
-        self._loss.reduction = "none"
-
-    def describe(self):
-        options = {name: value for name, value in self._loss.get_config().items() if name not in ("name", "reduction")}
-        return {
-            "inputs": self.inputs,
-            "target": self._target,
-            "sample_weight": self._sample_weight,
-            # Only where there is one: else a run that began before there could be would be another run.
-            **({"class_weight": by_class(self._class_weight)} if self._class_weight else {}),
-            "loss": type(self._loss).__name__,
-            **options,
-        }
-
-    def check_values(self, outputs, examples):
-        labels = np.asarray(examples.get(self._target, ()))
-        classes = (outputs.shape[-1] if outputs.shape.rank else None) or 0
-        highest = max(self._class_weight or [0])
-        if highest >= max(classes, 2):
-            raise UserError(f"supervised.class_weight weighs class {highest}, but the model has {classes} outputs.")
-        if not isinstance(self._loss, keras.losses.SparseCategoricalCrossentropy) or not classes:
-            return
-        ignored = self._loss.get_config().get("ignore_class")
-        if ignored is not None:
-            labels = labels[labels != ignored]
-        # TensorFlow would stop at such a label on a CPU, and go on with NaN on a GPU.
-        if np.issubdtype(labels.dtype, np.number) and labels.size and not 0 <= labels.min() <= labels.max() < classes:
-            raise UserError(
-                f"The labels {self._target!r} run from {labels.min()} to {labels.max()}, but the model has "
-                f"{classes} outputs, for classes 0 to {classes - 1}."
-            )
-
-    def features(self):
-        return [*super().features(), self._target, *([self._sample_weight] if self._sample_weight else [])]
-
-    def loss_and_outputs(self, model, batch, weight, training):
-        values, weights, _, outputs = self._values(model, batch, weight, training)
-        loss_sum, total = weighted_sums(values, weights)
-        # Regularisers are a term of the mean, so they are weighted by this part's share of it.
-        return loss_sum + regularization(model) * total if model.losses else loss_sum, total, outputs
-
-    def new_metrics(self):
-        built = {name: build(name=name) if _takes_name(build) else build() for name, build in self._metrics.items()}
-        for name, metric in built.items():
-            if not isinstance(metric, keras.metrics.Metric):
-                kind = type(metric).__name__
-                raise UserError(
-                    f"supervised.metrics[{name!r}] must be a Keras metric, not {metric!r}."
-                    + (f" @{kind} is the loss; the metric is @metrics.{kind}." if hasattr(keras.metrics, kind) else "")
-                )
-        return {"loss": MeanLoss(name="loss")} | built
-
-    def update_metrics(self, metrics, model, batch, weight):
-        def values_of(batch, weight):
-            return self._values(model, batch, weight, training=False)
-
-        batch, weight, (values, weights, seen, outputs) = of_real_rows(values_of, model, batch, weight)
-        metrics["loss"].update_state(values, weights, regularization(model), weight)
-        for name in self._metrics:
-            metrics[name].update_state(_feature(batch, self._target), outputs, sample_weight=seen)
-
-    def _values(self, model, batch, weight, training):
-        """(losses, their weights, the weights of what metrics see, outputs), [batch, ...]; weights of None are ones."""
-        target, outputs = _feature(batch, self._target), model(self.model_inputs(batch), training=training)
-        values, loss_mask = losses_and_mask(self._loss, target, outputs)
-        weights = None if weight is None else spread(weight, values)
-        if self._sample_weight is not None:
-            sample_weight = tf.cast(_feature(batch, self._sample_weight), tf.float32)
-            weights = times(weights, spread(sample_weight, values))
-        mask = getattr(outputs, "_keras_mask", None)
-        if mask is not None:
-            weights = times(weights, tf.cast(mask, tf.float32))
-        seen = weights
-        if loss_mask is not None:
-            weights = times(weights, tf.cast(loss_mask, tf.float32))
-        if self._class_weight and training:
-            weights = times(weights, spread(weights_by_class(self._class_weight, target, outputs), values))
-        return values, weights, seen, outputs
+def feature_of(batch, name: str):
+    """One feature of a batch, or of its specs. Raises `UserError` where the data lack it."""
+    if name not in batch:
+        raise UserError(
+            f"The data has no feature {name!r}; it has {', '.join(batch)}. Set the task's inputs and target."
+        )
+    return batch[name]
 
 
-class CustomLossTask(Task):
-    """The user's own loss, a function of (model, batch)."""
-
-    def __init__(self, inputs, loss: Callable, metrics: Mapping[str, Callable]):
-        super().__init__(inputs)
-        self._loss = loss
-        self._metrics = metrics
-        self._takes_training = "training" in inspect.signature(loss).parameters
-
-    def loss_and_outputs(self, model, batch, weight, training):
-        values = self._call(self._loss, model, batch, training)
-        if not values.shape.rank and not training:
-            return *self._scalar_loss(model, batch, weight), None
-        if not values.shape.rank:  # the mean over the examples that it was given
-            values = tf.fill([_rows(batch)] if weight is None else tf.shape(weight), values)
-        return *weighted_sums(values, None if weight is None else spread(weight, values)), None
-
-    def describe(self):
-        return {"inputs": self.inputs, "loss": getattr(self._loss, "__qualname__", repr(self._loss))}
-
-    def new_metrics(self):
-        return {name: keras.metrics.Mean(name=name) for name in ("loss", *self._metrics)}
-
-    def update_metrics(self, metrics, model, batch, weight):
-        total, count = self.loss(model, batch, weight, training=False)
-        metrics["loss"].update_state(tf.math.divide_no_nan(total, count), sample_weight=count)
-        for name, function in self._metrics.items():
-            values = tf.cast(in_graph(function)(model, batch), tf.float32)
-            if not values.shape.rank:
-                raise UserError(f"The metric {name!r} must return a value for each example, [batch], not a scalar.")
-            metrics[name].update_state(values, sample_weight=spread(weight, values))
-
-    def _call(self, function, model, batch, training):
-        function = in_graph(function)
-        values = function(model, batch, training=training) if self._takes_training else function(model, batch)
-        return tf.cast(values, tf.float32)
-
-    def _scalar_loss(self, model, batch, weight):
-        """A mean over the real examples alone: filling can't be taken out of a scalar afterwards."""
-        real, ones = real_rows(batch, weight)
-        count = tf.reduce_sum(ones)
-        mean = self._call(self._loss, model, real, False)
-        return tf.where(count > 0, mean * count, 0.0), count
-
-
-@gin.register(module="tasks")
-def supervised(
-    loss=gin.REQUIRED,
-    inputs: str | Sequence[str] | Mapping[str, str] = "image",
-    target: str = "label",
-    metrics: Mapping | None = None,
-    sample_weight: str | None = None,
-    class_weight: Mapping[int, float] | None = None,
-) -> Task:
-    """Trains a model to predict a feature.
-
-    loss: a Keras loss. It is averaged over the global batch; its own reduction is not used.
-    inputs: feature name that the model is called with, or a list of names, or a dict {model's name: feature}.
-    target: feature to predict.
-    metrics: name -> Keras metric class or builder, `{'accuracy': @SparseCategoricalAccuracy}`.
-    sample_weight: name of a feature that weighs the examples, or None.
-    class_weight: class -> what its examples weigh in training, `{0: 1.0, 1: 5.0}`; classes left out weigh 1. The
-      target is the class, or one number for each class. Evaluations weigh all classes alike, as those of Keras do.
-
-    The loss is sum(loss * weight) / sum(weight); examples that the loss itself leaves out, as by `ignore_class`,
-    weigh nothing.
-    """
-    if inspect.isclass(loss) or inspect.isfunction(loss):
-        try:
-            loss = loss()
-        except TypeError as error:
-            raise UserError(
-                f"supervised.loss must be a Keras loss such as @MeanSquaredError(), or make one; "
-                f"{loss!r} does not: {error}"
-            ) from error
-    if not isinstance(loss, keras.losses.Loss):
-        raise UserError(f"supervised.loss must be a Keras loss such as @MeanSquaredError(), not {loss!r}.")
-    _check_metrics(metrics)
-    for name, metric in (metrics or {}).items():
-        if isinstance(metric, keras.metrics.Metric):
-            raise UserError(
-                f"supervised.metrics[{name!r}] is a metric already; give its class or a function that makes one, "
-                f"e.g. @{type(metric).__name__} without parentheses: its variables belong into the strategy's scope."
-            )
-    if loss.reduction == "sum":
-        raise UserError("supervised.loss has reduction='sum'; the loss is always the mean over the global batch.")
-    if class_weight is not None:
-        check_class_weight(class_weight)
-    return SupervisedTask(inputs, target, loss, dict(metrics or {}), sample_weight, class_weight)
-
-
-@gin.register(module="tasks")
-def custom_loss(
-    loss: Callable = gin.REQUIRED,
-    inputs: str | Sequence[str] | Mapping[str, str] = "image",
-    metrics: Mapping[str, Callable] | None = None,
-) -> Task:
-    """Trains a model by a loss that the user writes.
-
-    loss: (model, batch) -> the loss of each example, [batch, ...], or their mean, a scalar; it may
-      take a keyword `training`. It calls the model itself, and adds `model.losses` if it wants them.
-    inputs: as for `supervised`, to build the model's variables with.
-    metrics: name -> function (model, batch) -> a value for each example, [batch].
-    """
-    if not callable(loss):
-        raise UserError(f"custom_loss.loss must be a function of (model, batch), not {loss!r}.")
-    _check_metrics(metrics)
-    return CustomLossTask(inputs, loss, dict(metrics or {}))
-
-
-def _check_metrics(metrics) -> None:
+def check_metrics(metrics) -> None:
+    """Raises `UserError` for metrics that no evaluation can have."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise UserError(f"metrics maps names to metrics, {{'accuracy': ...}}; it is {metrics!r}.")
     for name, metric in (metrics or {}).items():
@@ -316,18 +115,3 @@ def _check_metrics(metrics) -> None:
             raise UserError(f"metrics[{name!r}] must be a metric's class or a function, not {metric!r}.")
 
 
-def _feature(batch, name: str):
-    if name not in batch:
-        raise UserError(
-            f"The data has no feature {name!r}; it has {', '.join(batch)}. Set the task's inputs and target."
-        )
-    return batch[name]
-
-
-def _rows(batch):
-    some = next(iter(batch.values()))
-    return tf.shape(some)[0] if some.shape[0] is None else some.shape[0]
-
-
-def _takes_name(build) -> bool:
-    return "name" in inspect.signature(build).parameters
