@@ -8,7 +8,7 @@ from conftest import make_strategy
 
 from trainer import UserError
 from trainer.optimizers.build import build_optimizer, prove_new, trained_variables
-from trainer.optimizers.schedules import learning_rate_at, sample_learning_rate
+from trainer.optimizers.learning_rate import learning_rate_at, sample_learning_rate
 
 OPTIMIZERS = [
     "SGD", "Adam", "AdamW", "Adamax", "Nadam", "Adagrad", "Adadelta", "RMSprop", "Ftrl", "Lion", "Lamb", "Adafactor",

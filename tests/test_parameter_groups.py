@@ -17,7 +17,7 @@ from trainer.config import parse_config, register_keras
 from trainer.optimizers.build import build_optimizer, prove_new, trained_variables
 from trainer.optimizers.grouped_optimizer import GroupedOptimizer
 from trainer.optimizers.groups import divide
-from trainer.optimizers.schedules import learning_rate_at
+from trainer.optimizers.learning_rate import learning_rate_at
 
 
 def two_layers():

@@ -17,8 +17,8 @@ from trainer.cluster.replicas import first_value
 from trainer.config import parse_config, register_keras
 from trainer.data.order import epoch_order
 from trainer.optimizers.build import build_optimizer, constant_rates, prove_new
+from trainer.optimizers.learning_rate import learning_rate_at
 from trainer.optimizers.phased_optimizer import PhasedOptimizer
-from trainer.optimizers.schedules import learning_rate_at
 
 
 def one_number(value=1.0):

@@ -13,7 +13,9 @@ import trainer
 from trainer import UserError
 from trainer.config import parse_config, register_keras
 from trainer.optimizers.build import build_optimizer
-from trainer.optimizers.schedules import block_plot, check_rate, disagreement, learning_rate_at, scaled
+from trainer.optimizers.learning_rate import learning_rate_at
+from trainer.optimizers.schedules import check_rate, disagreement, scaled
+from trainer.output.block_plot import block_plot
 
 keras_schedules = keras.optimizers.schedules
 

@@ -11,9 +11,10 @@ from trainer.cluster.replicas import first_value
 from trainer.errors import UserError
 from trainer.optimizers.grouped_optimizer import GroupedOptimizer
 from trainer.optimizers.groups import Part, find_pattern, preset_names
+from trainer.optimizers.learning_rate import learning_rate_at, rate_of
 from trainer.optimizers.phased_optimizer import PhasedOptimizer
 from trainer.optimizers.phases import Phase, as_start, check_follower
-from trainer.optimizers.schedules import check_rate, learning_rate_at, rate_of, scaled
+from trainer.optimizers.schedules import check_rate, scaled
 from trainer.restore import RestoreReport, weights_of
 
 # Keras' optimizers every slot of which begins at zero, whatever the variable. Not those that inherit from them.

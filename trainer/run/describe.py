@@ -9,9 +9,11 @@ from rich.table import Table
 from trainer.cluster.strategy import describe_strategy
 from trainer.optimizers.grouped_optimizer import GroupedOptimizer
 from trainer.optimizers.groups import is_bias_or_scale
+from trainer.optimizers.learning_rate import rate_at, rate_of, sample_rate
 from trainer.optimizers.phased_optimizer import PhasedOptimizer
 from trainer.optimizers.phases import Swats, in_words
-from trainer.optimizers.schedules import block_plot, disagreement, rate_at, rate_of, sample_rate
+from trainer.optimizers.schedules import disagreement
+from trainer.output.block_plot import block_plot
 from trainer.restore import weights_of
 from trainer.run.built import RunParts
 from trainer.step.trace_checks import trace_loss

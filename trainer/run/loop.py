@@ -10,7 +10,7 @@ import keras
 
 from trainer.checkpoints.train_state import TrainState
 from trainer.errors import UserError
-from trainer.optimizers.schedules import learning_rate_at
+from trainer.optimizers.learning_rate import learning_rate_at
 from trainer.output.metric_writer import MetricWriter
 from trainer.output.progress import StepProgress
 from trainer.run.preemption import Left, Preemption

@@ -6,9 +6,9 @@ import keras
 
 from trainer.cluster.replicas import first_value
 from trainer.optimizers.build import describe_kind
+from trainer.optimizers.learning_rate import learning_rate_at
 from trainer.optimizers.phased_optimizer import PhasedOptimizer
 from trainer.optimizers.phases import Phase, Plateau, in_words, waits_for_plateau
-from trainer.optimizers.schedules import learning_rate_at
 
 
 class PhaseWatch:

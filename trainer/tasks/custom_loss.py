@@ -2,30 +2,18 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import gin
 import keras
-import numpy as np
 import tensorflow as tf
 
 from trainer.data.autograph import in_graph
 from trainer.errors import UserError
 from trainer.tasks.loss_terms import (
-    MeanLoss,
-    by_class,
-    check_class_weight,
-    losses_and_mask,
-    of_real_rows,
     real_rows,
-    regularization,
     spread,
-    times,
     weighted_sums,
-    weights_by_class,
 )
-
-
 from trainer.tasks.task import Task, check_metrics
 
 
@@ -96,5 +84,3 @@ def custom_loss(
 def _rows(batch):
     some = next(iter(batch.values()))
     return tf.shape(some)[0] if some.shape[0] is None else some.shape[0]
-
-

@@ -1,15 +1,13 @@
 """Trains a model to predict a feature by a Keras loss."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import gin
 import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.autograph import in_graph
 from trainer.errors import UserError
 from trainer.tasks.loss_terms import (
     MeanLoss,
@@ -17,15 +15,12 @@ from trainer.tasks.loss_terms import (
     check_class_weight,
     losses_and_mask,
     of_real_rows,
-    real_rows,
     regularization,
     spread,
     times,
     weighted_sums,
     weights_by_class,
 )
-
-
 from trainer.tasks.task import Task, check_metrics, feature_of
 
 

@@ -1,29 +1,12 @@
 """What every task answers: which features the model is called with, its loss and its metrics."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import gin
 import keras
-import numpy as np
 import tensorflow as tf
 
-from trainer.data.autograph import in_graph
 from trainer.errors import UserError
-from trainer.tasks.loss_terms import (
-    MeanLoss,
-    by_class,
-    check_class_weight,
-    losses_and_mask,
-    of_real_rows,
-    real_rows,
-    regularization,
-    spread,
-    times,
-    weighted_sums,
-    weights_by_class,
-)
 
 
 class Task:
@@ -113,5 +96,3 @@ def check_metrics(metrics) -> None:
             raise UserError(f"A metric must not be named {name!r}; every evaluation has one of that name.")
         if not callable(metric):
             raise UserError(f"metrics[{name!r}] must be a metric's class or a function, not {metric!r}.")
-
-

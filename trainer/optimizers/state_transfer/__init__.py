@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.cluster.replicas import first_value
 from trainer.errors import UserError
-from trainer.optimizers.schedules import learning_rate_at
+from trainer.optimizers.learning_rate import learning_rate_at
 from trainer.optimizers.state_transfer.matrix import matrix_table
 from trainer.optimizers.state_transfer.plan import SlotPlan, late_start, plan_slots, steps_entry
 from trainer.optimizers.state_transfer.report import CarriedSlot, FreshSlot, Handover, LeftEntry
