@@ -18,11 +18,13 @@ class OneOfSeveral(Agreement):
 def test_alone_a_worker_gets_what_it_gives():
     for replicas in (1, 2):
         agreement = Agreement(make_strategy(replicas))
-        assert agreement.sums([3, -4]).tolist() == [3, -4] and agreement.of_chief([7]).tolist() == [7]
+        assert agreement.all_reduce_sum([3, -4]).tolist() == [3, -4] and agreement.broadcast_from_chief(
+            [7]
+        ).tolist() == [7]
 
 
 def test_a_worker_of_several_replicas_counts_once():
-    assert OneOfSeveral(make_strategy(2)).sums([10, 2**40]).tolist() == [10, 2**40]
+    assert OneOfSeveral(make_strategy(2)).all_reduce_sum([10, 2**40]).tolist() == [10, 2**40]
 
 
 def test_the_steps_allowed_are_those_of_one_replica():

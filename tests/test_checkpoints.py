@@ -468,7 +468,7 @@ def test_what_is_the_best_is_the_word_of_the_chief_whose_disk_may_have_been_full
     class Chief:
         workers, says = 2, True
 
-        def of_chief(self, values):
+        def broadcast_from_chief(self, values):
             return [self.says for _ in values]
 
     state, chief = at(new_state(), 40), Chief()

@@ -12,7 +12,7 @@ from trainer.checkpoints.train_state import new_train_state
 from trainer.optimizers.build import build_optimizer
 from trainer.output.progress import StepProgress
 from trainer.run.loop import Intervals, LoopParts, LossNotFinite, run_loop
-from trainer.run.preemption import Left, check_grace
+from trainer.run.preemption import Interrupted, check_grace
 from trainer.run.time_limit import Deadline
 
 
@@ -207,7 +207,7 @@ def test_a_signal_in_an_evaluation_leaves_it_and_saves():
     diary = Diary()
 
     def evaluate():
-        raise Left
+        raise Interrupted
 
     diary.evaluate = evaluate
     assert not diary.run(4, log_every=4, eval_every=4, checkpoint_every=0, steps_per_loop=4)

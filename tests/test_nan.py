@@ -125,8 +125,8 @@ def test_two_bad_batches_after_one_checkpoint_are_two_rollbacks(tmp_path, strate
 
 
 def test_two_bad_batches_after_one_checkpoint_count_as_two(tmp_path):
-    with pytest.raises(trainer.UserError, match=r"at step 7, .*went back 1 times already; train.most_rollbacks = 1"):
-        run(tmp_path / "run", **THREE_BAD, most_rollbacks=1)
+    with pytest.raises(trainer.UserError, match=r"at step 7, .*went back 1 times already; train.max_rollbacks = 1"):
+        run(tmp_path / "run", **THREE_BAD, max_rollbacks=1)
 
 
 @pytest.mark.full
@@ -229,8 +229,8 @@ def test_a_rate_that_was_lowered_is_the_one_that_a_run_goes_back_to(tmp_path, mo
 
 
 def test_after_so_many_rollbacks_it_stops(tmp_path):
-    with pytest.raises(trainer.UserError, match="went back 1 times already; train.most_rollbacks = 1"):
-        run(tmp_path / "run", on_nan="rollback", most_rollbacks=1)
+    with pytest.raises(trainer.UserError, match="went back 1 times already; train.max_rollbacks = 1"):
+        run(tmp_path / "run", on_nan="rollback", max_rollbacks=1)
 
 
 def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
@@ -253,7 +253,7 @@ def test_the_checkpoint_of_step_0_is_one_to_go_back_to(tmp_path, monkeypatch):
 @pytest.mark.parametrize("most", [0, -1, 1.5, True, "3"])
 def test_a_number_of_rollbacks_that_is_none_is_refused(most):
     check_on_nan("stop", most)
-    with pytest.raises(trainer.UserError, match=f"most_rollbacks = {most!r} must be a whole number, 1 or more"):
+    with pytest.raises(trainer.UserError, match=f"max_rollbacks = {most!r} must be a whole number, 1 or more"):
         check_on_nan("rollback", most)
 
 

@@ -20,7 +20,7 @@ import time
 
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-_MOST_QUEUED_SECONDS = 0.25  # what a switch would hold; what is sent beyond that is lost
+_MAX_QUEUED_SECONDS = 0.25  # what a switch would hold; what is sent beyond that is lost
 
 
 def open_device(namespace: str) -> int:
@@ -48,7 +48,7 @@ def forward(devices: dict[bytes, int], bits_per_second: float, delay_seconds: fl
         for sender in readable:
             packet = os.read(sender, 65536)
             receiver = devices.get(packet[16:20])  # of an IPv4 header; the kernel also sends IPv6 to find neighbours
-            if packet[0] >> 4 != 4 or receiver is None or free_at[sender] - now > _MOST_QUEUED_SECONDS:
+            if packet[0] >> 4 != 4 or receiver is None or free_at[sender] - now > _MAX_QUEUED_SECONDS:
                 continue
             free_at[sender] = max(free_at[sender], now) + 8 * len(packet) / bits_per_second
             heapq.heappush(under_way, (free_at[sender] + delay_seconds, next(order), receiver, packet))

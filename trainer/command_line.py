@@ -180,7 +180,7 @@ def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> 
     except Exception as error:  # noqa: BLE001  the outermost frame: told, with its traceback, and turned into a status
         watch = current_watch()
         if watch is not None and isinstance(error, _LOST_WORKER_ERRORS):
-            watch.await_verdict()
+            watch.wait_for_peer_failure()
             # All are there. TensorFlow looks for itself, and gives up sooner than the watch may be asked to.
             if _MISSED_HEARTBEATS.search(str(error)):
                 watch.give_up(_STOOD_STILL)

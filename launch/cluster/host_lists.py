@@ -4,7 +4,7 @@ import re
 
 from launch.cluster.place import ClusterMistake
 
-_MOST_HOSTS = 65536  # Slurm's own limit to one list (MAX_RANGE)
+_MAX_HOSTS = 65536  # Slurm's own limit to one list (MAX_RANGE)
 
 
 def expand_hosts(text: str, name: str = "The host list") -> list[str]:
@@ -15,8 +15,8 @@ def expand_hosts(text: str, name: str = "The host list") -> list[str]:
         for literal, ranges in re.findall(r"([^\[\]]+)|\[([^\[\]]*)\]", item):
             # As on an odometer: the last bracket turns fastest.
             endings = [literal] if literal else _numbers(ranges, text, name)
-            if len(expanded) * len(endings) + len(hosts) > _MOST_HOSTS:
-                raise ClusterMistake(f"{name}={text!r} has more than {_MOST_HOSTS} hosts.")
+            if len(expanded) * len(endings) + len(hosts) > _MAX_HOSTS:
+                raise ClusterMistake(f"{name}={text!r} has more than {_MAX_HOSTS} hosts.")
             expanded = [start + ending for start in expanded for ending in endings]
         hosts += expanded
     return hosts
@@ -59,7 +59,7 @@ def _numbers(ranges: str, text: str, name: str) -> list[str]:
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise ClusterMistake(f"{name}={text!r}: {part!r} in brackets is not of the form '7' or '001-003'.")
         low, high = int(match[1]), int(match[2] or match[1])
-        if high - low >= _MOST_HOSTS:
-            raise ClusterMistake(f"{name}={text!r} has more than {_MOST_HOSTS} hosts.")
+        if high - low >= _MAX_HOSTS:
+            raise ClusterMistake(f"{name}={text!r} has more than {_MAX_HOSTS} hosts.")
         numbers += [str(number).zfill(len(match[1])) for number in range(low, high + 1)]
     return numbers

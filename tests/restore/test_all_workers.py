@@ -22,15 +22,15 @@ class Seat:
     def __init__(self, index: int, table: list, barrier: threading.Barrier):
         self.index, self._table, self._barrier = index, table, barrier
 
-    def sums(self, given):
+    def all_reduce_sum(self, given):
         self._table[self.index] = np.asarray(given, np.int64)
         self._barrier.wait(60)
         total = self._table[0] + self._table[1]
         self._barrier.wait(60)
         return total
 
-    def of_chief(self, given):
-        return self.sums(given if self.index == 0 else [0] * len(given))
+    def broadcast_from_chief(self, given):
+        return self.all_reduce_sum(given if self.index == 0 else [0] * len(given))
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ class Checkpoints:
         self._scratch = None if is_chief else tempfile.TemporaryDirectory(prefix="regraft-worker-")
         self._in_background = in_background and is_chief
         self._finishing: threading.Thread | None = None
-        self._hindrance: BaseException | None = None  # what the thread that finishes a checkpoint met
+        self._background_error: BaseException | None = None  # what the thread that finishes a checkpoint met
         self._saved: tuple[int, str] | None = None  # the last step that was saved or resumed, and its folder
         self._damaged: set[int] = set()
         self._agreement = agreement
@@ -80,9 +80,9 @@ class Checkpoints:
         step = self._state.current_step()
         self.close()
         if self._saved == (step, self._folder):
-            if self._hindrance is None:
+            if self._background_error is None:
                 return None
-            self._saved = self._hindrance = None  # once more
+            self._saved = self._background_error = None  # once more
 
         def clear_away():
             with self._explaining(f"ckpt-{step} is written, but the older ones cannot be cleared away"):
@@ -93,10 +93,10 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when the last checkpoint is on the disk; raises the `UserError` of one that is not."""
         self.close()
-        hindrance, self._hindrance = self._hindrance, None
-        if hindrance is not None:
+        background_error, self._background_error = self._background_error, None
+        if background_error is not None:
             self._saved = None  # so that the same step may be tried again
-            raise hindrance
+            raise background_error
 
     def close(self) -> None:
         """Returns when nothing is under way any more, and raises nothing."""
@@ -117,7 +117,7 @@ class Checkpoints:
         is_better = self._beats_best(value, measured)
         if self._agreement is not None:
             # All must go on to the same saves, and the chief alone knows whether the best so far could be written.
-            is_better = bool(self._agreement.of_chief([is_better])[0])
+            is_better = bool(self._agreement.broadcast_from_chief([is_better])[0])
         if not is_better:
             return False
         step = self._state.current_step()
@@ -214,13 +214,13 @@ class Checkpoints:
                 step = self._newest_whole()
             except UserError as error:
                 told = error
-        found, failed = agreement.of_chief([-1 if step is None else step, told is not None])
+        found, failed = agreement.broadcast_from_chief([-1 if step is None else step, told is not None])
         if told is not None:
             raise told
         if failed:
             raise UserError(f"The chief finds no whole checkpoint in {self._folder}; its own message says more.")
         faults = find_faults(prefix_of(self._folder, int(found))) if found >= 0 and self._scratch is not None else []
-        (others,) = agreement.sums([bool(faults)])
+        (others,) = agreement.all_reduce_sum([bool(faults)])
         if others:
             own = f" This one finds: {', '.join(faults)}." if faults else ""
             raise UserError(
@@ -273,7 +273,7 @@ class Checkpoints:
                 then()
                 self.longest_seconds = max(self.longest_seconds, time.monotonic() - started)
             except BaseException as error:  # noqa: BLE001  `wait` raises it in the thread that trains
-                self._hindrance = error
+                self._background_error = error
 
         if self._in_background:
             # No daemon: a process that leaves ends it first.

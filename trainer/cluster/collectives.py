@@ -20,7 +20,7 @@ class Agreement:
         self.index = worker_index(strategy)
         self._is_chief = is_chief(strategy)
 
-    def sums(self, values: Sequence[int] | np.ndarray) -> np.ndarray:
+    def all_reduce_sum(self, values: Sequence[int] | np.ndarray) -> np.ndarray:
         """[len(values)] int64: the sums over all workers."""
         own = np.asarray(values, np.int64)
         if self.workers == 1:
@@ -29,17 +29,17 @@ class Agreement:
         # Every replica of a worker adds what is the worker's.
         return self._strategy.experimental_local_results(total)[0].numpy() // local_replicas(self._strategy)
 
-    def of_chief(self, values: Sequence[int]) -> np.ndarray:
+    def broadcast_from_chief(self, values: Sequence[int]) -> np.ndarray:
         """[len(values)] int64: what the chief gives; of others only the number of values counts."""
-        return self.sums(values if self._is_chief else [0] * len(values))
+        return self.all_reduce_sum(values if self._is_chief else [0] * len(values))
 
     def gather_texts(self, text: str) -> list[str]:
         """Each worker's text, the chief's first."""
         data = text.encode()
-        lengths = self.sums([len(data) if index == self.index else 0 for index in range(self.workers)])
+        lengths = self.all_reduce_sum([len(data) if index == self.index else 0 for index in range(self.workers)])
         table = np.zeros([self.workers, int(lengths.max())], np.int64)
         table[self.index, : len(data)] = np.frombuffer(data, np.uint8)
-        rows = self.sums(table.ravel()).reshape(table.shape)
+        rows = self.all_reduce_sum(table.ravel()).reshape(table.shape)
         return [bytes(row[:length].astype(np.uint8)).decode() for row, length in zip(rows, lengths, strict=True)]
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 
-_MOST_BYTES = 16 * 2**20  # of one line: nobody's config is as long
+_MAX_BYTES = 16 * 2**20  # of one line: nobody's config is as long
 
 
 def worker_name(addresses: list[str], index: int) -> str:
@@ -45,7 +45,7 @@ class Link:
             raise EOFError
         self.last_heard = time.monotonic()
         *lines, self.received = (self.received + data).split(b"\n")
-        if len(self.received) > _MOST_BYTES:
+        if len(self.received) > _MAX_BYTES:
             raise ValueError("a line without end")
         found = [json.loads(line) for line in lines]
         if not all(isinstance(message, dict) for message in found):

@@ -81,7 +81,7 @@ class WorkerWatch:
             with contextlib.suppress(OSError):
                 link.socket.shutdown(socket.SHUT_WR)
 
-    def await_verdict(self) -> None:
+    def wait_for_peer_failure(self) -> None:
         """After an error that a lost worker may be the reason of: does not return if it was."""
         time.sleep(self._timeout + 2 * self._pause)
 

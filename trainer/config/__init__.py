@@ -49,7 +49,7 @@ HARMLESS = (
     "on_save_error",
     "async_checkpoint",
     "on_nan",
-    "most_rollbacks",
+    "max_rollbacks",
     "max_seconds",
     "grace_seconds",
     "download",

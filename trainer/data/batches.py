@@ -15,7 +15,7 @@ from trainer.errors import UserError
 
 # A stack is drawn by one host call and handed over by another, for as many steps as keep it small. Numbers of
 # examples come at once.
-_MOST_STEPS_PER_STACK = 512
+_MAX_STEPS_PER_STACK = 512
 _STACK_BYTES = 4 * 2**20
 
 
@@ -79,7 +79,7 @@ def train_batches(
         tensors = data.tensors
         by_number = data.preprocess is None
         if by_number:
-            steps = _steps_per_stack({"number": tf.TensorSpec([None], tf.int64)}, len(part), _MOST_STEPS_PER_STACK)
+            steps = _steps_per_stack({"number": tf.TensorSpec([None], tf.int64)}, len(part), _MAX_STEPS_PER_STACK)
         else:
             steps = _steps_per_stack(data.batch_spec, len(part), steps_per_loop)
 

@@ -96,7 +96,7 @@ def _grouped(
         learning_rate=_given_rate(whole),
         optimizers=[_part_optimizer(whole, part, number) for number, part in enumerate(parts)],
         places=[[place[id(variable)] for variable in part.variables] for part in parts],
-        undecayed=[place[id(variable)] for part in parts for variable in part.undecayed],
+        no_decay=[place[id(variable)] for part in parts for variable in part.no_decay],
         first_steps=[part.group.unfreeze_at for part in parts],
         global_clipnorm=whole.global_clipnorm,
         loss_scale_factor=whole.loss_scale_factor,

@@ -24,7 +24,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     learning_rate: the one that goes by the name of the whole; each of `optimizers` has its own.
     optimizers: unbuilt, without `global_clipnorm` and `loss_scale_factor`, which are those of the whole.
     places: for each of them, the places of its variables among those that are built.
-    undecayed: places of the variables that no weight decay touches.
+    no_decay: places of the variables that no weight decay touches.
     first_steps: for each of them, the step before which it rests; it counts its own steps from there, and the
       gradients of its variables do not count for `global_clipnorm` before.
 
@@ -37,7 +37,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         learning_rate,
         optimizers: Sequence[keras.optimizers.Optimizer],
         places: Sequence[Sequence[int]],
-        undecayed: Sequence[int] = (),
+        no_decay: Sequence[int] = (),
         first_steps: Sequence[int] = (),
         global_clipnorm: float | None = None,
         loss_scale_factor: float | None = None,
@@ -46,17 +46,17 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate, global_clipnorm=global_clipnorm, loss_scale_factor=loss_scale_factor, name=name)
         self.optimizers = list(optimizers)
         self.places = [list(each) for each in places]
-        self.undecayed = list(undecayed)
+        self.no_decay = list(no_decay)
         self.first_steps = list(first_steps) or [0] * len(self.optimizers)
 
     def build(self, variables) -> None:
         if self.built:
             return
         super().build(variables)
-        undecayed = {id(variables[place]) for place in self.undecayed}
+        no_decay = {id(variables[place]) for place in self.no_decay}
         for optimizer, places in zip(self.optimizers, self.places, strict=True):
             own = [variables[place] for place in places]
-            excluded = [variable for variable in own if id(variable) in undecayed]
+            excluded = [variable for variable in own if id(variable) in no_decay]
             if excluded:
                 optimizer.exclude_from_weight_decay(var_list=excluded)
             optimizer.build(own)
@@ -106,7 +106,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             "learning_rate": rate,
             "optimizers": [keras.optimizers.serialize(optimizer) for optimizer in self.optimizers],
             "places": [list(each) for each in self.places],
-            "undecayed": list(self.undecayed),
+            "no_decay": list(self.no_decay),
             "first_steps": list(self.first_steps),
             "global_clipnorm": self.global_clipnorm,
             "loss_scale_factor": self.loss_scale_factor,

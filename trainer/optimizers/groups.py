@@ -36,13 +36,13 @@ class ParameterGroup:
 class Part:
     """Variables that one optimizer trains alike.
 
-    label: the group's pattern, or what else tells it from the others.  undecayed: those of `variables` that have no
+    label: the group's pattern, or what else tells it from the others.  no_decay: those of `variables` that have no
     weight decay.  multiplier: of the learning rate.  group: whose rate, decay and optimizer it has.
     """
 
     label: str
     variables: Sequence[keras.Variable]
-    undecayed: Sequence[keras.Variable]
+    no_decay: Sequence[keras.Variable]
     multiplier: float
     group: ParameterGroup
 
@@ -117,9 +117,9 @@ def divide(
         label = chosen.pattern or ("the rest" if groups else "all")
         if count > 1:
             label += f", layer {count - depth} of {count}"
-        undecayed = [names[name] for name in own if not _decays(name, names[name], chosen)]
+        no_decay = [names[name] for name in own if not _decays(name, names[name], chosen)]
         variables = [names[name] for name in own]
-        parts.append(Part(label, variables, undecayed, chosen.learning_rate_multiplier * factor, chosen))
+        parts.append(Part(label, variables, no_decay, chosen.learning_rate_multiplier * factor, chosen))
     return parts
 
 

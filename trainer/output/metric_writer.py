@@ -27,7 +27,7 @@ class MetricWriter:
         self._enabled = enabled
         self._events = {}
         self._path = metrics_path
-        self._hindrance: Exception | None = None
+        self._background_error: Exception | None = None
         if not enabled:
             return
         # A fresh start keeps nothing; a resumed one has written the row of its own step already.
@@ -70,7 +70,7 @@ class MetricWriter:
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
-            self._hindrance = error
+            self._background_error = error
 
     def drop_after(self, step: int) -> None:
         """Takes back the rows of later steps, which a run that went back makes anew."""
@@ -104,9 +104,9 @@ class MetricWriter:
             os.fsync(self._file.fileno())
             for writer in self._events.values():
                 writer.flush()
-            hindrance, self._hindrance = self._hindrance, None
-            if hindrance is not None:
-                raise hindrance
+            background_error, self._background_error = self._background_error, None
+            if background_error is not None:
+                raise background_error
         except (OSError, tf.errors.OpError) as error:
             reason = error.strerror if isinstance(error, OSError) else error.message
             raise UserError(

@@ -28,7 +28,7 @@ class AllWorkers:
             yield
         except UserError as error:
             failure = error
-        (failed,) = self._agreement.sums([failure is not None])
+        (failed,) = self._agreement.all_reduce_sum([failure is not None])
         if failure is not None:
             raise failure
         if failed:
@@ -40,8 +40,8 @@ class AllWorkers:
         """Makes the replicas that were verified those of all workers. Raises where they read different bytes."""
         seen = "".join(f"{record.name} {record.key} {record.checksum}\n" for record in report.records)
         own = google_crc32c.value(seen.encode())
-        (chiefs,) = self._agreement.of_chief([own])
-        replicas, others = self._agreement.sums([report.replicas_verified, own != chiefs])
+        (chiefs,) = self._agreement.broadcast_from_chief([own])
+        replicas, others = self._agreement.all_reduce_sum([report.replicas_verified, own != chiefs])
         if others:
             raise RestoreError(
                 f"{others} of {self._agreement.workers} workers restored other values than the chief: "

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from trainer.output.printable import printable
 
-_MOST_LEVELS = 256  # models nest a dozen; each level costs a walk over all that is in it
-_MOST_LETTERS = 4096
+_MAX_LEVELS = 256  # models nest a dozen; each level costs a walk over all that is in it
+_MAX_LETTERS = 4096
 _SEPARATORS = ("/", ".", ".S")  # the last is TensorFlow's way to write the first inside of an attribute's name
 
 
@@ -16,17 +16,17 @@ def readable_name(raw: str) -> str:
 
     Raises `ValueError` for one so deep or so long that no model has it.
     """
-    if len(raw) > _MOST_LEVELS:
+    if len(raw) > _MAX_LEVELS:
         expect_bearable(raw, 1 + max(raw.count(separator) for separator in _SEPARATORS))
     return printable(raw)
 
 
 def expect_bearable(name: str, levels: int) -> None:
     """Raises `ValueError` for a name, or a path to an object, that no model has."""
-    if levels > _MOST_LEVELS or len(name) > _MOST_LETTERS:
+    if levels > _MAX_LEVELS or len(name) > _MAX_LETTERS:
         raise ValueError(
             f"the name {printable(name[:60])}... has {levels:,} levels and {len(name):,} letters, "
-            f"where at most {_MOST_LEVELS} and {_MOST_LETTERS:,} are read"
+            f"where at most {_MAX_LEVELS} and {_MAX_LETTERS:,} are read"
         )
 
 

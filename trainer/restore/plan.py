@@ -19,7 +19,7 @@ from trainer.restore.tables import Fill, plan_tables
 from trainer.restore.torch_layout import torch_note
 
 _NUMBERED = "(a number)"  # the leaf of what a file knows by its place in its layer only
-_MOST_KIN = 20  # comparing spellings takes about 0.1 ms a pair; a large model has thousands of equal shapes
+_MAX_KIN = 20  # comparing spellings takes about 0.1 ms a pair; a large model has thousands of equal shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _kinship(name: str, shape) -> tuple:
 
 def _likely_home(name: str, kin: list[str]) -> str:
     """The one missing variable of the same leaf name and shape, or of several the one that is spelled most alike."""
-    if len(kin) > _MOST_KIN:
+    if len(kin) > _MAX_KIN:
         return ""
     leaf = name.rsplit("/", 1)[-1]
     spelled = {f"{other.rsplit('/', 1)[0]}/{leaf}" if leaf.isdigit() else other: other for other in kin}

@@ -26,7 +26,7 @@ class RunParts:
     proof: None on a resumed run, whose optimizer goes on.  resumed_step: None on a fresh run.
     rules: those of the restore, the patterns of frozen, and how the model is changed.
     step_options: further arguments of `build_train_loop`.  ema_decay: None for no averages.
-    most_rollbacks: how often the run may go back from a loss that is not finite; 0 stops it.
+    max_rollbacks: how often the run may go back from a loss that is not finite; 0 stops it.
     notes: what else is said of the run, by heading.
     groups: the parts of `variables` that are trained each in a way of its own; none where all are alike.
     phases: what trains after the first optimizer, which is one of several then; none for one throughout.
@@ -51,7 +51,7 @@ class RunParts:
     rules: Mapping[str, Any]
     step_options: Mapping[str, Any]
     ema_decay: float | None
-    most_rollbacks: int
+    max_rollbacks: int
     notes: Mapping[str, str]
     resumed_step: int | None = None
     groups: Sequence[Part] = ()

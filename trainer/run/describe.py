@@ -194,7 +194,7 @@ def describe_parts(parts: RunParts) -> dict[str, str]:
             f"rate x {part.multiplier:.3g}" * (part.multiplier != 1.0),
             f"rate {_points(rate_of(optimizer), max(parts.num_steps - first, 1), first)}",
             f"from step {first:,} on" * bool(first),
-            _decay_of(optimizer, len(part.undecayed), len(part.variables)),
+            _decay_of(optimizer, len(part.no_decay), len(part.variables)),
         ]
         rows[f"group {number + 1}"] = ", ".join(text for text in told if text)
     return rows
@@ -275,8 +275,8 @@ def _points(rate, num_steps: int, first: int = 0, before: int = 0) -> str:
     return ", ".join(f"step {first + step}: {value:.3g}" for step, value in points)
 
 
-def _decay_of(optimizer: keras.optimizers.Optimizer, undecayed: int, variables: int) -> str:
-    if not optimizer.weight_decay or undecayed == variables:
+def _decay_of(optimizer: keras.optimizers.Optimizer, no_decay: int, variables: int) -> str:
+    if not optimizer.weight_decay or no_decay == variables:
         return "no weight decay"
-    left_out = f", but none on {undecayed} of them, biases and norm scales" if undecayed else ""
+    left_out = f", but none on {no_decay} of them, biases and norm scales" if no_decay else ""
     return f"weight decay {optimizer.weight_decay:g}{left_out}"

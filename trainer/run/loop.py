@@ -13,10 +13,10 @@ from trainer.errors import UserError
 from trainer.optimizers.learning_rate import learning_rate_at
 from trainer.output.metric_writer import MetricWriter
 from trainer.output.progress import StepProgress
-from trainer.run.preemption import Left, Preemption
+from trainer.run.preemption import Interrupted, Preemption
 from trainer.run.time_limit import Deadline
 
-_MOST_UNSEEN = 100  # loops whose metrics are held before they are looked at, where nothing else is due
+_MAX_UNSEEN = 100  # loops whose metrics are held before they are looked at, where nothing else is due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def finite_metrics(loops: Sequence[Mapping], step: int, optimizer: keras.optimiz
 class LoopParts:
     """What the loop calls.
 
-    train(num_steps) -> metrics of each loop on the device;  evaluate() -> metrics or None, or raises `Left`;
+    train(num_steps) -> metrics of each loop on the device;  evaluate() -> metrics or None, or raises `Interrupted`;
     save() -> None, what was written and the checkpoint.  log_more() -> what else a logged row holds.
     """
 
@@ -120,7 +120,7 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
             return step == num_steps or (every > 0 and step % every == 0)
 
         looks = (intervals.log_every, intervals.eval_every, intervals.checkpoint_every)
-        if any(map(due, looks)) or len(unseen) >= _MOST_UNSEEN:
+        if any(map(due, looks)) or len(unseen) >= _MAX_UNSEEN:
             values = finite_metrics(unseen, step, state.optimizer)
             unseen = []
         if due(intervals.log_every):
@@ -138,7 +138,7 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
                     evaluated = parts.evaluate()
                     if evaluated is not None:
                         parts.writer.write(step, evaluated, split=parts.split)
-            except Left:
+            except Interrupted:
                 # It is not on record, by which the run that goes on from here knows to make up for it.
                 parts.save()
                 return False

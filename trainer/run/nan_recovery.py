@@ -17,14 +17,14 @@ CHOICES = ("stop", "rollback")
 _ADVICE = "Lower the learning rate or clip the gradient (e.g. SGD.global_clipnorm = 1.0)"
 
 
-def check_on_nan(on_nan: str, most_rollbacks: int) -> None:
+def check_on_nan(on_nan: str, max_rollbacks: int) -> None:
     """Raises `UserError` for what is none of `CHOICES`, and for a number of rollbacks that allows none."""
     if on_nan not in CHOICES:
         raise UserError(f"on_nan = {on_nan!r} must be one of {', '.join(map(repr, CHOICES))}.")
-    whole = isinstance(most_rollbacks, int) and not isinstance(most_rollbacks, bool)
-    if on_nan == "rollback" and not (whole and most_rollbacks >= 1):
+    whole = isinstance(max_rollbacks, int) and not isinstance(max_rollbacks, bool)
+    if on_nan == "rollback" and not (whole and max_rollbacks >= 1):
         raise UserError(
-            f"most_rollbacks = {most_rollbacks!r} must be a whole number, 1 or more; on_nan = 'stop' allows none."
+            f"max_rollbacks = {max_rollbacks!r} must be a whole number, 1 or more; on_nan = 'stop' allows none."
         )
 
 
@@ -47,7 +47,7 @@ def recover(
     resume: Resume | None,
     train_loop: Callable,
     error: LossNotFinite,
-    most_rollbacks: int,
+    max_rollbacks: int,
     after_step: Callable[[], None] = lambda: None,
 ) -> tuple[StackedBatches, str]:
     """Makes the steps since the last checkpoint again, up to the first bad batch, and leaves that one out.
@@ -57,9 +57,9 @@ def recover(
     step before it, so what is on record up to there stays true.
 
     Returns the batches to go on with, and a sentence that tells of it. Every worker must call it.
-    most_rollbacks: 0 for a run that stops instead.  after_step: called after each step that is made again.
+    max_rollbacks: 0 for a run that stops instead.  after_step: called after each step that is made again.
 
-    Raises `UserError` that names step, checkpoint and examples: without a checkpoint, after `most_rollbacks`,
+    Raises `UserError` that names step, checkpoint and examples: without a checkpoint, after `max_rollbacks`,
     and where the same steps from the same checkpoint are finite.
     """
     state = parts.state
@@ -84,14 +84,14 @@ def recover(
     bad_batch = state.next_batch() - 1
     told = f"{what} at step {bad_step}, the first after ckpt-{start} where it is not finite"
     told += f"{_examples(parts, bad_batch)}."
-    if not most_rollbacks:
+    if not max_rollbacks:
         raise UserError(
             f"{told} The run goes on from ckpt-{start} once it is mended. {_ADVICE}, look at those examples, or set "
             "train.on_nan = 'rollback' to leave such batches out."
         )
     went_back = int(first_value(state.rollbacks))
-    if went_back >= most_rollbacks:
-        raise UserError(f"{told} The run went back {went_back} times already; train.most_rollbacks = {most_rollbacks}.")
+    if went_back >= max_rollbacks:
+        raise UserError(f"{told} The run went back {went_back} times already; train.max_rollbacks = {max_rollbacks}.")
     state.bad_batches.add(bad_batch)
     resume()
     batches = _make_again(parts, train_loop, bad_step - 1, after_step)

@@ -20,7 +20,7 @@ _SECONDS_BETWEEN_AGREEMENTS = 1.0
 _LAST_WORDS_SECONDS = 2.0  # a disk that hangs must not keep the process from leaving
 
 
-class Left(Exception):
+class Interrupted(Exception):
     """What is going on is left unfinished, on all workers: a signal came to one of them."""
 
 
@@ -67,7 +67,7 @@ class Preemption:
         return 0 if received else allowed
 
     def until_received(self, batches: Iterable) -> Iterator:
-        """The batches; raises `Left` before the next one once any worker got a signal.
+        """The batches; raises `Interrupted` before the next one once any worker got a signal.
 
         Every worker must take the same number of them: now and then it is a collective.
         """
@@ -80,13 +80,13 @@ class Preemption:
                 ahead = 1 if self._agreement.workers == 1 else max(1, int(rate * _SECONDS_BETWEEN_AGREEMENTS))
                 received, ahead = self._agree(ahead)
                 if received:
-                    raise Left
+                    raise Interrupted
                 agree_at += ahead
             yield batch
 
     def _agree(self, number: int) -> tuple[bool, int]:
         """Whether any worker got a signal, and the chief's number."""
-        received, agreed = self._agreement.sums([self._signals.received, number if self._is_chief else 0])
+        received, agreed = self._agreement.all_reduce_sum([self._signals.received, number if self._is_chief else 0])
         return bool(received), int(agreed)
 
     def _limit(self) -> None:

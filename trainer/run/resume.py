@@ -16,7 +16,7 @@ from trainer.output.metric_writer import read_rows
 from trainer.output.model_dir import ModelDir
 from trainer.run.built import RunParts
 
-_MOST_LINES = 8  # of two configs that have nothing in common, nobody reads more
+_MAX_LINES = 8  # of two configs that have nothing in common, nobody reads more
 _CHANGED_AT = "# changed at step "  # a comment, which is no difference between two configs
 
 
@@ -61,9 +61,9 @@ def check_same_run(files: ModelDir, identity: str, allow_change: bool = False, e
     if not has_steps or not files.run_identity.exists():
         return ""
     changed = differing_lines(files.run_identity.read_text(), identity, evaluation_too=evaluation_decides)
-    lines = "\n".join(f"  was: {old}\n  now: {new}" for old, new in changed[:_MOST_LINES])
-    if len(changed) > _MOST_LINES:
-        lines += f"\n  and {len(changed) - _MOST_LINES} more lines of {files.run_identity.name}"
+    lines = "\n".join(f"  was: {old}\n  now: {new}" for old, new in changed[:_MAX_LINES])
+    if len(changed) > _MAX_LINES:
+        lines += f"\n  and {len(changed) - _MAX_LINES} more lines of {files.run_identity.name}"
     if changed and not allow_change:
         raise UserError(
             f"model_dir {files.path} holds a run of another config:\n{lines}\n"

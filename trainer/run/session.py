@@ -18,7 +18,7 @@ from trainer.run.loop import Intervals, LoopParts, LossNotFinite, run_loop
 from trainer.run.nan_recovery import batches_from_here, recover
 from trainer.run.outputs import finish_files, recorded_metrics, start_files
 from trainer.run.phase_switch import PhaseWatch
-from trainer.run.preemption import Left, Preemption
+from trainer.run.preemption import Interrupted, Preemption
 from trainer.run.resume import Resume
 from trainer.run.saving import Saving
 from trainer.run.time_limit import Deadline
@@ -65,7 +65,7 @@ def run(
     if state.current_step() == 0:
         write_artifacts()
     if parts.eval_data is not None and state.current_step() == 0:
-        with contextlib.suppress(Left):  # the loop then leaves at its first look
+        with contextlib.suppress(Interrupted):  # the loop then leaves at its first look
             initial = final = evaluate(parts.eval_data, preemption.until_received)
             writer.write(0, initial, split=split)
             progress.say(f"step 0           {_show(initial)}")
@@ -94,7 +94,7 @@ def run(
             return True
         try:
             writer.write(step, evaluate_and_keep(), split=split)
-        except Left:
+        except Interrupted:
             return False
         return True
 
@@ -135,7 +135,7 @@ def run(
             except LossNotFinite as error:
                 # It may come again, and time for it is left from now on.
                 with deadline.pause(), _saying_skipped(checkpoints, progress.say):
-                    batches, told = recover(parts, resume, train_loop, error, parts.most_rollbacks, evaluate_again)
+                    batches, told = recover(parts, resume, train_loop, error, parts.max_rollbacks, evaluate_again)
                 writer.drop_after(state.current_step())
                 progress.say(told)
                 loop_parts = dataclasses.replace(loop_parts, train=functools.partial(batches.run, train_loop))
@@ -177,7 +177,7 @@ def _evaluation_is_missing(
     if files is None or parts.eval_data is None or not step or not is_due or phase_watch.decides_at(step, every):
         return False
     evaluated = [row["step"] for row in read_rows(files.metrics) if row.get("split") == parts.eval_data.split_label]
-    return bool(Agreement(parts.strategy).of_chief([step not in evaluated])[0])
+    return bool(Agreement(parts.strategy).broadcast_from_chief([step not in evaluated])[0])
 
 
 def _show(metrics: dict[str, float]) -> str:

@@ -130,7 +130,7 @@ def train(
     started_at: float | None = None,
     grace_seconds: float = 30,
     on_nan: str = "stop",
-    most_rollbacks: int = 3,
+    max_rollbacks: int = 3,
     allow_config_change: bool = False,
     dry_run: bool = False,
     timed_steps: int = 0,
@@ -178,7 +178,7 @@ def train(
       from the last whole checkpoint. 0 for no limit. Device loops are shortened to half of it, evaluations are left
       and made up for afterwards. Kubernetes, Slurm and spot machines give 30 s where nothing else is said.
     on_nan: "stop" ends a run whose loss or gradient is not finite, and names step and examples; "rollback" goes
-      back to the last checkpoint and leaves that batch out, `most_rollbacks` times at most.
+      back to the last checkpoint and leaves that batch out, `max_rollbacks` times at most.
     allow_config_change: resumes a run whose config was another one, from its last step; the changes are printed.
     dry_run: does everything up to the first step, prints it, and writes nothing.
     timed_steps: how many steps a dry run takes, and takes back, to say how fast data and step are, each alone.
@@ -198,7 +198,7 @@ def train(
     check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy)
     check_handover(handover, handover_warmup_steps, init_checkpoint, bool(groups) or layer_decay is not None)
     check_lora(lora, trained)
-    check_on_nan(on_nan, most_rollbacks)
+    check_on_nan(on_nan, max_rollbacks)
     check_kind(random_numbers)
     check_update(optimizer_update)
     if ema_decay is not None:
@@ -311,7 +311,7 @@ def train(
             "optimizer_update": optimizer_update,
         },
         ema_decay=ema_decay,
-        most_rollbacks=most_rollbacks if on_nan == "rollback" else 0,
+        max_rollbacks=max_rollbacks if on_nan == "rollback" else 0,
         notes=notes,
         groups=variable_groups,
         phases=phases,
@@ -321,7 +321,7 @@ def train(
     identity = run_identity(parts)
     changed = "" if files is None else check_same_run(files, identity, allow_config_change, waits_for_plateau(phases))
     # The chief's word: what a late worker would compare with may be of this process already.
-    changes, last_change = agreement.of_chief([bool(changed), changed_at(files) if files else -1])
+    changes, last_change = agreement.broadcast_from_chief([bool(changed), changed_at(files) if files else -1])
     if not changes:
         changed = ""
     elif not changed:
@@ -388,7 +388,7 @@ def _writing(files: ModelDir, resuming: bool, notes: dict[str, str]) -> Iterator
 def _all_resume(files: ModelDir, agreement: Agreement) -> bool:
     """Whether there is something to go on with, which all workers must see."""
     resuming = may_resume(files)
-    (seen,) = agreement.sums([resuming])
+    (seen,) = agreement.all_reduce_sum([resuming])
     if seen not in (0, agreement.workers):
         raise UserError(
             f"{seen} of {agreement.workers} workers see a checkpoint of the run in {files.path}, and this one sees "

@@ -15,9 +15,9 @@ from trainer.tasks.task import Task
 def build_evaluate(
     strategy: tf.distribute.Strategy, model, task: Task, batch_size: int
 ) -> Callable[..., dict[str, float]]:
-    """Returns evaluate(data, heeding) -> {metric name: value}, with `loss` and `num_examples` among them.
+    """Returns evaluate(data, wrap_batches) -> {metric name: value}, with `loss` and `num_examples` among them.
 
-    heeding: what the batches go through, as `Preemption.until_received`, which may end it.
+    wrap_batches: what the batches go through, as `Preemption.until_received`, which may end it.
 
     batch_size: global; must divide over the replicas. Filled-up rows of the last batch weigh nothing.
     The metric variables live on the replicas and are summed when they are read.
@@ -32,11 +32,11 @@ def build_evaluate(
     def update(batch, weight):
         strategy.run(replica_update, args=(batch, weight))
 
-    def evaluate(data: Data, heeding: Callable[[Iterable], Iterable] = iter) -> dict[str, float]:
+    def evaluate(data: Data, wrap_batches: Callable[[Iterable], Iterable] = iter) -> dict[str, float]:
         for metric in metrics.values():
             metric.reset_state()
         batches = eval_batches(data, batch_size, num_workers(strategy), worker_index(strategy))
-        for batch, weight in heeding(data.elements(batches)):
+        for batch, weight in wrap_batches(data.elements(batches)):
             update(batch, weight)
         results = {name: tf.convert_to_tensor(metric.result()).numpy() for name, metric in metrics.items()}
         several = [name for name, value in results.items() if value.ndim]

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-_MOST_NAMES = 6
+_MAX_NAMES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _grouped(heading: str, records: list[tuple[str, str]]) -> list[str]:
     for reason, name in records:
         groups.setdefault(reason, []).append(name)
     return [
-        f"{heading if first else '':<13} {len(names):>3}  {reason}: {', '.join(names[:_MOST_NAMES])}"
-        + f" and {len(names) - _MOST_NAMES} more" * (len(names) > _MOST_NAMES)
+        f"{heading if first else '':<13} {len(names):>3}  {reason}: {', '.join(names[:_MAX_NAMES])}"
+        + f" and {len(names) - _MAX_NAMES} more" * (len(names) > _MAX_NAMES)
         for first, (reason, names) in ((number == 0, group) for number, group in enumerate(groups.items()))
     ]

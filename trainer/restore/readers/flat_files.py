@@ -8,8 +8,8 @@ from trainer.restore.report import RestoreError
 from trainer.restore.source import Entry, Node, tree_of_names
 
 _OPTIMIZER = ("optimizer", "optimizer_state")
-_MOST_AXES = 32  # NumPy 1's limit; NumPy 2 has 64
-_MOST_SHOWN = 5
+_MAX_AXES = 32  # NumPy 1's limit; NumPy 2 has 64
+_MAX_SHOWN = 5
 
 
 def all_there(path: str, parts: Sequence[str], present: Iterable[str]) -> None:
@@ -17,10 +17,10 @@ def all_there(path: str, parts: Sequence[str], present: Iterable[str]) -> None:
     present = set(present)
     missing = [part for part in parts if part not in present]
     if missing:
-        more = f" and {len(missing) - _MOST_SHOWN} more" if len(missing) > _MOST_SHOWN else ""
+        more = f" and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
         raise RestoreError(
             f"The checkpoint {path} is in {len(parts)} files, and of these {len(missing)} are not beside it: "
-            f"{', '.join(missing[:_MOST_SHOWN])}{more}. Copy all of them into one folder."
+            f"{', '.join(missing[:_MAX_SHOWN])}{more}. Copy all of them into one folder."
         )
 
 
@@ -50,6 +50,6 @@ def bytes_of(key: str, shape: Sequence[int], item_bytes: int) -> int:
 
     An axis of length zero does not excuse the others: NumPy multiplies them before it sees the zero.
     """
-    if len(shape) > _MOST_AXES or min(shape, default=0) < 0 or math.prod(n or 1 for n in shape) * item_bytes >= 2**63:
+    if len(shape) > _MAX_AXES or min(shape, default=0) < 0 or math.prod(n or 1 for n in shape) * item_bytes >= 2**63:
         raise ValueError(f"the array {key} has the shape {str(list(shape))[:80]}, which is impossible")
     return math.prod(shape) * item_bytes

@@ -14,7 +14,7 @@ from trainer.restore.readers.config_names import LAYER_LISTS, name_groups
 from trainer.restore.readers.hdf5 import Group, Hdf5File, natural_order, open_path
 from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
 from trainer.restore.readers.keras_shards import open_shards
-from trainer.restore.readers.keras_weights import MOST_TEXT_BYTES, KerasWeightsSource
+from trainer.restore.readers.keras_weights import MAX_TEXT_BYTES, KerasWeightsSource
 from trainer.restore.readers.layer_config import configured_states
 from trainer.restore.regular_files import read_whole
 from trainer.restore.report import RestoreError
@@ -124,8 +124,8 @@ class KerasArchiveSource(KerasWeightsSource):
     def _text(self, name: str) -> bytes:
         if self._archive:
             with self._archive.open(name) as file:
-                return file.read(min(file.size_bytes, MOST_TEXT_BYTES))
-        return read_whole(os.path.join(self.path, name), MOST_TEXT_BYTES)
+                return file.read(min(file.size_bytes, MAX_TEXT_BYTES))
+        return read_whole(os.path.join(self.path, name), MAX_TEXT_BYTES)
 
     def _json(self, name: str) -> dict:
         return parsed(self._text(name), f"{self.path}: {name}") if self._has(name) else {}

@@ -13,7 +13,7 @@ from trainer.restore.readers.keras_shards import merged, open_shards
 from trainer.restore.readers.keras_tree import WeightsTree
 from trainer.restore.regular_files import read_whole
 
-MOST_TEXT_BYTES = 256 << 20
+MAX_TEXT_BYTES = 256 << 20
 
 
 class KerasWeightsSource(Hdf5Source):
@@ -63,7 +63,7 @@ class KerasWeightsSource(Hdf5Source):
     def _open(self) -> list[Hdf5File]:
         if not self.path.lower().endswith(".json"):
             return [open_path(self.path)]
-        index = read_whole(self.path, MOST_TEXT_BYTES)
+        index = read_whole(self.path, MAX_TEXT_BYTES)
         folder = os.path.dirname(self.path)
         files = open_shards(index, self.path, lambda shard: open_path(os.path.join(folder, shard)))
         self.format = f"Keras weights (.weights.json, {len(files)} files)"

@@ -18,7 +18,7 @@ from trainer.restore.readers.zip_members import ZIP_DAMAGE, members, unpack
 from trainer.restore.report import RestoreError, first_line
 from trainer.restore.source import CheckpointSource, Entry
 
-_MOST_HEADER_BYTES = 10_000  # NumPy's own limit: Python's parser, which it uses, is not safe beyond
+_MAX_HEADER_BYTES = 10_000  # NumPy's own limit: Python's parser, which it uses, is not safe beyond
 _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # of the field before a header, by version of the format
 
 
@@ -157,12 +157,12 @@ def _read_header(file: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
         # NumPy would read a header of gigabytes before it finds that too long.
         length = stream.read(width)
         header_bytes = int.from_bytes(length, "little")
-        if header_bytes > _MOST_HEADER_BYTES:
+        if header_bytes > _MAX_HEADER_BYTES:
             raise ValueError(f"it is said to be {header_bytes:,} bytes long")
         text = io.BytesIO(length + stream.read(header_bytes))
     # Version 3 is version 2 with other letters in the names of a structure's fields, which do not matter here.
     parse = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
-    shape, in_columns, dtype = parse(text, max_header_size=_MOST_HEADER_BYTES)
+    shape, in_columns, dtype = parse(text, max_header_size=_MAX_HEADER_BYTES)
     if not dtype.itemsize:
         raise ValueError("its elements take no bytes")
     if dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names and not dtype.subdtype:

@@ -23,7 +23,7 @@ _DTYPES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
-_MOST_INDEX_BYTES = 1 << 30
+_MAX_INDEX_BYTES = 1 << 30
 # What the libraries put down as `format` in `__metadata__`; three of them write a matrix as [in, out].
 _KERAS_LAYOUT = ("tf", "flax", "jax")
 _WRITERS = {"pt": "PyTorch", "tf": "TensorFlow", "np": "NumPy", "flax": "Flax", "jax": "JAX", "mlx": "MLX"}
@@ -126,7 +126,7 @@ class SafetensorsSource(CheckpointSource):
 
 def _weight_map(path: str) -> dict[str, str]:
     """{tensor: name of its file} of an index; raises `ValueError` where it is not that."""
-    text = read_whole(path, _MOST_INDEX_BYTES).decode()
+    text = read_whole(path, _MAX_INDEX_BYTES).decode()
     index = json.loads(text, object_pairs_hook=_without_duplicates)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

@@ -17,7 +17,7 @@ from trainer.restore.report import RestoreError
 
 _INNER = ("lookup_layer", "index_lookup_layer")  # the part of TextVectorization that holds the table
 _TABLES = ("lookup_table", "table")
-_MOST_BYTES = 1 << 31  # of a protocol buffer
+_MAX_BYTES = 1 << 31  # of a protocol buffer
 _DAMAGE = (DecodeError, IndexError, KeyError, ValueError, TypeError, OSError, RuntimeError, tf.errors.OpError)
 _MAX_SPECIAL = 100_000  # special tokens before the first word; a layer has one or two
 
@@ -26,7 +26,7 @@ def saved_model_states(folder: str) -> list[LayerState]:
     """The state of every layer in a SavedModel; raises `RestoreError` if its description is damaged."""
     path = os.path.join(folder, "saved_model.pb")
     try:
-        graphs = saved_model_pb2.SavedModel.FromString(read_whole(path, _MOST_BYTES)).meta_graphs
+        graphs = saved_model_pb2.SavedModel.FromString(read_whole(path, _MAX_BYTES)).meta_graphs
         return _states(graphs[0], folder) if graphs else []
     except _DAMAGE as error:
         raise RestoreError(f"{path} is damaged: its lookup tables cannot be read.") from error
@@ -104,7 +104,7 @@ def _from_file(graph, function: str, path: str) -> list:
     offsets = [n.attr["offset"].i for n in bodies[0].node_def if n.op == "InitializeTableFromTextFileV2"]
     if any(not 0 <= offset <= _MAX_SPECIAL for offset in offsets):
         raise ValueError("a table begins at an index that cannot be")
-    words = read_whole(path, _MOST_BYTES).decode("utf8", "surrogateescape").split("\n")
+    words = read_whole(path, _MAX_BYTES).decode("utf8", "surrogateescape").split("\n")
     words = words[:-1] if words[-1:] == [""] else words
     return [None] * (offsets[0] if offsets else 0) + words
 
@@ -116,7 +116,7 @@ def _described(folder: str) -> dict[int, dict]:
         return {}
     from tensorflow.python.keras.protobuf import saved_metadata_pb2  # takes long to import, and few files need it
 
-    objects = saved_metadata_pb2.SavedMetadata.FromString(read_whole(path, _MOST_BYTES)).nodes
+    objects = saved_metadata_pb2.SavedMetadata.FromString(read_whole(path, _MAX_BYTES)).nodes
     described = {
         found.node_id: json.loads(found.metadata) for found in objects if found.identifier == "_tf_keras_layer"
     }

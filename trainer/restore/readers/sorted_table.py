@@ -14,7 +14,7 @@ _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
 _TRAILER_BYTES = 5  # one byte for the compression, four for the checksum
 _PLAIN, _SNAPPY = 0, 1
-_MOST_TIMES = 22  # as long as it was packed: Snappy copies at most 64 bytes by three
+_MAX_TIMES = 22  # as long as it was packed: Snappy copies at most 64 bytes by three
 
 
 def read_table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -97,7 +97,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _unpacked(block: bytes) -> bytes:
     """Undoes Snappy (https://github.com/google/snappy/blob/main/format_description.txt)."""
     size, at = varint(block, 0)
-    if size > _MOST_TIMES * len(block):
+    if size > _MAX_TIMES * len(block):
         raise ValueError("a packed block of the index is said to be too long")
     out = bytearray()
     while at < len(block) and len(out) <= size:

@@ -19,9 +19,9 @@ from trainer.restore.readers.sorted_table import read_table, unmasked
 from trainer.restore.regular_files import read_whole
 
 _VERSION = 1  # of the format, since 2016
-_MOST_SHARDS = 99_999
-_MOST_AXES = 254
-_MOST_INDEX_BYTES = 1 << 30
+_MAX_SHARDS = 99_999
+_MAX_AXES = 254
+_MAX_INDEX_BYTES = 1 << 30
 _SLICE_MARK = b"\0"  # begins the key of a slice, whose rest is binary; no tensor's name begins so
 
 
@@ -72,7 +72,7 @@ def read_bundle(prefix: str) -> Bundle:
     Raises `ValueError`, `TypeError`, `OSError`, `DecodeError` or `tf.errors.OpError` for one that is damaged or
     that TensorFlow would not have written.
     """
-    rows = read_table(read_whole(prefix + ".index", _MOST_INDEX_BYTES))
+    rows = read_table(read_whole(prefix + ".index", _MAX_INDEX_BYTES))
     key, value = next(rows, (None, b""))
     if key != b"":
         raise ValueError("the index has no header")
@@ -96,7 +96,7 @@ def read_bundle(prefix: str) -> Bundle:
 
 
 def _check_header(header: tensor_bundle_pb2.BundleHeaderProto) -> None:
-    if not 1 <= header.num_shards <= _MOST_SHARDS:
+    if not 1 <= header.num_shards <= _MAX_SHARDS:
         raise ValueError(f"the index speaks of {header.num_shards:,} data files")
     if header.endianness not in tensor_bundle_pb2.BundleHeaderProto.Endianness.values():
         raise ValueError("the index gives no order of bytes")
@@ -140,7 +140,7 @@ def _resolved(name: str, extents, shape: tuple[int, ...]) -> tuple[tuple[int, ..
 
 def _shape(name: str, entry) -> tuple[int, ...]:
     shape = tuple(dim.size for dim in entry.shape.dim)
-    if entry.shape.unknown_rank or len(shape) > _MOST_AXES or min(shape, default=0) < 0:
+    if entry.shape.unknown_rank or len(shape) > _MAX_AXES or min(shape, default=0) < 0:
         raise ValueError(f"{name} has the shape {str(list(shape))[:80]}, which is impossible")
     # Without the zeros: the other axes are multiplied before one is seen.
     if math.prod(size or 1 for size in shape) >= 2**63:

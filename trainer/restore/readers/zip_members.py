@@ -10,8 +10,8 @@ import numpy as np
 # What `zipfile` raises besides OSError, ValueError and RuntimeError.
 ZIP_DAMAGE = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error)
 _PIECE_BYTES = 1 << 18  # stays in the processor's cache, as NumPy's own reader has it
-_MOST_END_BYTES = 22 + 0xFFFF  # the end of a zip archive and the longest comment after it
-_MOST_TIMES = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # as long as it was packed; deflate has this limit
+_MAX_END_BYTES = 22 + 0xFFFF  # the end of a zip archive and the longest comment after it
+_MAX_TIMES = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # as long as it was packed; deflate has this limit
 
 
 def members(archive: zipfile.ZipFile, file: str) -> list[zipfile.ZipInfo]:
@@ -21,9 +21,9 @@ def members(archive: zipfile.ZipFile, file: str) -> list[zipfile.ZipInfo]:
     _assert_all_listed(file, archive_bytes, len(infos))
     for info in infos:
         # Other ways of packing have no limit that a few bytes of them could not exceed at once.
-        if info.compress_type not in _MOST_TIMES:
+        if info.compress_type not in _MAX_TIMES:
             raise ValueError(f"{info.filename!r} is neither stored nor deflated")
-        if info.compress_size > archive_bytes or info.file_size > _MOST_TIMES[info.compress_type] * info.compress_size:
+        if info.compress_size > archive_bytes or info.file_size > _MAX_TIMES[info.compress_type] * info.compress_size:
             raise ValueError(
                 f"{info.filename!r} is said to be {info.file_size:,} bytes long, more than an archive of "
                 f"{archive_bytes:,} bytes can hold"
@@ -55,7 +55,7 @@ def _assert_all_listed(file: str, archive_bytes: int, found: int) -> None:
     `zipfile` does not look at that count, and one flipped bit in the table of contents can hide the rest of it.
     """
     with open(file, "rb") as stream:
-        stream.seek(-min(archive_bytes, _MOST_END_BYTES), os.SEEK_END)
+        stream.seek(-min(archive_bytes, _MAX_END_BYTES), os.SEEK_END)
         tail = stream.read()
     (announced,) = struct.unpack_from("<H", tail, tail.rfind(b"PK\5\6") + 10)
     # 65,535 stands for a count that does not fit.

@@ -14,7 +14,7 @@ matplotlib.use("Agg")  # a training machine has no screen
 import matplotlib.pyplot as plt  # noqa: E402
 
 SHEET = "contact_sheet.png"
-_MOST_STEPS = 6  # columns that are still large enough to look at
+_MAX_STEPS = 6  # columns that are still large enough to look at
 _INCHES = 1.6
 
 
@@ -66,8 +66,8 @@ def _path(folder: Path, step: int, title: str) -> Path:
 
 
 def spread(steps: Sequence[int]) -> list[int]:
-    """At most `_MOST_STEPS` of them, the first and the last among them, closer together where more happens: early."""
-    if len(steps) <= _MOST_STEPS:
+    """At most `_MAX_STEPS` of them, the first and the last among them, closer together where more happens: early."""
+    if len(steps) <= _MAX_STEPS:
         return list(steps)
-    places = np.unique(np.round(np.geomspace(1, len(steps), _MOST_STEPS)).astype(int)) - 1
+    places = np.unique(np.round(np.geomspace(1, len(steps), _MAX_STEPS)).astype(int)) - 1
     return [steps[place] for place in places]

@@ -17,7 +17,7 @@ from trainer.tasks.style_transfer.extractor import LAYERS, Vgg19, check_layer, s
 from trainer.tasks.style_transfer.losses import content_loss, gram_matrix, style_loss, total_variation
 from trainer.tasks.task import Task
 
-_MOST_PICTURES = 8  # are written down at a time, the first of the data
+_MAX_PICTURES = 8  # are written down at a time, the first of the data
 _ROWS = 8  # examples that are looked at together, before the first step and for pictures
 
 
@@ -105,7 +105,7 @@ class StyleTransferTask(Task):
         """Writes each picture as `step_000100_TITLE.png`, and all so far, with their photographs, as one sheet."""
         assert data.examples is not None
         folder.mkdir(exist_ok=True)
-        count = min(data.num_examples, _MOST_PICTURES)
+        count = min(data.num_examples, _MAX_PICTURES)
         rows = {key: tf.constant(value[:count]) for key, value in data.examples.items()}
         pictures = self._pictures(model, rows, training=False).numpy()
         titles = list(getattr(data, "titles", ()))[:count] or [f"image_{place}" for place in range(count)]
