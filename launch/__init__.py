@@ -1,4 +1,4 @@
-"""Command-line entry points; TensorFlow is imported here once, without its start-up chatter."""
+"""Command-line entry points. Importing them is cheap: TensorFlow comes when a command computes."""
 
 import functools
 import os
@@ -28,7 +28,10 @@ def _leave(terminal: int, number: int, frame) -> None:
     os._exit(75 if goes_on else 128 + number)
 
 
-def _import_tensorflow_quietly() -> None:
+def import_tensorflow() -> None:
+    """Imports it without its start-up chatter."""
+    if "tensorflow" in sys.modules:
+        return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -54,4 +57,3 @@ def catch_early_signals() -> None:
 # Python's word for it while it looks for the module to run: where somebody imports us, the handlers are theirs.
 if sys.argv[:1] == ["-m"]:
     catch_early_signals()
-_import_tensorflow_quietly()

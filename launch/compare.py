@@ -12,13 +12,9 @@ flags, config or data, or a run that failed; 75 preempted, run it again; 1 a bug
 
 import sys
 
-import gin
-import tensorflow as tf
 from absl import flags
 
-import trainer  # noqa: F401  registers what the library makes bindable
-from trainer import command_line
-from trainer.errors import UserError
+from launch import command_line
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
@@ -30,6 +26,12 @@ flags.DEFINE_bool("dry_run", False, "Check all members up to their first step, s
 
 
 def main() -> int:
+    import gin
+    import tensorflow as tf
+
+    import trainer  # noqa: F401  registers what the library makes bindable
+    from trainer.errors import UserError
+
     # TF_CONFIG with several workers is refused by the comparison, once the strategy says so.
     command_line.load_config()
     options = {name: flags.FLAGS[name].value for name in ("parallel", "only", "dry_run")}

@@ -9,17 +9,18 @@ Exit status: 0 done; 2 no name contains any of the words; 1 a bug.
 
 from absl import flags
 
-import trainer  # noqa: F401  registers what the library makes bindable
-from trainer import command_line
-from trainer.config import configurables, register_keras
-from trainer.errors import UserError
-from trainer.suggest import nearest
+from launch import command_line
 
 command_line.define_config_flags()
 flags.adopt_module_key_flags(command_line)
 
 
 def main(words: list[str]) -> None:
+    import trainer  # noqa: F401  registers what the library makes bindable
+    from trainer.config import configurables, register_keras
+    from trainer.errors import UserError
+    from trainer.suggest import nearest
+
     register_keras()
     if flags.FLAGS.gin_file:
         command_line.load_config()

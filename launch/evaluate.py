@@ -16,12 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-import trainer  # noqa: F401  registers what the library makes bindable
-from trainer import command_line
-from trainer.errors import UserError
-from trainer.output.metric_writer import MetricWriter, read_rows
-from trainer.output.model_dir import ModelDir, ModelDirLock
-from trainer.run import evaluate_checkpoint
+from launch import command_line
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
@@ -33,11 +28,16 @@ flags.DEFINE_float("timeout_seconds", 0.0, "With --continuous: end when no new o
 
 
 def main() -> None:
+    import trainer  # noqa: F401  registers what the library makes bindable
+    from trainer.config import bindings_of
+    from trainer.errors import UserError
+    from trainer.run import evaluate_checkpoint
+
     command_line.load_config()
     checkpoint = flags.FLAGS.checkpoint or command_line.required_model_dir()
     strategy = command_line.strategy_from_flags()
-    bound = command_line.bindings_of("train", "model", "task", "eval_data", "global_batch_size", "ema_decay", "lora")
-    rules = command_line.bindings_of("train", "rename", "ignore", "match", "root")
+    bound = bindings_of("train", "model", "task", "eval_data", "global_batch_size", "ema_decay", "lora")
+    rules = bindings_of("train", "rename", "ignore", "match", "root")
     if bound["eval_data"] is None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
     if flags.FLAGS.continuous:
@@ -51,6 +51,9 @@ def main() -> None:
 
 
 def _follow(bound: dict, strategy) -> None:
+    from trainer.errors import UserError
+    from trainer.output.model_dir import ModelDir, ModelDirLock
+
     if flags.FLAGS.checkpoint:
         raise UserError(
             "--checkpoint names one checkpoint, --continuous follows all of a --model_dir; give one of them."
@@ -62,7 +65,10 @@ def _follow(bound: dict, strategy) -> None:
         _write_what_comes(bound, strategy, files)
 
 
-def _write_what_comes(bound: dict, strategy, files: ModelDir) -> None:
+def _write_what_comes(bound: dict, strategy, files) -> None:
+    from trainer.output.metric_writer import MetricWriter, read_rows
+    from trainer.run import evaluate_checkpoint
+
     split = bound["eval_data"].split_label
     evaluated = read_rows(files.continuous_metrics)
     writer = MetricWriter(

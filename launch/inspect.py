@@ -8,11 +8,7 @@ checkpoint, or a restore that would be refused; 1 a bug.
 
 from absl import flags
 
-import trainer  # noqa: F401  registers what the library makes bindable
-from trainer import command_line
-from trainer.errors import UserError
-from trainer.restore import RULES, describe_source, find_checkpoint, open_checkpoint
-from trainer.run import evaluate_checkpoint
+from launch import command_line
 
 command_line.define_config_flags()
 flags.adopt_module_key_flags(command_line)
@@ -20,6 +16,12 @@ flags.DEFINE_string("checkpoint", None, "Prefix, folder of checkpoints, model_di
 
 
 def main() -> None:
+    import trainer  # noqa: F401  registers what the library makes bindable
+    from trainer.config import bindings_of
+    from trainer.errors import UserError
+    from trainer.restore import RULES, describe_source, find_checkpoint, open_checkpoint
+    from trainer.run import evaluate_checkpoint
+
     if not flags.FLAGS.checkpoint:
         raise UserError("--checkpoint is missing: it names the checkpoint to look into.")
     path = find_checkpoint(flags.FLAGS.checkpoint)
@@ -28,7 +30,7 @@ def main() -> None:
     print(describe_source(open_checkpoint(path)))
     if not flags.FLAGS.gin_file:
         return
-    bound = command_line.bindings_of("train", "model", "task", "train_data", *RULES)
+    bound = bindings_of("train", "model", "task", "train_data", *RULES)
     print("\n" + str(evaluate_checkpoint.plan_only(path, **bound)))
 
 

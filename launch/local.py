@@ -22,8 +22,8 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import _plain_command
-from launch._plain_command import Mistake
+from launch import command_line
+from launch.command_line import Mistake
 
 flags.DEFINE_integer("num_workers", 2, "How many processes.", lower_bound=1)
 flags.DEFINE_integer("max_restarts", 0, "How often to start all again when they end with 75.", lower_bound=0)
@@ -183,4 +183,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _plain_command.run(main)
+    command_line.run_plain(main)

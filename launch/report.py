@@ -3,6 +3,7 @@
 python -m launch.report --model_dir=runs/digits_adam_to_sgd --model_dir=runs/digits_from_scratch
 """
 
+import difflib
 import json
 import os
 
@@ -10,17 +11,18 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from trainer import command_line
-from trainer.errors import UserError
-from trainer.suggest import nearest
+from launch import command_line
+from launch.command_line import Mistake
 
 flags.DEFINE_multi_string("model_dir", [], "A finished run; may be repeated.")
 flags.DEFINE_string("metric", "accuracy", "Which evaluated metric to show.")
 
 
-def main() -> None:
+def main(words: list[str]) -> int:
+    if words:
+        raise Mistake(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.")
     if not flags.FLAGS.model_dir:
-        raise UserError("--model_dir is missing: name at least one finished run.")
+        raise Mistake("--model_dir is missing: name at least one finished run.")
     table = Table(title=f"{flags.FLAGS.metric} on the evaluation split", title_justify="left")
     for column in ("run", "starts from", "optimizer", "steps", "at step 0", "at the end"):
         table.add_column(column, overflow="fold")
@@ -30,6 +32,7 @@ def main() -> None:
     console.print(table)
     for model_dir in flags.FLAGS.model_dir:
         console.print(f"files {model_dir}   plot {os.path.join(model_dir, 'summary.png')}", soft_wrap=True)
+    return 0
 
 
 def _row(model_dir: str, metric: str) -> list[str]:
@@ -38,12 +41,14 @@ def _row(model_dir: str, metric: str) -> list[str]:
         with open(path) as file:
             summary = json.load(file)
     except FileNotFoundError:
-        raise UserError(f"{model_dir} holds no finished run: there is no {path}.") from None
+        raise Mistake(f"{model_dir} holds no finished run: there is no {path}.") from None
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not the summary of a run: {error}.") from error
+        raise Mistake(f"{path} is not the summary of a run: {error}.") from error
     known = {name for when in ("initial_metrics", "final_metrics") for name in summary[when]}
     if known and metric not in known:
-        raise UserError(f"{model_dir} was not evaluated by {metric!r}.{nearest(metric, known, 'metrics')}")
+        near = difflib.get_close_matches(metric, known, 1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known metrics: {', '.join(sorted(known))}."
+        raise Mistake(f"{model_dir} was not evaluated by {metric!r}. {hint}")
     values = [summary[when].get(metric) for when in ("initial_metrics", "final_metrics")]
     return [
         os.path.basename(model_dir.rstrip("/")),
@@ -55,4 +60,4 @@ def _row(model_dir: str, metric: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run_plain(main)

@@ -8,19 +8,9 @@ Exit status: 0 done; 2 a mistake in flags, config or data; 75 preempted, run it 
 import os
 from pathlib import Path
 
-import gin
 from absl import flags
 
-import trainer  # noqa: F401  registers what the library makes bindable
-from launch import STARTED_AT, cluster
-from trainer import command_line
-from trainer.cluster.strategy import build_strategy
-from trainer.errors import UserError
-from trainer.output.model_dir import ModelDir
-from trainer.restore import find_checkpoint
-from trainer.run.preemption import PREEMPTED_EXIT_STATUS
-from trainer.run.resume import may_resume
-from trainer.step.xla_check import describe_fitness
+from launch import STARTED_AT, cluster, command_line
 
 command_line.define_config_flags()
 command_line.define_model_dir_flag()
@@ -34,6 +24,17 @@ flags.DEFINE_integer("timed_steps", 0, "With --dry_run: steps to time, data and 
 
 
 def main() -> int:
+    import gin
+
+    import trainer  # noqa: F401  registers what the library makes bindable
+    from trainer.cluster.strategy import build_strategy
+    from trainer.config import bindings_of
+    from trainer.errors import UserError
+    from trainer.output.model_dir import ModelDir
+    from trainer.restore import find_checkpoint
+    from trainer.run.resume import may_resume
+    from trainer.step.xla_check import describe_fitness
+
     command_line.load_config()
     join_cluster()
     dry_run = flags.FLAGS.dry_run
@@ -48,7 +49,7 @@ def main() -> int:
     else:
         strategy = command_line.strategy_from_flags()
     # A mistyped path should not wait for the data to be read.
-    init_checkpoint = command_line.bindings_of("train", "init_checkpoint")["init_checkpoint"]
+    init_checkpoint = bindings_of("train", "init_checkpoint")["init_checkpoint"]
     if init_checkpoint and not (model_dir and may_resume(ModelDir(Path(model_dir)))):
         find_checkpoint(init_checkpoint)
     train = gin.get_configurable("experiment.train")
@@ -58,11 +59,13 @@ def main() -> int:
             f"--strategy=tpu: the step {describe_fitness(result.tpu_obstacles)}. Give each tensor one size: weigh "
             "by a mask instead of picking, pad instead of cutting."
         )
-    return 0 if result.finished or dry_run else PREEMPTED_EXIT_STATUS
+    return 0 if result.finished or dry_run else command_line.EXIT_RUN_AGAIN
 
 
 def join_cluster() -> None:
     """Tells TensorFlow which worker this process is, by whatever started it."""
+    from trainer.errors import UserError
+
     if flags.FLAGS.strategy not in ("auto", "multi_worker"):
         return
     try:

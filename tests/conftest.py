@@ -18,8 +18,6 @@ import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from commands import REPOSITORY, end_server, run_command  # noqa: E402
 
-import launch  # noqa: E402, F401  imports TensorFlow quietly
-
 
 pytest.register_assert_rewrite("parity.suite")
 

@@ -30,7 +30,7 @@ _PATH = [folder for folder in sys.path[1:] if folder not in _given]
 
 # Imported once here instead of in each command: what they import at their top, or soon after.
 _PRELOADED = (
-    "launch", "trainer", "launch.cluster", "launch._plain_command", "trainer.comparison", "trainer.command_line",
+    "launch", "trainer", "launch.cluster", "launch.command_line", "trainer.comparison",
     "trainer.run.evaluate_checkpoint", "trainer.step.xla_check", "tensorflow_datasets",
     "tensorflow_datasets.core.dataset_builders",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "rich.table", "sklearn.datasets", "scipy.ndimage",
@@ -110,6 +110,7 @@ def _convert_gins_wrapper() -> None:
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     sys.path.insert(0, REPOSITORY)
+    importlib.import_module("launch").import_tensorflow()
     for name in _PRELOADED:
         importlib.import_module(name)
     _convert_gins_wrapper()

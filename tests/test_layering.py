@@ -9,7 +9,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The packages and single modules of trainer/, from top to bottom. Those of one level do not import each other.
 LEVELS = [
-    {"command_line"},
     {"comparison"},
     {"run"},
     {"step"},
@@ -80,7 +79,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_commands_import_each_other_nowhere_and_cluster_imports_no_tensorflow():
-    shared = {"launch", "launch._plain_command"}
+    shared = {"launch", "launch.command_line"}
     for name, path in LAUNCH.items():
         imported = imports_of(path)
         if name.startswith("launch.cluster"):

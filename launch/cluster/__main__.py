@@ -10,7 +10,7 @@ import os
 
 from absl import flags
 
-from launch import _plain_command
+from launch import command_line
 from launch.cluster import ClusterMistake, command_flags, find_cluster
 
 command_flags.define_flags()
@@ -20,7 +20,7 @@ flags.DEFINE_bool("json", False, "Print one JSON object, null for no cluster.")
 
 def main(words: list[str]) -> int:
     if words:
-        raise _plain_command.Mistake(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.")
+        raise command_line.Mistake(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.")
     cluster = find_cluster(os.environ, flags.FLAGS.cluster, flags.FLAGS.port_base)
     if flags.FLAGS.json:
         fields = ("kind", "workers", "index", "reason", "tf_config")
@@ -35,4 +35,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _plain_command.run(main, ClusterMistake)
+    command_line.run_plain(main, ClusterMistake)

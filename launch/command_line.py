@@ -1,4 +1,7 @@
-"""What all commands share: flags, the gin config they name, and an exit status a supervisor can act on."""
+"""What the commands share: flags, and an exit status a supervisor can act on.
+
+TensorFlow is imported once the flags are right, and only by commands that compute: `run` does, `run_plain` does not.
+"""
 
 import functools
 import os
@@ -8,34 +11,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-import gin
-import tensorflow as tf
 from absl import app, flags, logging
 
-from trainer.cluster.fingerprint import worker_card
-from trainer.cluster.heartbeat import current_watch
-from trainer.cluster.strategy import STRATEGIES, build_strategy
-from trainer.cluster.tpu import names_tpu
-from trainer.config import REPOSITORY, missing_binding, parse_config, register_keras
-from trainer.config import bindings_of as bindings_of  # for the commands, which take all of these from here
-from trainer.errors import RunAgain, UserError
-from trainer.output.printable import printable
-from trainer.run.signals import NUMBERS, StopSignals
+import launch
 
 FLAGS = flags.FLAGS
 
 _LAYOUT = "\n\t"  # of a message; a file's names in it have none
-EXIT_DONE, EXIT_BUG, EXIT_USER_MISTAKE = 0, 1, 2
+EXIT_DONE, EXIT_BUG, EXIT_USER_MISTAKE, EXIT_RUN_AGAIN = 0, 1, 2, 75
 
-# What TensorFlow says of an exchange whose other end is gone.
-_LOST_WORKER_ERRORS = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
-    tf.errors.FailedPreconditionError,
-)
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 # Of a worker that is in error for another reason TensorFlow speaks of heartbeats too.
 _MISSED_HEARTBEATS = re.compile(
@@ -45,6 +30,10 @@ _STOOD_STILL = (
     "TensorFlow has ended the exchange between the workers, because one of them stood still for about ten seconds (its "
     "heartbeats did not come), as a paused machine does. Run the same command again to go on from the last checkpoint."
 )
+
+
+class Mistake(Exception):
+    """A mistake of the user's in a command without TensorFlow; the message says what to do."""
 
 
 def define_config_flags() -> None:
@@ -76,8 +65,12 @@ def define_strategy_flags() -> None:
 
 def load_config() -> None:
     """Parses the config that the flags name; without one that is the user's mistake."""
+    from trainer.errors import UserError
+
     if not FLAGS.gin_file:
         raise UserError("--gin_file is missing: name a config, e.g. --gin_file=configs/runs/digits_adam_to_sgd.gin.")
+    from trainer.config import REPOSITORY, parse_config, register_keras
+
     register_keras()
     # `import` lines of a config find modules in the working folder, beside the config, and beside us.
     folders = [os.getcwd(), *(os.path.dirname(os.path.abspath(path)) for path in FLAGS.gin_file), str(REPOSITORY)]
@@ -87,6 +80,12 @@ def load_config() -> None:
 
 def strategy_from_flags():
     """The strategy, once all workers of a cluster are there and found to be alike."""
+    import gin
+
+    from trainer.cluster.fingerprint import worker_card
+    from trainer.cluster.heartbeat import current_watch
+    from trainer.cluster.strategy import build_strategy
+
     strategy = build_strategy(
         FLAGS.strategy,
         FLAGS.virtual_devices,
@@ -103,10 +102,14 @@ def strategy_from_flags():
 
 def wants_missing_tpu() -> bool:
     """Whether a TPU is asked for by its kind alone, on a machine that has none."""
+    from trainer.cluster.tpu import names_tpu
+
     return FLAGS.strategy == "tpu" and not names_tpu(FLAGS.tpu)
 
 
 def required_model_dir() -> str:
+    from trainer.errors import UserError
+
     if not FLAGS.model_dir:
         raise UserError("--model_dir is missing: it says which folder holds the run's files.")
     return FLAGS.model_dir
@@ -119,12 +122,40 @@ def run(main: Callable[..., int | None], takes_words: bool = False, goes_on: boo
     goes_on: whether the same command goes on where SIGTERM or SIGINT ended it, with 75; else it exits with 128 + the
       signal's number.
     """
+    compute = functools.partial(_compute, main, takes_words, goes_on)
+    app.run(lambda argv: sys.exit(compute(argv[1:])), flags_parser=_parse_flags)
+
+
+def run_plain(main: Callable[[list[str]], int], *mistakes: type[Exception]) -> None:
+    """Parses flags and exits with what `main`, called with the arguments that are no flags, returns.
+
+    mistakes: exceptions of which only the message is printed, beside `Mistake`.
+    """
+
+    expected: tuple[type[Exception], ...] = (Mistake, *mistakes)
+
+    def guarded(words: list[str]) -> int:
+        try:
+            return main(words)
+        except expected as mistake:
+            return _complain(str(mistake), EXIT_USER_MISTAKE)[0]
+
+    app.run(lambda argv: sys.exit(guarded(argv[1:])), flags_parser=_parse_flags)
+
+
+def _compute(main: Callable[..., int | None], takes_words: bool, goes_on: bool, words: list[str]) -> int:
+    """Imports TensorFlow, and returns the status of `main`."""
+    if words and not takes_words:
+        return _complain(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.", EXIT_USER_MISTAKE)[0]
+    launch.import_tensorflow()
+    from trainer.run.signals import NUMBERS, StopSignals
+
     # What is back at the very end, when Python makes no other handler run any more; but see below.
     for number in NUMBERS:
         signal.signal(number, signal.SIG_DFL)
     try:
         with StopSignals(functools.partial(_leave, goes_on)):
-            app.run(lambda argv: sys.exit(_guarded(main, argv, takes_words)), flags_parser=_parse_flags)
+            return _guarded(main, words if takes_words else None)
     finally:
         # All is done, and the status decided: a supervisor that stops workers one after the other shall not turn
         # 0 or 75 into 143. What hangs here is ended by SIGKILL, as supervisors do in time, or by Ctrl-C.
@@ -141,27 +172,27 @@ def _leave(goes_on: bool, number: int) -> None:
     told += " Run the same command again." if goes_on else ""
     # Past Python's buffers, which the main thread may hold.
     os.write(2, f"{told}\n".encode())
-    os._exit(RunAgain.exit_status if goes_on else 128 + number)
+    os._exit(EXIT_RUN_AGAIN if goes_on else 128 + number)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    if any(argument in ("--help", "-help", "-h", "-?") for argument in argv[1:]):
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    if any(argument in ("--help", "-help", "-h", "-?") for argument in own[1:]):
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=EXIT_DONE)
     try:
-        rest = flags.FLAGS(argv)
+        rest = FLAGS(argv)
     except flags.Error as error:
         sys.exit(_complain(str(error), EXIT_USER_MISTAKE)[0])
-    if flags.FLAGS["verbosity"].using_default_value:
-        # TFDS talks a lot at INFO; whoever wants to hear it says --verbosity=0.
-        flags.FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
+    if FLAGS["verbosity"].using_default_value:
+        # TFDS talks a lot at INFO; --verbosity=0 shows it.
+        FLAGS.verbosity = logging.WARNING  # type: ignore[assignment]
     return rest
 
 
-def _guarded(main: Callable[..., int | None], argv: Sequence[str], takes_words: bool) -> int:
-    words = argv[1:]
-    if words and not takes_words:
-        return _complain(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.", EXIT_USER_MISTAKE)[0]
-    status, message = _status_of(main, words if takes_words else None)
+def _guarded(main: Callable[..., int | None], words: Sequence[str] | None) -> int:
+    from trainer.cluster.heartbeat import current_watch
+
+    status, message = _status_of(main, words)
     watch = current_watch()
     if watch is not None:
         watch.leave(status, message)
@@ -170,6 +201,10 @@ def _guarded(main: Callable[..., int | None], argv: Sequence[str], takes_words: 
 
 def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> tuple[int, str]:
     """The exit status, and what was complained of."""
+    from trainer.cluster.heartbeat import current_watch
+    from trainer.config import missing_binding
+    from trainer.errors import RunAgain, UserError
+
     try:
         status = main() if words is None else main(words)
         return (EXIT_DONE if status is None else status), ""
@@ -179,7 +214,7 @@ def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> 
         return _complain(_plain(error), RunAgain.exit_status)
     except Exception as error:  # noqa: BLE001  the outermost frame: told, with its traceback, and turned into a status
         watch = current_watch()
-        if watch is not None and isinstance(error, _LOST_WORKER_ERRORS):
+        if watch is not None and _is_of_lost_worker(error):
             watch.wait_for_peer_failure()
             # All are there. TensorFlow looks for itself, and gives up sooner than the watch may be asked to.
             if _MISSED_HEARTBEATS.search(str(error)):
@@ -195,11 +230,24 @@ def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> 
         )
 
 
-def _plain(error: UserError | RunAgain) -> str:
+def _is_of_lost_worker(error: Exception) -> bool:
+    """Whether it is what TensorFlow raises where the other end of an exchange is gone."""
+    import tensorflow as tf
+
+    names = "Unavailable", "Aborted", "Cancelled", "DeadlineExceeded", "Internal", "FailedPrecondition"
+    return isinstance(error, tuple(getattr(tf.errors, f"{name}Error") for name in names))
+
+
+def _plain(error: Exception) -> str:
     """The message without what gin puts around it."""
     return str(error).split("\n  In call to configurable")[0].strip()
 
 
 def _complain(message: str, status: int) -> tuple[int, str]:
-    print(f"regraft: {printable(message, kept=_LAYOUT)}", file=sys.stderr, flush=True)
+    # As trainer.output.printable does it, which would bring TensorFlow along.
+    shown = "".join(
+        letter if letter.isprintable() or letter in _LAYOUT else letter.encode("unicode_escape").decode()
+        for letter in message
+    )
+    print(f"regraft: {shown}", file=sys.stderr, flush=True)
     return status, message
