@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer.restore.errors import RestoreError
 from trainer.restore.readers.npz import NpzSource
-from trainer.restore.report import RestoreError
 
 bfloat16 = tf.bfloat16.as_numpy_dtype
 

@@ -13,9 +13,9 @@ from conftest import full
 from safetensors.numpy import save, save_file
 
 import trainer
+from trainer.restore.errors import RestoreError
 from trainer.restore.readers import safetensors_files
 from trainer.restore.readers.safetensors_files import SafetensorsSource
-from trainer.restore.report import RestoreError
 
 
 @pytest.fixture

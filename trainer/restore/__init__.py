@@ -10,6 +10,7 @@ import keras
 from trainer.restore.all_workers import AllWorkers
 from trainer.restore.apply import apply_plan
 from trainer.restore.build import build_model, forget_traces, renew_constants
+from trainer.restore.errors import RestoreError, UndecidedRestore
 from trainer.restore.explain import explain_choices, explain_problems
 from trainer.restore.find import find_checkpoint, missing_files, unreadable_checkpoints, whole_checkpoints
 from trainer.restore.formats import open_checkpoint
@@ -17,7 +18,7 @@ from trainer.restore.layer_state import OWN_DATASET, empty_layers, live_states, 
 from trainer.restore.live import lasting_names, layer_paths, layers_of, weights_of
 from trainer.restore.names import is_lora_matrix
 from trainer.restore.plan import Plan, plan_restore
-from trainer.restore.report import Record, RestoreError, RestoreReport, UndecidedRestore
+from trainer.restore.report import Record, RestoreReport
 from trainer.restore.rules import Rules
 from trainer.restore.show import RestoreProgress, log_report
 from trainer.restore.source import CheckpointSource, describe_source

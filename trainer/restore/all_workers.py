@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from trainer.cluster.collectives import Agreement
 from trainer.errors import UserError
-from trainer.restore.report import RestoreError, RestoreReport
+from trainer.restore.errors import RestoreError
+from trainer.restore.report import RestoreReport
 
 
 class AllWorkers:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from trainer.restore.live import layers_of, live_tree, paths, unbuilt_layers
+from trainer.restore.errors import RestoreError
+from trainer.restore.live import layers_of, paths, unbuilt_layers
+from trainer.restore.model_tree import live_tree
 from trainer.restore.names import join, normalize
-from trainer.restore.report import RestoreError
 
 
 def build_model(model: keras.Model, input_spec=None) -> None:

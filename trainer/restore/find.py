@@ -7,7 +7,7 @@ from collections import Counter
 import tensorflow as tf
 
 from trainer.output.printable import printable
-from trainer.restore.report import RestoreError, first_line
+from trainer.restore.errors import RestoreError, first_line
 
 WEIGHT_FILES = (
     ".weights.h5", ".weights.json", ".keras", ".h5", ".hdf5", ".safetensors", ".safetensors.index.json", ".npz",

@@ -6,7 +6,8 @@ import keras
 
 from trainer.restore.keras_names import names_in_keras_2, without_number
 from trainer.restore.keras_paths import Comparison
-from trainer.restore.live import LiveNode, trained_first
+from trainer.restore.live import trained_first
+from trainer.restore.model_tree import LiveNode
 from trainer.restore.source import Entry, Node
 
 

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Callable, Collection
 
+from trainer.restore.errors import UndecidedRestore
 from trainer.restore.keras_paths import Comparison
 from trainer.restore.live import LiveVariable
 from trainer.restore.match import Match
-from trainer.restore.report import Pairing, UndecidedRestore
+from trainer.restore.report import Pairing
 from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import keras
 
-from trainer.restore.live import LiveNode, class_name, number_in
+from trainer.restore.model_tree import LiveNode, class_name, number_in
 from trainer.restore.source import Node
 
 Pairs = list[tuple[LiveNode, Node]]

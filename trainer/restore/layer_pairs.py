@@ -12,7 +12,7 @@ from trainer.restore.keras_names import (
     without_number,
 )
 from trainer.restore.keras_paths import is_shifted
-from trainer.restore.live import LiveNode, number_in
+from trainer.restore.model_tree import LiveNode, number_in
 from trainer.restore.report import Pairing
 from trainer.restore.source import Node
 

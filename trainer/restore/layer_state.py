@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainer.restore.live import LiveNode, class_name, live_tree, paths
+from trainer.restore.errors import RestoreError
+from trainer.restore.live import paths
+from trainer.restore.model_tree import LiveNode, class_name, live_tree
 from trainer.restore.names import join
-from trainer.restore.report import RestoreError
 
 OWN_DATASET = "regraft_layer_states"  # in the `.weights.h5` files of our runs, which Keras passes over
 LOOKUPS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layers.IntegerLookup)

@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Iterator
 
-from trainer.restore.live import LiveNode, LiveVariable
+from trainer.restore.errors import RestoreError, UndecidedRestore
+from trainer.restore.live import LiveVariable
+from trainer.restore.model_tree import LiveNode
 from trainer.restore.names import matching_rule
-from trainer.restore.report import Pairing, RestoreError, UndecidedRestore
+from trainer.restore.report import Pairing
 from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry, Node
 from trainer.restore.walk import Walk, nodes

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import keras
 
-from trainer.restore.live import LiveNode, trained_first
+from trainer.restore.live import trained_first
+from trainer.restore.model_tree import LiveNode
 from trainer.restore.names import join
 from trainer.restore.source import CheckpointSource, Entry, Node
 

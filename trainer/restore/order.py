@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from trainer.restore.errors import RestoreError, UndecidedRestore
 from trainer.restore.keras_names import names_in_keras_2
 from trainer.restore.keras_paths import Comparison
-from trainer.restore.live import LiveNode, LiveVariable
+from trainer.restore.live import LiveVariable
+from trainer.restore.model_tree import LiveNode
 from trainer.restore.names import matching_rule
 from trainer.restore.numbered_lists import NumberedList, file_lists, model_lists
-from trainer.restore.report import RestoreError, UndecidedRestore
 from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry
 

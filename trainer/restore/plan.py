@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from trainer.restore.full_names import settle_by_full_names
 from trainer.restore.homes import castable
-from trainer.restore.live import LiveVariable, classes_in, live_tree, live_variables, numbered_by_keras
+from trainer.restore.live import LiveVariable, classes_in, live_variables, numbered_by_keras
 from trainer.restore.match import Match, best_match
+from trainer.restore.model_tree import live_tree
 from trainer.restore.names import matching_rule
 from trainer.restore.order import pairs_by_order
 from trainer.restore.report import Pairing, Record, RestoreReport

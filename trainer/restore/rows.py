@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.restore.report import RestoreError
+from trainer.restore.errors import RestoreError
 
 
 @dataclasses.dataclass(frozen=True)

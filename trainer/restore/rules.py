@@ -5,8 +5,8 @@ import difflib
 import re
 from collections.abc import Sequence
 
+from trainer.restore.errors import RestoreError
 from trainer.restore.live import LiveVariable
-from trainer.restore.report import RestoreError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.output.printable import printable
+from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.layer_state import LayerState
 from trainer.restore.names import join, normalize_siblings
-from trainer.restore.report import RestoreError, about_lines, first_line
+from trainer.restore.report import about_lines
 
 KINDS = ("weight", "optimizer", "counter", "other")
 _PIECE_BYTES = 1 << 20  # a tensor is checked in pieces that stay in the processor's cache

@@ -21,7 +21,7 @@ from trainer.restore.layer_state import (
     states_as_json,
     states_from_json,
 )
-from trainer.restore.live import LiveNode
+from trainer.restore.model_tree import LiveNode
 from trainer.restore.names import join, matching_rule
 from trainer.restore.report import RestoreReport, TableRecord
 from trainer.restore.rules import Rules

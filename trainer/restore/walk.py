@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from trainer.restore.flat_layers import flat_pairs
 from trainer.restore.layer_pairs import child_pairs
-from trainer.restore.live import LiveNode, as_stored, numbered_paths, paths, paths_by_rank
+from trainer.restore.live import as_stored, numbered_paths, paths, paths_by_rank
+from trainer.restore.model_tree import LiveNode
 from trainer.restore.names import join
 from trainer.restore.report import Pairing
 from trainer.restore.rules import Rules

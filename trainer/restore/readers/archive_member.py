@@ -8,10 +8,10 @@ import zipfile
 import zlib
 from collections import Counter
 
+from trainer.restore.errors import RestoreError
 from trainer.restore.readers.file_range import FileRange
 from trainer.restore.readers.local_copy import local_copy
 from trainer.restore.readers.zip_members import ZIP_DAMAGE
-from trainer.restore.report import RestoreError
 
 _FLOOR_BYTES = 100 << 20
 _LARGEST_RATIO = 200

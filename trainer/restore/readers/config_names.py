@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from trainer.restore.live import snake_case
+from trainer.restore.model_tree import snake_case
 from trainer.restore.names import readable_name
 from trainer.restore.readers.hdf5 import Group
 

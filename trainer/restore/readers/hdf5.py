@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
+from trainer.restore.errors import RestoreError
 from trainer.restore.names import expect_bearable, readable_name
 from trainer.restore.readers.file_range import FileRange
 from trainer.restore.readers.hdf5_trial import try_out
 from trainer.restore.readers.local_copy import local_copy
-from trainer.restore.report import RestoreError
 from trainer.restore.source import Entry
 
 UNREADABLE = tf.variant  # stands for text, references and records, which no variable can take

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from trainer.restore.errors import RestoreError
 from trainer.restore.readers.hdf5 import UNREADABLE, Hdf5File, open_path
 from trainer.restore.readers.named_slots import mark_named_slots
-from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource, Entry, tree_of_names
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from trainer.restore.report import RestoreError
+from trainer.restore.errors import RestoreError
 
 
 def parsed(text: str | bytes, where: str) -> dict:

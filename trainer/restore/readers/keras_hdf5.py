@@ -2,6 +2,7 @@
 
 import re
 
+from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LayerState
 from trainer.restore.names import join, normalize, readable_name
 from trainer.restore.readers.hdf5 import Hdf5File, open_path
@@ -10,7 +11,6 @@ from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
 from trainer.restore.readers.keras_kinds import is_seed_name, variable_kind
 from trainer.restore.readers.keras_weights import KerasWeightsSource
 from trainer.restore.readers.layer_config import configured_states
-from trainer.restore.report import RestoreError
 from trainer.restore.source import CheckpointSource, Entry, Node
 
 _MODEL, _OPTIMIZER = "/model_weights", "/optimizer_weights"

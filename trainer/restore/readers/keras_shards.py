@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from trainer.output.printable import printable
+from trainer.restore.errors import RestoreError
 from trainer.restore.readers.hdf5 import Group, Hdf5File, natural_order, walk
 from trainer.restore.readers.keras_config import parsed
-from trainer.restore.report import RestoreError
 
 
 def open_shards(index: str | bytes, name: str, open_file: Callable[[str], Hdf5File]) -> list[Hdf5File]:

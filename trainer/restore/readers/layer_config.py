@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from trainer.restore.layer_state import LayerState, flat, is_numbered
-from trainer.restore.live import snake_case
+from trainer.restore.model_tree import snake_case
 from trainer.restore.names import join, normalize
 
 

@@ -7,8 +7,8 @@ import tempfile
 
 import tensorflow as tf
 
+from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.regular_files import expect_regular
-from trainer.restore.report import RestoreError, first_line
 
 
 def local_copy(path: str) -> str:

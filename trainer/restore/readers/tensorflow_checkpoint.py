@@ -7,6 +7,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
+from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.layer_state import LayerState
 from trainer.restore.names import normalize, normalize_siblings
 from trainer.restore.readers.bundle_values import load_value
@@ -18,7 +19,6 @@ from trainer.restore.readers.object_graph import parse_graph
 from trainer.restore.readers.optimizer_marks import looks_like_optimizer, optimizer_by_slots, plain_optimizers
 from trainer.restore.readers.optimizer_slots import saved_optimizers
 from trainer.restore.readers.tensor_bundle import Place, has_numbers, read_bundle
-from trainer.restore.report import RestoreError, first_line
 from trainer.restore.source import CheckpointSource, Entry, Node, tree_of_names
 from trainer.restore.tensor_memory import is_worthwhile, unfilled_tensor
 
