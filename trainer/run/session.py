@@ -26,135 +26,165 @@ from trainer.step.evaluate import build_evaluate
 from trainer.step.train_step import build_train_loop
 
 
-def run(
-    parts: RunParts,
-    files: ModelDir | None,
-    checkpoints: Checkpoints | None,
-    resume: Resume | None,
-    intervals: Intervals,
-    deadline: Deadline,
-    preemption: Preemption,
-    saving: Saving,
-    identity: str,
-) -> tuple[bool, dict[str, float], dict[str, float]]:
-    """Trains from where the state is to the end, or to where a signal or the time ends it; leaves all on the disk.
+@dataclasses.dataclass
+class Session:
+    """Trains one run from where its state is to its end, or to where a signal or the time ends it.
 
-    files, checkpoints, resume: None for a run that writes nothing down.
-    identity: by which the same command, given again, knows the run.
-    Returns whether it came to its end, and the first and the last evaluation on record, empty for none.
+    files, checkpoints, resume: None for a run that writes nothing.
+    identity: by which the same command, given again, recognises the run.
     """
-    strategy, state = parts.strategy, parts.state
-    chief = is_chief(strategy)
-    # After a resume, which brings the step count that the warm-up begins at.
-    warm_up_again(state.optimizer, state.optimizer_step(0), parts.handover_warmup_steps)
-    writer = start_files(parts, files if chief else None, identity)
-    progress = StepProgress(parts.num_steps, state.current_step(), visible=chief)
-    progress.say(describe_start(parts))
 
-    phase_watch = PhaseWatch(state.optimizer, parts.phases, progress.say)
+    parts: RunParts
+    files: ModelDir | None
+    checkpoints: Checkpoints | None
+    resume: Resume | None
+    intervals: Intervals
+    deadline: Deadline
+    preemption: Preemption
+    saving: Saving
+    identity: str
 
-    evaluate = build_evaluate(strategy, state.model, parts.task, parts.global_batch_size)
-    initial = final = {}
-    split = parts.eval_data.split_label if parts.eval_data else ""
+    def run(self) -> tuple[bool, dict[str, float], dict[str, float]]:
+        """Whether the run came to its end, and its first and last evaluation on record; these are empty for none."""
+        self._start()
+        with self._progress:
+            finished = self._make_up_evaluation() and self._train()
+        self._finish(finished)
+        return finished, self._initial, self._final
 
-    def write_artifacts():
-        if chief and files is not None:
-            data = parts.train_data if parts.eval_data is None else parts.eval_data
-            parts.task.write_artifacts(state.model, data, files.images, state.current_step())
+    def _start(self) -> None:
+        """Writes what the run starts from, evaluates it at step 0, and builds the training loop."""
+        parts, state = self.parts, self.parts.state
+        self._is_chief = is_chief(parts.strategy)
+        # After a resume, which brings the step count that the warm-up begins at.
+        warm_up_again(state.optimizer, state.optimizer_step(0), parts.handover_warmup_steps)
+        self._writer = start_files(parts, self.files if self._is_chief else None, self.identity)
+        self._progress = StepProgress(parts.num_steps, state.current_step(), visible=self._is_chief)
+        self._progress.say(describe_start(parts))
+        self._phase_watch = PhaseWatch(state.optimizer, parts.phases, self._progress.say)
+        self._evaluate = build_evaluate(parts.strategy, state.model, parts.task, parts.global_batch_size)
+        self._split = parts.eval_data.split_label if parts.eval_data else ""
+        self._initial: dict[str, float] = {}
+        self._final: dict[str, float] = {}
+        if state.current_step() == 0:
+            self._evaluate_the_start()
+        self._batches = batches_from_here(parts)
+        self._train_loop = build_train_loop(
+            parts.strategy, state, parts.task, parts.variables, parts.global_batch_size, self._batches,
+            parts.accumulation_steps, **parts.step_options,
+        )  # fmt: skip
 
-    if state.current_step() == 0:
-        write_artifacts()
-    if parts.eval_data is not None and state.current_step() == 0:
+    def _evaluate_the_start(self) -> None:
+        self._write_artifacts()
+        if self.parts.eval_data is None:
+            return
         with contextlib.suppress(Interrupted):  # the loop then leaves at its first look
-            initial = final = evaluate(parts.eval_data, preemption.until_received)
-            writer.write(0, initial, split=split)
-            progress.say(f"step 0           {_show(initial)}")
+            self._initial = self._final = self._evaluate(self.parts.eval_data, self.preemption.until_received)
+            self._writer.write(0, self._initial, split=self._split)
+            self._progress.say(f"step 0           {_show(self._initial)}")
 
-    def evaluate_and_keep():
-        nonlocal final
-        # One that may begin a phase is of the step's state, and too late once that is saved.
-        decides = phase_watch.decides_at(state.current_step(), intervals.eval_every)
-        with state.evaluated_weights():
-            write_artifacts()
-            if parts.eval_data is None:
-                return None
-            final = evaluate(parts.eval_data, iter if decides else preemption.until_received)
-        if decides:
-            phase_watch.look_at(final)
-        if checkpoints is not None and saving.best_metric is not None:
-            # Before the step's own checkpoint, which marks the step as done.
-            value, name, higher_is_better = final[saving.best_metric], saving.best_metric, saving.best_mode == "max"
-            saving.guarded(lambda: checkpoints.save_best(value, name, higher_is_better), progress.say)
-        return final
-
-    def make_up_evaluation() -> bool:
-        """What a signal made an earlier process leave; False where one does so again."""
-        step = state.current_step()
-        if not _evaluation_is_missing(parts, files, step, intervals, phase_watch):
-            return True
-        try:
-            writer.write(step, evaluate_and_keep(), split=split)
-        except Interrupted:
-            return False
-        return True
-
-    def evaluate_again():
-        if parts.eval_data is not None and phase_watch.decides_at(state.current_step(), intervals.eval_every):
-            with state.evaluated_weights():
-                phase_watch.look_at(evaluate(parts.eval_data))
-
-    def save():
-        phase_watch.row()  # a run that goes on from here does not tell again which phases had begun
-        writer.flush()
-        if checkpoints is not None:
-            checkpoints.save()
-
-    batches = batches_from_here(parts)
-    train_loop = build_train_loop(
-        strategy, state, parts.task, parts.variables, parts.global_batch_size, batches, parts.accumulation_steps,
-        **parts.step_options,
-    )  # fmt: skip
-    with progress:
-        loop_parts = LoopParts(
-            state=state,
-            train=functools.partial(batches.run, train_loop),
-            evaluate=evaluate_and_keep,
-            log_more=phase_watch.row,
-            save=lambda: saving.guarded(save, progress.say),
-            writer=writer,
-            progress=progress,
-            preemption=preemption,
-            deadline=deadline,
-            split=split,
-        )
-        made_up = make_up_evaluation()
+    def _train(self) -> bool:
+        """Whether it came to the last step."""
         while True:
             try:
-                finished = made_up and run_loop(loop_parts, parts.num_steps, parts.global_batch_size, intervals)
-                break
+                return run_loop(self._loop_parts(), self.parts.num_steps, self.parts.global_batch_size, self.intervals)
             except LossNotFinite as error:
-                # It may come again, and time for it is left from now on.
-                with deadline.pause(), _saying_skipped(checkpoints, progress.say):
-                    batches, told = recover(parts, resume, train_loop, error, parts.max_rollbacks, evaluate_again)
-                writer.drop_after(state.current_step())
-                progress.say(told)
-                loop_parts = dataclasses.replace(loop_parts, train=functools.partial(batches.run, train_loop))
-    writer.flush()
-    if checkpoints is not None:
-        saving.guarded(checkpoints.wait, progress.say)
-    if chief and files is not None:
-        rows = read_rows(files.metrics)
-        initial, final = recorded_metrics(rows, initial, final)
-        finish_files(parts, files, writer, initial, final, finished)
-    writer.close()
-    step = state.current_step()
-    progress.say(f"{'step' if finished else 'preempted at'} {step:<11} {_show(final)}")
-    if not finished:
-        progress.say("Run the same command again to go on from here.")
-    if chief and files is not None:
-        pictures = f"\nimages           {files.images}" if files.images.exists() else ""
-        progress.say(f"files            {files.path}\nplot             {files.summary_plot}{pictures}")
-    return finished, initial, final
+                self._go_back(error)
+
+    def _loop_parts(self) -> LoopParts:
+        return LoopParts(
+            state=self.parts.state,
+            train=functools.partial(self._batches.run, self._train_loop),
+            evaluate=self._evaluate_and_keep,
+            log_more=self._phase_watch.row,
+            save=lambda: self.saving.guarded(self._save, self._progress.say),
+            writer=self._writer,
+            progress=self._progress,
+            preemption=self.preemption,
+            deadline=self.deadline,
+            split=self._split,
+        )
+
+    def _go_back(self, error: LossNotFinite) -> None:
+        """Goes back to the last checkpoint, and past the batch whose loss is not finite."""
+        # It may come again, and time for it is left from now on.
+        with self.deadline.pause(), _saying_skipped(self.checkpoints, self._progress.say):
+            self._batches, text = recover(
+                self.parts, self.resume, self._train_loop, error, self.parts.max_rollbacks, self._evaluate_again
+            )
+        self._writer.drop_after(self.parts.state.current_step())
+        self._progress.say(text)
+
+    def _save(self) -> None:
+        self._phase_watch.row()  # a run that is resumed from here does not report again which phases had begun
+        self._writer.flush()
+        if self.checkpoints is not None:
+            self.checkpoints.save()
+
+    def _evaluate_and_keep(self) -> dict[str, float] | None:
+        """Evaluates the current weights, and keeps the checkpoint if it is the best; None without eval_data."""
+        state, data = self.parts.state, self.parts.eval_data
+        # One that may begin a phase is of the step's state, and too late once that is saved.
+        decides = self._phase_watch.decides_at(state.current_step(), self.intervals.eval_every)
+        with state.evaluated_weights():
+            self._write_artifacts()
+            if data is None:
+                return None
+            self._final = self._evaluate(data, iter if decides else self.preemption.until_received)
+        if decides:
+            self._phase_watch.look_at(self._final)
+        name = self.saving.best_metric
+        if self.checkpoints is not None and name is not None:
+            # Before the step's own checkpoint, which marks the step as done.
+            keep = functools.partial(
+                self.checkpoints.save_best, self._final[name], name, self.saving.best_mode == "max"
+            )
+            self.saving.guarded(keep, self._progress.say)
+        return self._final
+
+    def _make_up_evaluation(self) -> bool:
+        """Makes the evaluation that a signal made an earlier process leave; False where one does so again."""
+        step = self.parts.state.current_step()
+        if not _evaluation_is_missing(self.parts, self.files, step, self.intervals, self._phase_watch):
+            return True
+        try:
+            evaluated = self._evaluate_and_keep()
+        except Interrupted:
+            return False
+        assert evaluated is not None, "none is missing where there are no data"
+        self._writer.write(step, evaluated, split=self._split)
+        return True
+
+    def _evaluate_again(self) -> None:
+        state, data = self.parts.state, self.parts.eval_data
+        if data is not None and self._phase_watch.decides_at(state.current_step(), self.intervals.eval_every):
+            with state.evaluated_weights():
+                self._phase_watch.look_at(self._evaluate(data))
+
+    def _write_artifacts(self) -> None:
+        parts = self.parts
+        if self._is_chief and self.files is not None:
+            data = parts.train_data if parts.eval_data is None else parts.eval_data
+            parts.task.write_artifacts(parts.state.model, data, self.files.images, parts.state.current_step())
+
+    def _finish(self, finished: bool) -> None:
+        """Waits until all is on the disk, writes what the run reached, and says where it is."""
+        files, say = self.files, self._progress.say
+        self._writer.flush()
+        if self.checkpoints is not None:
+            self.saving.guarded(self.checkpoints.wait, say)
+        if self._is_chief and files is not None:
+            rows = read_rows(files.metrics)
+            self._initial, self._final = recorded_metrics(rows, self._initial, self._final)
+            finish_files(self.parts, files, self._writer, self._initial, self._final, finished)
+        self._writer.close()
+        step = self.parts.state.current_step()
+        say(f"{'step' if finished else 'preempted at'} {step:<11} {_show(self._final)}")
+        if not finished:
+            say("Run the same command again to go on from here.")
+        if self._is_chief and files is not None:
+            pictures = f"\nimages           {files.images}" if files.images.exists() else ""
+            say(f"files            {files.path}\nplot             {files.summary_plot}{pictures}")
 
 
 @contextlib.contextmanager

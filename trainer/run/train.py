@@ -44,7 +44,7 @@ from trainer.run.profile import measure_throughput
 from trainer.run.resume import Resume, changed_at, check_same_run, may_resume, noting_change, run_identity
 from trainer.run.same_inputs import check_same_run_everywhere
 from trainer.run.saving import Saving
-from trainer.run.session import run
+from trainer.run.session import Session
 from trainer.run.start_checks import check_given, check_start
 from trainer.run.time_limit import Deadline
 from trainer.step.randomness import check_kind
@@ -346,7 +346,8 @@ def train(
         return result(False, {}, {}, None)
     if files is None:
         with Preemption(strategy, grace_seconds) as preemption:
-            return result(*run(parts, None, None, None, intervals, deadline, preemption, saving, identity), None)
+            session = Session(parts, None, None, None, intervals, deadline, preemption, saving, identity)
+            return result(*session.run(), None)
     with _writing(files, resuming, notes) if is_chief(strategy) else contextlib.nullcontext():
         checkpoints = Checkpoints(
             state, files.checkpoints, checkpoints_to_keep, is_chief(strategy), keep_every, async_checkpoint,
@@ -364,8 +365,8 @@ def train(
         preemption = Preemption(strategy, grace_seconds, lambda: newest_checkpoint(files.checkpoints))
         with contextlib.closing(checkpoints), preemption:
             identity = noting_change(identity, resume.changed_at)
-            ended = run(parts, files, checkpoints, resume, intervals, deadline, preemption, saving, identity)
-            return result(*ended, files.path)
+            session = Session(parts, files, checkpoints, resume, intervals, deadline, preemption, saving, identity)
+            return result(*session.run(), files.path)
 
 
 @contextlib.contextmanager
