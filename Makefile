@@ -116,7 +116,7 @@ typecheck: install  ## mypy
 format: install  ## lets ruff fix and format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-lock: install  ## writes requirements.lock anew, for all supported Python versions
+lock: install  ## writes requirements.lock again, for all supported Python versions
 	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile pyproject.toml --extra dev --extra schemas --universal --python-version 3.10 --no-header --no-annotate --output-file requirements.lock
 
 clean:           ## removes the environment, caches and the runs that these targets made; never a run of yours

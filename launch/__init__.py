@@ -54,6 +54,6 @@ def catch_early_signals() -> None:
         signal.signal(number, functools.partial(_leave, terminal))
 
 
-# Python's word for it while it looks for the module to run: where somebody imports us, the handlers are theirs.
+# Python's word for it while it looks for the module to run: where a program imports us, the handlers are its own.
 if sys.argv[:1] == ["-m"]:
     catch_early_signals()

@@ -360,7 +360,7 @@ def test_variables_under_other_names_take_their_slots_with_them_and_reinitialize
         (name, "its variable is reinitialized") for name in ("head/kernel", "head/bias")
     }
     text = str(handover)
-    assert "begins anew     2  _momentums: its variable is reinitialized: head/kernel, head/bias" in text
+    assert "starts fresh    2  _momentums: its variable is reinitialized: head/kernel, head/bias" in text
     assert "left behind" in text and "its variable is not restored" in text
     assert "up to about 3.2 times the rate" in text
 

@@ -111,7 +111,7 @@ def test_the_file_of_another_user_is_a_message(files):
     nobody = pwd.getpwnam("nobody").pw_uid
     try:
         os.seteuid(nobody)
-        with pytest.raises(trainer.UserError, match="cannot be locked: Permission denied. It is somebody else's"):
+        with pytest.raises(trainer.UserError, match="cannot be locked: Permission denied. It is another user's"):
             ModelDirLock(files).__enter__()
     finally:
         os.seteuid(0)

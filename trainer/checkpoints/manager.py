@@ -1,4 +1,4 @@
-"""Saves and resumes a train state: everything of our own run, never somebody else's file."""
+"""Saves and resumes a train state: everything of our own run, never a foreign file."""
 
 import contextlib
 import os
@@ -75,7 +75,7 @@ class Checkpoints:
         """Writes the state as of now, and deletes what need not be kept any longer.
 
         Raises `UserError` if it cannot be written; the older checkpoints are then as they were. In the
-        background, what hinders it is raised by the next `save` or `wait`, after that has done its own work.
+        background, its error is raised by the next `save` or `wait`, after that has done its own work.
         """
         step = self._state.current_step()
         self.close()

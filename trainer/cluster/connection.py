@@ -6,7 +6,7 @@ import json
 import socket
 import time
 
-_MAX_BYTES = 16 * 2**20  # of one line: nobody's config is as long
+_MAX_BYTES = 16 * 2**20  # of one line: no config is as long
 
 
 def worker_name(addresses: list[str], index: int) -> str:
@@ -14,7 +14,7 @@ def worker_name(addresses: list[str], index: int) -> str:
 
 
 def resolved(address: str) -> tuple[int, tuple]:
-    """(family, address) for a socket, of 'host:port'; raises `OSError` for a host name that nobody knows."""
+    """(family, address) for a socket, of 'host:port'; raises `OSError` for a host name that is unknown."""
     host, _, port = address.rpartition(":")
     family, _, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
     return family, where

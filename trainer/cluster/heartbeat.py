@@ -1,4 +1,4 @@
-"""Ends this process when another worker of its cluster is gone; nobody waits in a collective for ever."""
+"""Ends this process when another worker of its cluster is gone; no worker waits in a collective for ever."""
 
 import atexit
 import contextlib
@@ -54,7 +54,7 @@ class WorkerWatch:
             link.last_heard = time.monotonic()
             self._selector.register(link.socket, selectors.EVENT_READ, index)
         threading.Thread(target=self._watch, name="worker watch", daemon=True).start()
-        # Of a program that calls the library; the commands say good-bye themselves. An exception that nobody
+        # Of a program that calls the library; the commands say good-bye themselves. An exception that no caller
         # caught stands in `sys.last_value`.
         atexit.register(lambda: self.leave(1, repr(sys.last_value)) if hasattr(sys, "last_value") else self.leave())
         _watches.append(self)

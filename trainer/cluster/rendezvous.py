@@ -44,7 +44,7 @@ class RollCall:
         """Waits until all workers are there and alike; inside, TensorFlow's servers may find each other.
 
         card: what this worker must have in common with the others, by what people call it.
-        Raises `UserError` for an address that cannot be this worker's, a host name that nobody knows, and for cards
+        Raises `UserError` for an address that cannot be this worker's, an unknown host name, and for cards
         that differ; `RunAgain` where a worker does not come in time. From then on the others are watched.
         """
         deadline = time.monotonic() + self._start_timeout
@@ -68,7 +68,7 @@ class RollCall:
         return worker_name(self.addresses, index)
 
     def _resolve_all(self, deadline: float) -> None:
-        # On Kubernetes a name is known once its pod is; elsewhere one that nobody knows is a mistake.
+        # On Kubernetes a name is known once its pod is; elsewhere an unknown one is a mistake.
         patient = "KUBERNETES_SERVICE_HOST" in os.environ
         for index, address in enumerate(self.addresses):
             while True:
@@ -85,10 +85,10 @@ class RollCall:
 
     @contextlib.contextmanager
     def _bound(self) -> Iterator[socket.socket]:
-        """Holds this worker's port until TensorFlow's server takes it, so that nobody else does meanwhile."""
+        """Holds this worker's port until TensorFlow's server takes it, so that no other process does meanwhile."""
         family, where = resolved(self.addresses[self.index])
         # As TensorFlow does it: a host may find its own name at 127.0.1.1, or have its address from a router. Only
-        # where the loopback was meant does nobody else hear.
+        # where the loopback was meant does no other host hear.
         meant = self.addresses[self.index].startswith(("127.", "localhost:", "[::1]:"))
         host = where[0] if meant else ""
         with socket.socket(family, socket.SOCK_STREAM) as own:

@@ -48,7 +48,7 @@ def _find_tpu(name: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
         except Exception as error:  # noqa: BLE001  raised below, in the thread that asked
             found.append(error)
 
-    # A daemon, which nobody waits for at the end either: it may hang in a name server or the metadata server.
+    # A daemon, which is not waited for at the end either: it may hang in a name server or the metadata server.
     asking = threading.Thread(target=find, daemon=True)
     asking.start()
     asking.join(_TPU_ANSWER_SECONDS)

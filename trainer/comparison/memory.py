@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def reset_peaks() -> bool:
-    """Starts the measurement anew; returns False where the kernel does not allow it, for the process' own memory."""
+    """Starts the measurement again; returns False where the kernel does not allow it, for the process' own memory."""
     for device in _gpus():
         tf.config.experimental.reset_memory_stats(device)
     try:

@@ -21,7 +21,7 @@ class RunRecord:
 
     state: "running" (or killed), "stopped" by a signal, "finished", "diverged", or "failed".
     config: of the run, as gin text.
-    wall_seconds: of all its parts; whole_wall_seconds: False if one was killed, whose time nobody knows.
+    wall_seconds: of all its parts; whole_wall_seconds: False if one was killed, whose time is unknown.
     peak_memory_bytes: of the whole process while the run was made; None where the kernel does not tell.
     peak_device_memory_bytes: of the fullest GPU; None without one.  at_a_time: processes that shared the machine.
     source_before, source_after: the metric on the source task's data; None without, or where it cannot be told.
@@ -57,7 +57,7 @@ def read_record(path: Path) -> RunRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is no record of a run: {error}. Delete {path.parent} to make the run anew.") from error
+        raise UserError(f"{path} is no record of a run: {error}. Delete {path.parent} to run it again.") from error
 
 
 def read_records(plan: Plan, files: ComparisonDir) -> dict[tuple[str, int], RunRecord | None]:
@@ -76,6 +76,6 @@ def read_records(plan: Plan, files: ComparisonDir) -> dict[tuple[str, int], RunR
             raise UserError(
                 f"{files.path} holds the run {name_of(member, seed)} of another config:{lines}\n"
                 f"Choose another --model_dir, go back to that config, or delete {files.path / member} to make its "
-                "runs anew."
+                "runs again."
             )
     return records

@@ -54,7 +54,7 @@ def check_same_start(plan: Plan, strategy: tf.distribute.Strategy) -> str:
             f"same start       {len(common)} variables with {starts[first].num_weights:,} weights, bit for bit, "
             f"of {facts['init_checkpoint']}",
             f"same data        {facts['train_data']}, {facts['global_batch_size']} a step; the first {_BATCHES} "
-            + ("batches are the same" if batches is not None else "batches are drawn anew each time: not compared"),
+            + ("batches are the same" if batches is not None else "batches are drawn again each time: not compared"),
             f"same evaluation  {facts['eval_data']}",
         ]
     )

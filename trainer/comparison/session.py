@@ -6,7 +6,7 @@ import keras
 
 
 def clear_session() -> None:
-    """Names and generators of random numbers begin anew, and what nobody holds any more is freed.
+    """Names and generators of random numbers start again, and what is no longer referenced is freed.
 
     The dtype policy stays as it is: a module that the config imports sets it once for all runs.
     """

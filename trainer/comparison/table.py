@@ -17,7 +17,7 @@ CSV_COLUMNS = (
 
 
 def table_rows(plan: Plan, results: Sequence[Result]) -> list[list[str]]:
-    """The table's cells, its header first; quantities that nobody has are left out."""
+    """The table's cells, its header first; quantities that no member has are left out."""
     by_member = {member: [result for result in results if result.member == member] for member in plan.members}
 
     def row(name: str, cell: Callable[[list[Result]], str]) -> list[str]:

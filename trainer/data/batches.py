@@ -189,7 +189,7 @@ def _preprocess_stack(data: Data, steps: int, stack):
 
 
 def _with_rows(size: int, value):
-    """The same, its number of rows known to whoever traces on."""
+    """The same, its number of rows known to what traces it."""
     if isinstance(value, tf.Tensor):
         return tf.ensure_shape(value, tf.TensorShape([size]).concatenate(value.shape[1:]))
     return value

@@ -28,7 +28,7 @@ class DrawnAhead:
                 drawn, ahead = ahead.result(), thread.submit(self._draw, next(counter))
                 with tf.device("/CPU:0"):
                     stack = tf.constant(drawn, self.element_spec.dtype)
-                yield stack  # outside, else whoever takes it would go on on that device
+                yield stack  # outside, else the caller would continue on that device
 
 
 class StackedBatches:

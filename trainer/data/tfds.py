@@ -128,7 +128,7 @@ def _builder(name: str, data_dir: str | None):
 
 
 def _prepared_names(data_dir: str | None) -> list[str]:
-    """The data sets in a data_dir that somebody named; empty for TFDS' own default."""
+    """The data sets in a data_dir that the config names; empty for TFDS' own default."""
     if data_dir is None:
         return []
     if not os.path.isdir(data_dir):

@@ -139,7 +139,7 @@ def _scaling_alike(
 def _renamed(optimizer: keras.optimizers.Optimizer, name: str) -> keras.optimizers.Optimizer:
     """The same, unbuilt, under another name and without a scale of the loss.
 
-    Not made anew from its config, which does not hold what its builder called `exclude_from_weight_decay` for.
+    Not built again from its config, which does not hold what its builder called `exclude_from_weight_decay` for.
     """
     optimizer.name, optimizer.loss_scale_factor = name, None
     return optimizer

@@ -11,7 +11,7 @@ from trainer.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write at instead of `path`: whoever is hindered or killed meanwhile leaves the old file."""
+    """Yields a temporary path and renames it onto `path` on success. On an error or a kill the old file stays."""
     temporary = path.with_name(f".tmp.{path.name}")
     try:
         yield temporary

@@ -39,7 +39,7 @@ class MetricWriter:
     def write(self, step: int, values: dict[str, float], split: str | None = None) -> None:
         """Writes one row. Evaluations name their `split`; a training row has none.
 
-        What hinders it is raised by the next `flush`: a row may be lost, where the run need not be.
+        An error is raised by the next `flush`: a row may be lost, where the run need not be.
         """
         if not self._enabled:
             return
@@ -73,7 +73,7 @@ class MetricWriter:
             self._background_error = error
 
     def drop_after(self, step: int) -> None:
-        """Takes back the rows of later steps, which a run that went back makes anew."""
+        """Takes back the rows of later steps, which a run that went back makes again."""
         if self._enabled:
             self._file.close()
             _drop_rows_after(self._path, step)
@@ -81,7 +81,7 @@ class MetricWriter:
             self._begin_anew_after(step)
 
     def _begin_anew_after(self, step: int) -> None:
-        """Has TensorBoard drop what it has of later steps, which nobody can take out of its files.
+        """Has TensorBoard drop what it has of later steps, which cannot be taken out of its files.
 
         At a fresh start too: it takes the first sign in a folder for the beginning alone.
         """

@@ -103,14 +103,14 @@ class ModelDirLock:
     follower: holds it, beside the writer, for the one `launch.evaluate --continuous` that follows the run.
 
     The lock is the kernel's (`flock`), so it ends with its process, however that ends, and a file left behind by a
-    dead one locks nobody out. It holds between hosts where the file system carries it over, as NFS and Lustre (mounted
-    with `flock`) do; one that locks within each host alone, such as Lustre with `localflock`, NFS with `local_lock` and
-    most mounted buckets, keeps nobody on another host out.
+    dead one locks no other process out. It holds between hosts where the file system carries it over, as NFS and
+    Lustre (mounted with `flock`) do; one that locks within each host alone, such as Lustre with `localflock`, NFS
+    with `local_lock` and most mounted buckets, keeps no process on another host out.
 
     left_by: once it is held, who on another host held it before and never let go: killed, or still at work on such a
-      file system; None for nobody.
+      file system; None for no process.
 
-    Raises `UserError` where somebody else holds it, or it cannot be had.
+    Raises `UserError` where another process holds it, or it cannot be locked.
     """
 
     def __init__(self, model_dir: ModelDir, follower: bool = False):
@@ -164,7 +164,7 @@ class ModelDirLock:
             os.close(self._held.pop())
 
     def __exit__(self, *unused):
-        with contextlib.suppress(OSError):  # nobody needs it empty; the next one asks what was left
+        with contextlib.suppress(OSError):  # it need not be empty; the next process asks what was left
             os.ftruncate(self._held[-1], 0)
         self._let_go()
 
@@ -181,8 +181,8 @@ def _advice(error: OSError) -> str:
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
-            "It is somebody else's: ask for the right to write there, or choose another --model_dir. If nobody "
-            "writes there any more, delete the file."
+            "It is another user's: ask for the right to write there, or choose another --model_dir. If no "
+            "process writes there any more, delete the file."
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Make room there, and run the same command again."

@@ -59,7 +59,7 @@ def build_model(model: keras.Model, input_spec=None) -> None:
 
 
 def renew_constants(model: keras.Layer, changed: Sequence[keras.Variable] | None = None) -> None:
-    """Makes anew what `Normalization` computes with: tensors that were made from its variables when it was built.
+    """Computes again what `Normalization` computes with: tensors that were made from its variables when it was built.
 
     changed: the variables that have new values; None for all. A layer that was built on symbolic inputs
       holds tensors of a graph that is gone, and one that was restored those of its old statistics.

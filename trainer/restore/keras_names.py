@@ -110,7 +110,7 @@ def without_number(name: str) -> str:
 
 
 def _numbered_class(node: LiveNode) -> str:
-    """The class in a layer's name, "" for a name that somebody gave."""
+    """The class in a layer's name, "" for a name that the user gave."""
     return "" if node.layer is None or node.given_name else class_name(type(node.layer))
 
 

@@ -94,7 +94,7 @@ class Comparison:
             self._rank((*before, segment), mine, other)
 
     def _numbered(self, segment: str) -> tuple[str, int]:
-        """(`dense`, 3) of `dense_3`; ("", 0) for a name that somebody gave."""
+        """(`dense`, 3) of `dense_3`; ("", 0) for a name that the user gave."""
         if segment in self._classes:
             return segment, 0
         name, _, number = segment.rpartition("_")

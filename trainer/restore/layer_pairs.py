@@ -27,7 +27,7 @@ def child_pairs(
     leaf_names: names of the variables in a layer; empty for one without.
     kind: names and shapes of all variables in a layer.
 
-    A name that somebody gave a layer says the most. Layers that go by number are paired only where
+    A name that the user gave a layer says the most. Layers that go by number are paired only where
     their count and all their variables' names agree, layers that go by class only where each class
     has as many on both sides, and neither where a given name says otherwise: a layer that was put
     in between would else shift all after it in silence.
@@ -154,7 +154,7 @@ def _by_number(live: LiveNode, node: Node, leaf_names: LeafNames) -> Pairs:
     for name, theirs in ranked.items():
         ours = {number_in(layer.name): layer for layer in live.numbered[name] if leaf_names(layer)}
         alike = [(ours[a], theirs[b]) for a, b in zip(sorted(ours), sorted(theirs), strict=False)]
-        # A number of both sides whose rank differs is perhaps no number, but a name that somebody gave.
+        # A number of both sides whose rank differs is perhaps no number, but a name that the user gave.
         trusted = is_shifted(ours, theirs) or (len(ours) == len(theirs) and not set(ours) & set(theirs))
         if trusted and all(hold_equal_names(a, b, leaf_names) for a, b in alike):
             pairs += alike

@@ -104,7 +104,7 @@ def as_stored(node: LiveNode) -> list[LiveNode]:
 
 
 def classes_in(tree: LiveNode) -> frozenset[str]:
-    """The names that Keras makes names of the layers from where nobody gave any."""
+    """The names that Keras makes names of the layers where the user gave none."""
     names = {class_name(type(node.layer)) for _, node in paths(tree) if node.layer is not None}
     # Bidirectional calls its two layers so.
     return frozenset(names | {f"{way}_{name}" for way in ("forward", "backward") for name in names})

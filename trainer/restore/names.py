@@ -1,4 +1,4 @@
-"""Normalised names: one spelling for a variable, whoever wrote it."""
+"""Normalised names: one spelling for a variable, whichever library wrote it."""
 
 import functools
 import re

@@ -26,7 +26,7 @@ class Node:
 
     children: normalised attribute name, index or layer name -> object.  entry: set on variables.
     spelled: the names as the file has them -> those in `children`.
-    is_plain: whether it stands in a file of names alone, of which nobody knows what they are names of.
+    is_plain: whether it stands in a file of names alone, of which it is unknown what they are names of.
     keras_name: the layer's `name`, where the format records it.
     layers: the layers of a model in their order, where the format keeps that order.
     by_class: those known by their class only, `dense`, `dense_1`, as Keras' `.weights.h5` files call them.

@@ -16,7 +16,7 @@ def is_worthwhile(size_bytes: int, dtype: tf.DType) -> bool:
 def unfilled_tensor(shape: tuple[int, ...], dtype: tf.DType) -> tuple[tf.Tensor, np.ndarray]:
     """A tensor in the host's memory, and its bytes as a flat uint8 array to be written once, before it is used.
 
-    The array is good for as long as somebody holds the tensor.
+    The array is good for as long as the tensor is referenced.
 
     TensorFlow allocates: a variable that the tensor is assigned to takes the memory over, and gives
     back its old one for the next tensor. Memory of NumPy's would be taken over as well, but the old

@@ -79,7 +79,7 @@ def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial
 
 
 def _take_back_end(step: int, num_steps: int, files: ModelDir) -> None:
-    """Tells whoever waits for the end that a run which goes on past an old one, from `step`, has not come to it.
+    """Tells a follower, which waits for the end, that a run continues past an old end, from `step`.
 
     The weights of the old end may by now be all that is left of it: they get another name.
     """

@@ -75,7 +75,7 @@ class Preemption:
         start = time.monotonic()
         for taken, batch in enumerate(batches):
             if taken == agree_at:
-                # One worker alone asks nobody; several about once a second by the chief's clock, who counts for all.
+                # One worker alone asks no other; several about once a second by the chief's clock, who counts for all.
                 rate = taken / max(time.monotonic() - start, 1e-3)
                 ahead = 1 if self._agreement.workers == 1 else max(1, int(rate * _SECONDS_BETWEEN_AGREEMENTS))
                 received, ahead = self._agree(ahead)

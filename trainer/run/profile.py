@@ -68,7 +68,7 @@ def measure_throughput(parts: RunParts, num_steps: int) -> Throughput:
 def _data_seconds(data: Data, batches: StackedBatches, num_steps: int):
     """(seconds a step, a stack): drained from a moment where nothing lay ready to another, `num_steps` later or more.
 
-    What lay ready before the first was made while nobody looked, what lies ready after the other is not used.
+    What lay ready before the first was made before the clock started, what lies ready after the other is not used.
     """
     held = tf.nest.flatten(batches.spec)[0].shape[0]
     looked_up = min(held, num_steps)  # of numbers, a stack holds those of hundreds of steps

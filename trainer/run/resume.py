@@ -16,7 +16,7 @@ from trainer.output.metric_writer import read_rows
 from trainer.output.model_dir import ModelDir
 from trainer.run.built import RunParts
 
-_MAX_LINES = 8  # of two configs that have nothing in common, nobody reads more
+_MAX_LINES = 8  # of two configs that have nothing in common, more are no help
 _CHANGED_AT = "# changed at step "  # a comment, which is no difference between two configs
 
 
@@ -33,7 +33,7 @@ def run_identity(parts: RunParts) -> str:
 def may_resume(files: ModelDir) -> bool:
     """Whether the folder holds a whole checkpoint of a run; raises `UserError` if it holds only broken ones.
 
-    A folder that holds somebody's checkpoints themselves, which would get mixed with ours, is refused.
+    A folder that holds checkpoints of another program, which would get mixed with ours, is refused.
     """
     if any(files.path.glob("*.index")):
         raise UserError(

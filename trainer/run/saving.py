@@ -41,7 +41,7 @@ class Saving:
             )
 
     def guarded(self, save: Callable, say: Callable[[str], None]) -> None:
-        """Calls `save`; what hinders it ends the run or is said, as was asked."""
+        """Calls `save`; an error ends the run or is printed, as `on_save_error` says."""
         try:
             save()
         except UserError as error:

@@ -61,7 +61,7 @@ class StopSignals:
         signal.set_wakeup_fd(self._previous_fd, warn_on_full_buffer=False)
         with _lock:
             _listening.remove(self)
-            # One that came too late for this one is for whoever goes on after it.
+            # One that came too late for this one is for the listener that continues after it.
             if _listening and self.received:
                 _listening[-1].received_at = self.received_at
 

@@ -18,7 +18,7 @@ from trainer.tasks.task import Task
 class OneTrace:
     """Traces `function` at the first call, and calls that trace.
 
-    function: a `tf.function` with an `input_signature`. To find the trace anew takes longer than some steps.
+    function: a `tf.function` with an `input_signature`. To look the trace up again takes longer than some steps.
     `tf.config.run_functions_eagerly` holds as for the function itself.
     """
 

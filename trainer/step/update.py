@@ -114,7 +114,7 @@ class _Twins:
 
 
 def _with_rate_read_once(update_step: Callable) -> Callable:
-    """update_step: Keras' own, which hands the rate's variable on and reads it anew for each variable it updates.
+    """update_step: Keras' own, which hands the rate's variable on and reads it again for each variable it updates.
 
     Weight decay comes before, and reads it likewise.
     """

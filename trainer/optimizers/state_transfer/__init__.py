@@ -143,7 +143,7 @@ def _set_what_follows(inner, step: int) -> list[str]:
     notes = []
     if isinstance(inner, keras.optimizers.Nadam):
         inner._u_product.assign(momentum_product(inner, step))
-        notes.append("Nadam's product of momenta is made anew from the step count and this run's beta_1")
+        notes.append("Nadam's product of momenta is computed again from the step count and this run's beta_1")
     # At any step but 0 Keras would average with what is there, which are zeros.
     if step and inner.use_ema:
         for average, variable in zip(inner._model_variables_moving_average, inner._trainable_variables, strict=True):

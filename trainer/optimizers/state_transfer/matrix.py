@@ -24,7 +24,7 @@ KIN = ("Adam", "AdamW", "Nadam", "Lamb")
 # All four keep m <- m + (1 - beta_1)(g - m) and v <- v + (1 - beta_2)(g^2 - v), both begun at zero and uncorrected
 # in the slot; what they do with weight decay, with Nesterov's momentum or with the weight's norm comes after it.
 # The corrections go by the step count, which is carried for that reason. Nadam's product of momenta is a number
-# of the step count alone and is made anew (`momentum_product`); Keras 2's legacy Nadam keeps another product.
+# of the step count alone and is computed again (`momentum_product`); Keras 2's legacy Nadam keeps another product.
 # amsgrad's largest v: the last v is the largest that a file without it knows.
 _KIN_TO_KIN: dict[str, tuple[str, ...]] = {"_momentums": ("_momentums",), "_velocities": ("_velocities",)}
 _TO_AMSGRAD: dict[str, tuple[str, ...]] = _KIN_TO_KIN | {"_velocity_hats": ("_velocity_hats", "_velocities")}
@@ -47,7 +47,7 @@ MATRIX: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     **{(one, one): {slot: (slot,) for slot in SLOTS[one]} for one in SLOTS if one not in (*KIN, "SGD", "Ftrl")},
 }
 
-_CORRECTED = "corrects m and v for their start by one step count, which would be wrong for the one that begins anew"
+_CORRECTED = "corrects m and v for their start by one step count, which would be wrong for the one that starts fresh"
 #: Why a pair that looks related is refused.
 REASONS: dict[tuple[str, str], str] = {
     **{("RMSprop", new): f"{new} {_CORRECTED}" for new in KIN},

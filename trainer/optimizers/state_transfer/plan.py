@@ -198,6 +198,6 @@ def late_start(optimizer) -> list[str]:
     factor = look_ahead * (1 - optimizer.beta_1) / (1 - optimizer.beta_2) ** 0.5
     return [
         f"{type(optimizer).__name__} corrects empty slots by its step count, which does not begin at 0 here: first "
-        f"updates of what begins anew are up to about {factor:.2g} times the rate; train.handover_warmup_steps "
+        f"updates of what starts fresh are up to about {factor:.2g} times the rate; train.handover_warmup_steps "
         "softens them"
     ]

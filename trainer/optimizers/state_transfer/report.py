@@ -22,7 +22,7 @@ class CarriedSlot:
 
 @dataclasses.dataclass(frozen=True)
 class FreshSlot:
-    """A slot that begins anew, and why."""
+    """A slot that starts fresh, and why."""
 
     variable: str
     slot: str
@@ -70,7 +70,7 @@ class Handover:
             f"hand-over        {self.policy}: {what} go{'es' * (not self.carried)} on in {self.target}, "
             f"{entries} read, compared on {self.replicas_verified} replica{plural}",
             *_grouped("carried", [(f"{record.meaning} ({record.slot})", record.variable) for record in self.carried]),
-            *_grouped("begins anew", [(f"{record.slot}: {record.why}", record.variable) for record in self.fresh]),
+            *_grouped("starts fresh", [(f"{record.slot}: {record.why}", record.variable) for record in self.fresh]),
             *_grouped("left behind", [(record.why, record.key) for record in self.left]),
             f"first update     learning rate {self.first_learning_rate:g}"
             + (f", warmed up over {self.warmup_steps} steps" if self.warmup_steps else "")

@@ -81,7 +81,7 @@ class NpzSource(CheckpointSource):
             self.entries.append(Entry(key, key, member.shape, self._dtype(key, member)))
 
     def _archive(self, file: str) -> zipfile.ZipFile:
-        # Kept open: to read the table of contents anew for every tensor takes longer than the tensor.
+        # Kept open: to read the table of contents again for every tensor takes longer than the tensor.
         if file not in self._archives:
             self._archives[file] = zipfile.ZipFile(file)
         return self._archives[file]
@@ -145,7 +145,7 @@ def _shards(path: str) -> list[str]:
 
 
 def _read_header(file: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    # The zip reader reads ahead, and would refuse the whole file for damage in a small array that nobody asks for.
+    # The zip reader reads ahead, and would refuse the whole file for damage in a small array that is not asked for.
     unchecked = copy.copy(info)
     del unchecked.CRC
     with archive.open(unchecked) as stream:

@@ -1,4 +1,4 @@
-"""Reads TensorFlow's checkpoints: those with an object graph, whoever wrote them, and those of TF1 with names."""
+"""Reads TensorFlow's checkpoints: those with an object graph, of any writer, and those of TF1 with names."""
 
 from collections.abc import Iterator
 
