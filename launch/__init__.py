@@ -11,21 +11,21 @@ import time
 #: When the process began, in seconds of the monotonic clock; what comes next takes some.
 STARTED_AT = time.monotonic()
 
-# Commands that go on where they were stopped; launch.local's workers do.
+# Commands that resume where they were stopped; launch.local's workers do.
 _GO_ON = {"launch.train", "launch.compare", "launch.local"}
 
 # Information that TensorFlow's libraries print to stderr, whatever the log level, before they can
-# be told not to: a person looking for an error message should not have to look past it.
+# be asked not to: a person looking for an error message should not have to look past it.
 _CHATTER = re.compile(r"^(I\d{4} |I0000 |WARNING: All log messages before absl::InitializeLog)")
 
 
 def _leave(terminal: int, number: int, frame) -> None:
     """Until the command has handlers of its own, nothing has been done that would be lost."""
     del frame
-    goes_on = bool(_GO_ON & set(sys.orig_argv))
+    resumes = bool(_GO_ON & set(sys.orig_argv))
     message = f"regraft: Stopped by {signal.Signals(number).name} before anything was done."
-    os.write(terminal, f"{message}{' Run the same command again.' if goes_on else ''}\n".encode())
-    os._exit(75 if goes_on else 128 + number)
+    os.write(terminal, f"{message}{' Run the same command again.' if resumes else ''}\n".encode())
+    os._exit(75 if resumes else 128 + number)
 
 
 def import_tensorflow() -> None:

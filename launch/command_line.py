@@ -115,14 +115,14 @@ def required_model_dir() -> str:
     return FLAGS.model_dir
 
 
-def run(main: Callable[..., int | None], takes_words: bool = False, goes_on: bool = False) -> None:
+def run(main: Callable[..., int | None], takes_words: bool = False, resumes: bool = False) -> None:
     """Parses flags, runs `main` and exits: 0 done, 2 the user's mistake, 75 preempted, 1 a bug.
 
     main: returns its exit status, None for 0.  takes_words: it is called with the arguments that are no flags.
-    goes_on: whether the same command goes on where SIGTERM or SIGINT ended it, with 75; else it exits with 128 + the
+    resumes: whether the same command resumes where SIGTERM or SIGINT ended it, with 75; else it exits with 128 + the
       signal's number.
     """
-    compute = functools.partial(_compute, main, takes_words, goes_on)
+    compute = functools.partial(_compute, main, takes_words, resumes)
     app.run(lambda argv: sys.exit(compute(argv[1:])), flags_parser=_parse_flags)
 
 
@@ -143,7 +143,7 @@ def run_plain(main: Callable[[list[str]], int], *mistakes: type[Exception]) -> N
     app.run(lambda argv: sys.exit(guarded(argv[1:])), flags_parser=_parse_flags)
 
 
-def _compute(main: Callable[..., int | None], takes_words: bool, goes_on: bool, words: list[str]) -> int:
+def _compute(main: Callable[..., int | None], takes_words: bool, resumes: bool, words: list[str]) -> int:
     """Imports TensorFlow, and returns the status of `main`."""
     if words and not takes_words:
         return _complain(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.", EXIT_USER_MISTAKE)[0]
@@ -154,25 +154,25 @@ def _compute(main: Callable[..., int | None], takes_words: bool, goes_on: bool, 
     for number in NUMBERS:
         signal.signal(number, signal.SIG_DFL)
     try:
-        with StopSignals(functools.partial(_leave, goes_on)):
+        with StopSignals(functools.partial(_leave, resumes)):
             return _guarded(main, words if takes_words else None)
     finally:
         # All is done, and the status decided: a supervisor that stops workers one after the other shall not turn
         # 0 or 75 into 143. What hangs here is ended by SIGKILL, as supervisors do in time, or by Ctrl-C.
-        if goes_on:
+        if resumes:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _leave(goes_on: bool, number: int) -> None:
+def _leave(resumes: bool, number: int) -> None:
     """Where nothing but a signal's own handling would be lost: outside a run, which saves itself first.
 
     Without a good-bye: workers that wait for this one in a collective end as it is gone.
     """
-    told = f"regraft: Stopped by {signal.Signals(number).name}; nothing is left half-written."
-    told += " Run the same command again." if goes_on else ""
+    message = f"regraft: Stopped by {signal.Signals(number).name}; nothing is left half-written."
+    message += " Run the same command again." if resumes else ""
     # Past Python's buffers, which the main thread may hold.
-    os.write(2, f"{told}\n".encode())
-    os._exit(EXIT_RUN_AGAIN if goes_on else 128 + number)
+    os.write(2, f"{message}\n".encode())
+    os._exit(EXIT_RUN_AGAIN if resumes else 128 + number)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -212,7 +212,7 @@ def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> 
         return _complain(_plain(error), EXIT_USER_MISTAKE)
     except RunAgain as error:
         return _complain(_plain(error), RunAgain.exit_status)
-    except Exception as error:  # noqa: BLE001  the outermost frame: told, with its traceback, and turned into a status
+    except Exception as error:  # noqa: BLE001  the outermost frame: printed with its traceback, and turned into a status
         watch = current_watch()
         if watch is not None and _is_of_lost_worker(error):
             watch.wait_for_peer_failure()

@@ -4,7 +4,7 @@ python -m launch.compare --gin_file=configs/runs/compare_digits.gin --model_dir=
 
 The config names the members, `compare.members = ['adam', 'sgd']`, and sets what is each one's own in a scope of
 that name, `adam/train.optimizer = @Adam`. One run comes after the other in this process, or --parallel=N of them at
-a time in processes of their own. The same command goes on where it stopped, and makes what was added.
+a time in processes of their own. The same command resumes where it stopped, and makes what was added.
 
 Writes comparison.md, .csv, .png and .html. Exit status: 0 done, a run that diverged being a result; 2 a mistake in
 flags, config or data, or a run that failed; 75 preempted, run it again; 1 a bug.
@@ -56,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main, goes_on=True)
+    command_line.run(main, resumes=True)

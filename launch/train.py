@@ -78,4 +78,4 @@ def join_cluster() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, goes_on=True)
+    command_line.run(main, resumes=True)

@@ -358,7 +358,7 @@ def test_a_full_disk(tmp_path, small_disk, num_steps, same_bits, on_save_error):
     flags = (ALL_ARE_KEPT, f"--gin_param=train.on_save_error = '{on_save_error}'")
     text = run(small_disk / "run", num_steps, "one replica", *flags, status=2)
     assert "cannot be written" in text and "No space left on device" in text
-    assert ("The run goes on without" in text) == (on_save_error == "continue")
+    assert ("The run continues without" in text) == (on_save_error == "continue")
     whole = saved(small_disk / "run")
     assert whole
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)

@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import re
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -98,3 +99,20 @@ def test_a_module_opens_with_one_sentence_and_has_a_telling_name():
         first = docstring.splitlines()[0]
         assert first.endswith((".", "?")), f"{name}: the first line is one sentence, the module's job"
         assert not any(word in path.stem for word in ("utils", "common", "helpers")), name
+
+
+# Words that docstrings, comments, messages and docs do not use; the field has plainer ones.
+BANNED = ("told", "goes on", "nobody", "somebody", "whoever", "anew", "hinders", "hindered", "hindrance")
+
+
+def test_text_uses_the_fields_words():
+    paths = [*TRAINER.values(), *LAUNCH.values(), *(REPOSITORY / "configs").rglob("*.gin")]
+    paths += [REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "Makefile")]
+    pattern = re.compile(rf"\b({'|'.join(BANNED)})\b")
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()}"
+        for path in paths
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert found == []

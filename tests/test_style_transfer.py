@@ -313,7 +313,7 @@ def test_a_file_as_keras_offers_it_is_read_and_accounted_for(vgg19_weights, tmp_
             for name, weight in zip(names, layer.weights, strict=True):
                 group[name] = weight.numpy()
     read, same = trainer.vgg19(weights=offered), trainer.vgg19(weights=path)
-    assert "restored       32" in read.told and "unused          0" in read.told
+    assert "restored       32" in read.description and "unused          0" in read.description
     for layer, seen in read.features(photographs(), ["block5_conv4"]).items():
         np.testing.assert_array_equal(seen, same.features(photographs(), [layer])[layer])
 
@@ -323,8 +323,8 @@ def test_the_classifier_on_top_may_stay_behind_and_nothing_else(vgg19_weights, t
     model, _ = vgg19_weights
     arrays = {f"{layer.name}/{weight.name}": weight.numpy() for layer in model.layers for weight in layer.weights}
     np.savez(tmp_path / "top.npz", **arrays, **{"fc1/kernel": np.zeros([4, 4], np.float32)})
-    told = trainer.vgg19(weights=str(tmp_path / "top.npz")).told
-    assert "restored       32" in told and "fc1/kernel" in told
+    description = trainer.vgg19(weights=str(tmp_path / "top.npz")).description
+    assert "restored       32" in description and "fc1/kernel" in description
     np.savez(tmp_path / "more.npz", **arrays, **{"block6_conv1/kernel": np.zeros([4, 4], np.float32)})
     with pytest.raises(trainer.RestoreError, match=r"(?s)vgg19.weights: .*block6_conv1"):
         trainer.vgg19(weights=str(tmp_path / "more.npz"))

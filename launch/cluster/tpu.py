@@ -26,7 +26,7 @@ def find_place(environ: Mapping[str, str], asked: bool) -> Place | None:
 
 
 def addresses(environ: Mapping[str, str], place: Place, port_base: int | None) -> tuple[str, ...]:
-    """The hosts' names, where they are told."""
+    """The hosts' names, where they are known."""
     del place, port_base
     return _hosts(environ)
 

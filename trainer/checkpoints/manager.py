@@ -208,15 +208,15 @@ class Checkpoints:
 
     def _newest_of_chief(self, agreement: Agreement) -> int | None:
         """The same, as the chief finds it: others may look at another moment. Raises on all workers or on none."""
-        step, told = None, None
+        step, failure = None, None
         if self._scratch is None:
             try:
                 step = self._newest_whole()
             except UserError as error:
-                told = error
-        found, failed = agreement.broadcast_from_chief([-1 if step is None else step, told is not None])
-        if told is not None:
-            raise told
+                failure = error
+        found, failed = agreement.broadcast_from_chief([-1 if step is None else step, failure is not None])
+        if failure is not None:
+            raise failure
         if failed:
             raise UserError(f"The chief finds no whole checkpoint in {self._folder}; its own message says more.")
         faults = find_faults(prefix_of(self._folder, int(found))) if found >= 0 and self._scratch is not None else []
@@ -224,7 +224,7 @@ class Checkpoints:
         if others:
             own = f" This one finds: {', '.join(faults)}." if faults else ""
             raise UserError(
-                f"The chief goes on from ckpt-{found}, which {others} of {agreement.workers} workers cannot read in "
+                f"The chief resumes from ckpt-{found}, which {others} of {agreement.workers} workers cannot read in "
                 f"{self._folder}.{own} model_dir must be a folder that all workers share."
             )
         return int(found) if found >= 0 else None
@@ -233,7 +233,7 @@ class Checkpoints:
         """Makes a whole `ckpt-<step>` in `folder`, of the state as of now or of where it is saved already.
 
         The state is written here and now, into the system's memory; in the background it is brought to the
-        disk, gets its manifest and is moved in. So training goes on while the disk is slow, and what is
+        disk, gets its manifest and is moved in. So training continues while the disk is slow, and what is
         written is what was there.
         """
         started = time.monotonic()
@@ -310,7 +310,7 @@ class Checkpoints:
                 shutil.rmtree(unfinished, ignore_errors=True)
             steps = files.checkpoint_steps(self._folder)
             whole = [step for step in steps if looks_whole(self._folder, step, self._damaged)]
-            left = f"ckpt-{whole[-1]} is whole, and a run goes on from it" if whole else "There is no older one"
+            left = f"ckpt-{whole[-1]} is whole, and a run resumes from it" if whole else "There is no older one"
             raise UserError(
                 f"{what}, in {self._folder}: {files.reason_of(error)}. {left}. Make room or give the right to write "
                 "there, and run the same command again."

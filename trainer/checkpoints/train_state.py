@@ -15,7 +15,7 @@ from trainer.restore import SavedLayerStates, lasting_names, live_states, weight
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The variables that change while a run goes on, all made in the strategy's scope.
+    """The variables that change while a run trains, all made in the strategy's scope.
 
     step: int64 scalar, finished optimizer updates. The data position follows from it alone.
     ema: averages of the trained weights, None for a run without.
@@ -119,7 +119,7 @@ def new_train_state(
     """The state of a run that has made no step; call in the strategy's scope.
 
     trained: the variables whose averages are kept if there is an `ema_decay`.
-    takes_over: whether the optimizer goes on from another one's step count; it is to be put into `steps_before`.
+    takes_over: whether the optimizer continues from another one's step count; it is to be put into `steps_before`.
     """
     ema = None
     if ema_decay is not None:

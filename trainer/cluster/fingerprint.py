@@ -13,7 +13,7 @@ import tensorflow as tf
 
 
 def worker_card() -> dict[str, str]:
-    """What can be told before there is a strategy, by what people call it; the config as it was parsed."""
+    """What is known before there is a strategy, by what people call it; the config as it was parsed."""
     return {
         "the version of Python": platform.python_version(),
         "the version of TensorFlow": tf.__version__,

@@ -14,7 +14,7 @@ from trainer.cluster.connection import Link, worker_name
 from trainer.errors import RunAgain
 
 _BEATS_IN_A_TIMEOUT = 5
-_OWN_MISTAKE_SECONDS = 2  # a mistake of all workers is told by each itself
+_OWN_MISTAKE_SECONDS = 2  # a mistake of all workers is reported by each itself
 
 _watches: list["WorkerWatch"] = []
 
@@ -71,7 +71,7 @@ class WorkerWatch:
             late.cancel()
 
     def leave(self, status: int = 0, message: str = "") -> None:
-        """Says good-bye: an end of the connection after it is no death. Of a `status` that is a fault all are told."""
+        """Says good-bye: an end of the connection after it is no death. All workers get a `status` that is a fault."""
         with self._lock:
             if self._leaving.is_set():
                 return
@@ -127,11 +127,11 @@ class WorkerWatch:
     def _lose(self, index: int, how: str, status: int | None = None) -> None:
         if self._leaving.is_set():
             return
-        told = f"{worker_name(self.addresses, index)} {how}"
+        message = f"{worker_name(self.addresses, index)} {how}"
         if status is None:
             status = RunAgain.exit_status
-            told += ". Run the same command again to go on from the last checkpoint."
-        self._end_all(told, status, told_by=index)
+            message += ". Run the same command again to go on from the last checkpoint."
+        self._end_all(message, status, told_by=index)
 
     def _end_all(self, message: str, status: int, told_by: int | None = None) -> None:
         """This process, and those that it has a link to: on the chief all, which have none to each other."""

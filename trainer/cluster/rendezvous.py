@@ -128,30 +128,30 @@ class RollCall:
                     del self._links[index]
             for link in list(strangers):
                 try:
-                    told = link.messages()
+                    messages = link.messages()
                 except (EOFError, ValueError):
                     link.socket.close()
                     strangers.remove(link)
                     continue
-                if told:
+                if messages:
                     strangers.remove(link)
-                    self._admit(link, told[0], card)
+                    self._admit(link, messages[0], card)
                     link.send(wait=max(0.0, deadline - time.monotonic()))
         for link in self._links.values():
             link.socket.settimeout(self._timeout)
             link.send(go=True)
 
-    def _admit(self, link: Link, told: dict, card: Mapping[str, str]) -> None:
-        index, theirs = told.get("index"), told.get("card")
+    def _admit(self, link: Link, message: dict, card: Mapping[str, str]) -> None:
+        index, theirs = message.get("index"), message.get("card")
         if not isinstance(index, int) or not isinstance(theirs, dict):
             link.socket.close()
             return
-        if told.get("addresses") != self.addresses or not 0 < index < len(self.addresses):
+        if message.get("addresses") != self.addresses or not 0 < index < len(self.addresses):
             link.send(stop=f"{self.addresses[0]} belongs to another cluster: {', '.join(self.addresses)}.", status=2)
             link.socket.close()
             return
         if index in self._links:
-            self._links[len(self.addresses)] = link  # is told too
+            self._links[len(self.addresses)] = link  # gets the answer too
             self._stop_all(f"Two processes say that they are {self._name(index)}.", 2)
         self._links[index] = link
         differences = unlike(card, theirs, self._name(0), self._name(index))
@@ -199,10 +199,10 @@ class RollCall:
         """
         link.socket.settimeout(_RETRY_SECONDS)
         while time.monotonic() < deadline + 1:
-            for told in link.messages():
-                if "go" in told or "stop" in told:
-                    return told
-                wait = told.get("wait")
+            for message in link.messages():
+                if "go" in message or "stop" in message:
+                    return message
+                wait = message.get("wait")
                 if not isinstance(wait, int | float):
                     raise ValueError("not our language")
                 deadline = max(deadline, time.monotonic() + wait)

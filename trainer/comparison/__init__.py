@@ -51,7 +51,7 @@ def compare(
     members: names of gin scopes; `adam/SGD.momentum = 0.9` belongs to the runs of the member `adam` alone.
     num_seeds: so many from the run's seed on; each decides data order and fresh weights of all members.
     metric, mode: of the evaluation data, and whether "max" or "min" is better.
-    target: value of it; how many steps it takes to reach it is told.
+    target: value of it; how many steps it takes to reach it is reported.
     source_data: of the task that the checkpoint was trained for, to tell what was forgotten; None for not to.
     model_dir: folder of the comparison; each run has a model_dir of its own in it, and is gone on with.
     strategy: None only with `parallel`, whose processes have their own.
@@ -146,7 +146,7 @@ def _describe(plan: Plan, strategy: tf.distribute.Strategy, source_data) -> str:
 
 
 def _checked_by(command: Sequence[str]) -> str:
-    """The same, told by a process of its own; ends with its message and status if it cannot be compared."""
+    """The same, printed by a separate process; ends with its message and status if it cannot be compared."""
     done = subprocess.run([*command, "--dry_run"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode == FAILED:
         raise UserError(done.stderr.strip().removeprefix("regraft: "))

@@ -1,4 +1,4 @@
-"""What a person sees of all runs while a comparison goes on: a table that moves on a terminal, lines elsewhere."""
+"""What a person sees of all runs while a comparison runs: a table that moves on a terminal, lines elsewhere."""
 
 import os
 import re
@@ -68,17 +68,17 @@ class ComparisonDisplay:
         table = Table(box=None, pad_edge=False, show_header=False)
         for member, seed in self._plan.runs:
             record, begun = self._records.get((member, seed)), self._begun.get((member, seed))
-            state, step, told, seconds = record.state if record else "waits", 0, "", 0.0
+            state, step, progress, seconds = record.state if record else "waits", 0, "", 0.0
             if begun is not None:
                 state, seconds = "running", time.monotonic() - begun[0]
-                step, told = progress_in(self._files.log(member, seed), begun[1])
+                step, progress = progress_in(self._files.log(member, seed), begun[1])
             elif record is not None:
                 state = "waits" if state in ("running", "stopped") else state
                 seconds = record.wall_seconds
-                step, told = progress_in(self._files.log(member, seed))
+                step, progress = progress_in(self._files.log(member, seed))
             bar = ProgressBar(total=self._plan.num_steps, completed=step, width=18)
             clock = f"{seconds:.0f} s" if seconds else ""
-            table.add_row(name_of(member, seed), state, bar, Text(told, overflow="ellipsis", no_wrap=True), clock)
+            table.add_row(name_of(member, seed), state, bar, Text(progress, overflow="ellipsis", no_wrap=True), clock)
         done = sum(record is not None and record.is_done for record in self._records.values())
         return Group(Text(f"{done} of {len(self._records)} runs done"), table)
 

@@ -85,7 +85,7 @@ def make_in_parallel(
                     run = waiting.pop(0)
                     display.begin(*run)
                     processes.start(*run)
-                    if noted.received:  # between the two: it is not among those that were told
+                    if noted.received:  # between the two: it is not among those that got the signal
                         processes.send(signal.SIGTERM)
                 for run, status in processes.ended():
                     record = _record_of(files, run, status, noted.received)
@@ -106,8 +106,8 @@ def _record_of(files: ComparisonDir, run: tuple[str, int], status: int, was_told
     if status in _AGAIN or status == 0 or was_told or (record and record.state == "failed"):
         return record
     log = files.log(*run)
-    told = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("regraft: ")]
-    reason = told[-1].removeprefix("regraft: ") if told else f"exit status {status}"
+    errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("regraft: ")]
+    reason = errors[-1].removeprefix("regraft: ") if errors else f"exit status {status}"
     if status < 0:
         reason = f"ended by {signal.Signals(-status).name}"
         reason += ", as where memory runs out; a smaller --parallel needs less" if status == -signal.SIGKILL else ""

@@ -28,7 +28,7 @@ def make_run(
     source_data=None,
     at_a_time: int = 1,
 ) -> RunRecord:
-    """Trains one member with one seed, or goes on with it; what it prints goes to its log.
+    """Trains one member with one seed, or resumes it; what it prints goes to its log.
 
     source_data: of which the metric is taken before and after, or None.
 

@@ -41,19 +41,19 @@ def verdict(plan: Plan, results: Sequence[Result]) -> list[str]:
     finals: Mapping[str, list] = {
         member: [result.final for result in results if result.member == member] for member in plan.members
     }
-    told = []
+    sentences = []
     for member in plan.members:
         diverged = [result for result in results if result.member == member and result.state == "diverged"]
         if diverged:
-            told.append(f"{member} diverged in {len(diverged)} of {len(plan.seeds)} seeds.")
+            sentences.append(f"{member} diverged in {len(diverged)} of {len(plan.seeds)} seeds.")
     missing = {member: sum(value is None for value in values) for member, values in finals.items()}
     whole = [member for member in plan.members if not missing[member]]
     for member in plan.members:
         if missing[member]:
-            told.append(f"{member} is in no order: {missing[member]} of its {len(plan.seeds)} runs have no end.")
+            sentences.append(f"{member} is in no order: {missing[member]} of its {len(plan.seeds)} runs have no end.")
     if len(plan.seeds) < FEWEST_SEEDS:
         return [
-            *told,
+            *sentences,
             f"No order is claimed: {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)} cannot tell a difference from "
             f"chance; compare.num_seeds = {FEWEST_SEEDS} or more can.",
         ]
@@ -70,10 +70,10 @@ def verdict(plan: Plan, results: Sequence[Result]) -> list[str]:
                 overlapping.append(f"{one} and {two}")
     if apart:
         one_in = round(1 / chance_of_parting(len(plan.seeds)))
-        told += [*apart, f"Two equal optimizers would part like that, by chance, in 1 of {one_in} comparisons."]
+        sentences += [*apart, f"Two equal optimizers would part like that, by chance, in 1 of {one_in} comparisons."]
     if overlapping:
-        told.append(f"Within the spread, no order is claimed: {', '.join(overlapping)}.")
-    return told
+        sentences.append(f"Within the spread, no order is claimed: {', '.join(overlapping)}.")
+    return sentences
 
 
 def _parted(plan: Plan, better: str, worse: str, finals: Mapping[str, list]) -> str:

@@ -87,7 +87,7 @@ def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_pat
             gin.finalize()
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001  whatever a config or its modules raise is told, not traced
+        except Exception as error:  # noqa: BLE001  whatever a config or its modules raise is one message, no traceback
             raise UserError(explain(error)) from error
     wrong = problems(typed)
     if wrong:

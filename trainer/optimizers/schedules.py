@@ -274,10 +274,10 @@ def disagreement(rate, num_steps: int) -> str:
         return ""
     end = warmup_steps + decay_steps
     counted = f" = {warmup_steps:,} of warmup + {decay_steps:,}" if warmup_steps else ""
-    told = f"the schedule ends at step {end:,}{counted}, the run at step {num_steps:,}"
+    text = f"the schedule ends at step {end:,}{counted}, the run at step {num_steps:,}"
     if end < num_steps:
         final = float(rate(num_steps))
-        told += f": its last {num_steps - end:,} steps have the rate {final:g}"
+        text += f": its last {num_steps - end:,} steps have the rate {final:g}"
     else:
-        told += f": it stops at the rate {float(rate(num_steps - 1)):.3g}, before the schedule is done"
-    return f"{told}. decay_steps = {num_steps - warmup_steps} would end both together"
+        text += f": it stops at the rate {float(rate(num_steps - 1)):.3g}, before the schedule is done"
+    return f"{text}. decay_steps = {num_steps - warmup_steps} would end both together"

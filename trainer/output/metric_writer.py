@@ -110,7 +110,7 @@ class MetricWriter:
         except (OSError, tf.errors.OpError) as error:
             reason = error.strerror if isinstance(error, OSError) else error.message
             raise UserError(
-                f"{self._path} cannot be written: {reason}. The last checkpoint is whole, and a run goes on from it. "
+                f"{self._path} cannot be written: {reason}. The last checkpoint is whole, and a run resumes from it. "
                 "Make room or give the right to write there, and run the same command again."
             ) from error
 

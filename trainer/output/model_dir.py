@@ -69,7 +69,7 @@ class ModelDir:
         return self.path / "final.weights.h5"
 
     def weights_of(self, step: int) -> Path:
-        """Where those of an earlier end are, once the run goes on past it."""
+        """Where those of an earlier end are, once the run continues past it."""
         return self.path / f"step_{step}.weights.h5"
 
     @property

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a run goes on."""
+"""What a person sees in the terminal while a run trains."""
 
 import sys
 import time

@@ -153,7 +153,7 @@ def _age(prefix: str) -> tuple[int, int] | None:
     number = re.search(r"-(\d+)$", prefix)
     try:
         return int(number[1]) if number else -1, tf.io.gfile.stat(prefix + ".index").mtime_nsec
-    except tf.errors.NotFoundError:  # a run that goes on has deleted it since the folder was listed
+    except tf.errors.NotFoundError:  # a run that still trains has deleted it since the folder was listed
         return None
 
 

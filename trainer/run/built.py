@@ -23,7 +23,7 @@ class RunParts:
 
     init_checkpoint: the path as it was given, None from scratch.
     variables: those that the optimizer trains.  report: None from scratch and on a resumed run.
-    proof: None on a resumed run, whose optimizer goes on.  resumed_step: None on a fresh run.
+    proof: None on a resumed run, whose optimizer continues.  resumed_step: None on a fresh run.
     rules: those of the restore, the patterns of frozen, and how the model is changed.
     step_options: further arguments of `build_train_loop`.  ema_decay: None for no averages.
     max_rollbacks: how often the run may go back from a loss that is not finite; 0 stops it.

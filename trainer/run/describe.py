@@ -141,7 +141,7 @@ _WIDTH = 64  # columns of the plot
 def describe_rates(parts: RunParts) -> str:
     """Five points of the optimizer's rate and, unless it is constant, its plot over the run.
 
-    Of phases the plot alone, where the step of each is known; the points are told with each of them.
+    Of phases the plot alone, where the step of each is known; the points are printed with each of them.
     """
     columns = min(_WIDTH, max(parts.num_steps, 2))
     if parts.phases:
@@ -170,13 +170,13 @@ def describe_phases(parts: RunParts) -> dict[str, str]:
         begins = in_words(parts.phases[number - 1].start) if number else "from step 0 on"
         rate = rate_of(optimizer)
         if number and isinstance(parts.phases[number - 1].start, Swats):
-            told = f"rate as found, {rate_at(rate, 0):g} until then"
+            sentences = f"rate as found, {rate_at(rate, 0):g} until then"
         elif span is None:
-            told = f"rate of its own steps {_points(rate, parts.num_steps)}"
+            sentences = f"rate of its own steps {_points(rate, parts.num_steps)}"
         else:
-            told = f"rate {_points(rate, max(span[1] - span[0], 1), span[0])}"
+            sentences = f"rate {_points(rate, max(span[1] - span[0], 1), span[0])}"
         decay = f", weight decay {optimizer.weight_decay:g}" if optimizer.weight_decay else ""
-        rows[f"phase {number + 1}"] = f"{_kind(optimizer)} {begins}, {told}{decay}"
+        rows[f"phase {number + 1}"] = f"{_kind(optimizer)} {begins}, {sentences}{decay}"
     return rows
 
 
@@ -188,7 +188,7 @@ def describe_parts(parts: RunParts) -> dict[str, str]:
     rows = {}
     for number, (part, optimizer) in enumerate(zip(parts.groups, getattr(inner, "optimizers", ()), strict=False)):
         first = part.group.unfreeze_at
-        told = [
+        sentences = [
             f"{part.label}: {len(part.variables)} variables",
             f"{type(optimizer).__name__}",
             f"rate x {part.multiplier:.3g}" * (part.multiplier != 1.0),
@@ -196,7 +196,7 @@ def describe_parts(parts: RunParts) -> dict[str, str]:
             f"from step {first:,} on" * bool(first),
             _decay_of(optimizer, len(part.no_decay), len(part.variables)),
         ]
-        rows[f"group {number + 1}"] = ", ".join(text for text in told if text)
+        rows[f"group {number + 1}"] = ", ".join(text for text in sentences if text)
     return rows
 
 
@@ -218,32 +218,32 @@ def warn_of_schedules(parts: RunParts) -> list[str]:
     """A sentence for each schedule that disagrees with `num_steps`, and for each group that is never trained."""
     inner = getattr(parts.state.optimizer, "inner_optimizer", parts.state.optimizer)
     if parts.phases:
-        told = _warn_of_phases(parts)
+        sentences = _warn_of_phases(parts)
     else:
-        told = [disagreement(rate_of(inner), parts.state.optimizer_step(parts.num_steps))]
+        sentences = [disagreement(rate_of(inner), parts.state.optimizer_step(parts.num_steps))]
     for part in parts.groups:
         if part.group.learning_rate is not None:
-            told.append(disagreement(part.group.learning_rate, parts.num_steps))
+            sentences.append(disagreement(part.group.learning_rate, parts.num_steps))
         if part.group.unfreeze_at >= parts.num_steps:
-            told.append(
+            sentences.append(
                 f"the group {part.label} begins at step {part.group.unfreeze_at:,}, and the run ends at "
                 f"{parts.num_steps:,}: it is never trained"
             )
-    return list(dict.fromkeys(text for text in told if text))
+    return list(dict.fromkeys(text for text in sentences if text))
 
 
 def _warn_of_phases(parts: RunParts) -> list[str]:
-    told = []
+    sentences = []
     for number, (optimizer, span) in enumerate(_spans(parts)):
         if span is not None and span[0] >= parts.num_steps:
-            told.append(
+            sentences.append(
                 f"phase {number + 1} begins at step {span[0]:,}, and the run ends at {parts.num_steps:,}: it never "
                 "begins"
             )
         elif span is not None:
             text = disagreement(rate_of(optimizer), span[1] - span[0])
-            told.append(f"in the steps of phase {number + 1}, {text}" if text else "")
-    return told
+            sentences.append(f"in the steps of phase {number + 1}, {text}" if text else "")
+    return sentences
 
 
 def _spans(parts: RunParts) -> list[tuple[keras.optimizers.Optimizer, tuple[int, int] | None]]:

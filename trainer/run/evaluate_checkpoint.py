@@ -132,7 +132,7 @@ def follow(
 
 
 def _written_at(checkpoint: str) -> int:
-    """By which a checkpoint is told from a later one of the same step; 0 for one that is gone by now."""
+    """What distinguishes a checkpoint from a later one of the same step; 0 for one that is gone by now."""
     try:
         return os.stat(f"{checkpoint}.index").st_mtime_ns
     except FileNotFoundError:

@@ -139,7 +139,7 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
                     if evaluated is not None:
                         parts.writer.write(step, evaluated, split=parts.split)
             except Interrupted:
-                # It is not on record, by which the run that goes on from here knows to make up for it.
+                # It is not on record, by which the run that is resumed from here knows to make up for it.
                 parts.save()
                 return False
         if due(intervals.checkpoint_every):

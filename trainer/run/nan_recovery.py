@@ -79,23 +79,23 @@ def recover(
     else:
         raise UserError(
             f"{error} Made once more from ckpt-{start}, the same steps are finite: this machine does not "
-            "compute the same twice. Run the command again; it goes on from that checkpoint."
+            "compute the same twice. Run the command again; it resumes from that checkpoint."
         )
     bad_batch = state.next_batch() - 1
-    told = f"{what} at step {bad_step}, the first after ckpt-{start} where it is not finite"
-    told += f"{_examples(parts, bad_batch)}."
+    report = f"{what} at step {bad_step}, the first after ckpt-{start} where it is not finite"
+    report += f"{_examples(parts, bad_batch)}."
     if not max_rollbacks:
         raise UserError(
-            f"{told} The run goes on from ckpt-{start} once it is mended. {_ADVICE}, look at those examples, or set "
+            f"{report} The run resumes from ckpt-{start} once it is mended. {_ADVICE}, look at those examples, or set "
             "train.on_nan = 'rollback' to leave such batches out."
         )
     went_back = int(first_value(state.rollbacks))
     if went_back >= max_rollbacks:
-        raise UserError(f"{told} The run went back {went_back} times already; train.max_rollbacks = {max_rollbacks}.")
+        raise UserError(f"{report} The run went back {went_back} times already; train.max_rollbacks = {max_rollbacks}.")
     state.bad_batches.add(bad_batch)
     resume()
     batches = _make_again(parts, train_loop, bad_step - 1, after_step)
-    return batches, f"{told} Back at step {bad_step - 1}, to go on without that batch."
+    return batches, f"{report} Back at step {bad_step - 1}, to go on without that batch."
 
 
 def _make_again(parts: RunParts, train_loop: Callable, end: int, after_step: Callable[[], None]) -> StackedBatches:

@@ -41,11 +41,11 @@ def start_files(parts: RunParts, files: ModelDir | None, identity: str) -> Metri
         start = [parts.report, parts.proof, *([parts.handover] if parts.handover else [])]
         text = "\n".join(map(str, start))
         write_text(files.restore_report_text, f"{text}\n")
-        told = {
+        facts = {
             "optimizer_proof": dataclasses.asdict(parts.proof) if parts.proof else None,
             "handover": dataclasses.asdict(parts.handover) if parts.handover else None,
         }
-        write_json(files.restore_report_json, {**json.loads(parts.report.to_json()), **told})
+        write_json(files.restore_report_json, {**json.loads(parts.report.to_json()), **facts})
         writer.write_text("restore_report", text)
     return writer
 

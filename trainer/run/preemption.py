@@ -31,7 +31,7 @@ class Preemption:
     disk is whole all the same.
 
     grace_seconds: so long after the first signal the process leaves at once with 75, saved or not; 0 for no limit.
-    last_checkpoint: what the run then goes on from, for people.
+    last_checkpoint: what the run then resumes from, for people.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Preemption:
         without_words.start()
         checkpoint = self._last_checkpoint()
         kept = (
-            f"{checkpoint} is whole, and the same command goes on from it" if checkpoint else "There is no checkpoint"
+            f"{checkpoint} is whole, and the same command resumes from it" if checkpoint else "There is no checkpoint"
         )
         print(
             f"regraft: The {self._grace_seconds:g} s after the signal (train.grace_seconds) are over, and the run was "

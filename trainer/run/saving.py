@@ -47,4 +47,4 @@ class Saving:
         except UserError as error:
             if self.on_save_error == "stop":
                 raise
-            say(f"{error} The run goes on without (on_save_error = 'continue').")
+            say(f"{error} The run continues without (on_save_error = 'continue').")

@@ -32,7 +32,7 @@ class Deadline:
         self._since: float | None = None
         self._loops = self._steps = 0
         self._seconds = self._paused = self._longest_pause = 0.0
-        #: What else takes its time at the end, in seconds: a save that goes on in the background, say.
+        #: What else takes its time at the end, in seconds: a save in the background, say.
         self.reserved: Callable[[], float] = lambda: 0.0
 
     def steps_left(self) -> float:

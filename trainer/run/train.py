@@ -60,7 +60,7 @@ _SLOW_DISK_BYTES_PER_SECOND = 50e6  # of a folder that many machines share; unti
 class TrainResult:
     """What `train` leaves behind.
 
-    finished: False if a signal or `max_seconds` stopped the run before `num_steps`; the same call goes on with it.
+    finished: False if a signal or `max_seconds` stopped the run before `num_steps`; the same call resumes it.
     initial_metrics, final_metrics: evaluations at step 0 and at the last step; empty without eval_data.
     restore_report, optimizer_proof: None where nothing was restored or the run was resumed.
     handover: what went on of the checkpoint's optimizer; None for nothing, and where the run was resumed.
@@ -170,8 +170,8 @@ def train(
     checkpoints_to_keep: the newest so many; keep_every: and for good those of a multiple of so many steps.
     best_metric: name of a metric of the evaluation; `checkpoints/best` then holds the checkpoint where it was
       highest (best_mode "max") or lowest ("min").
-    async_checkpoint: whether training goes on while a checkpoint, whose values are taken, is brought to the disk.
-    on_save_error: "stop" ends a run that cannot save, for a full disk say; "continue" says so and goes on.
+    async_checkpoint: whether training continues while a checkpoint, whose values are taken, is brought to the disk.
+    on_save_error: "stop" ends a run that cannot save, for a full disk say; "continue" prints that and continues.
     max_seconds: after so many the run saves and stops, as at a signal, its last loops shortened; 0 for no end.
     started_at: from when on they count, of `time.monotonic()`; None means now. A command counts from its own start.
     grace_seconds: within so many after SIGTERM or SIGINT the run has saved and left; else it leaves at once, to go on

@@ -49,7 +49,7 @@ class Task:
         return data
 
     def notes(self) -> dict[str, str]:
-        """What else a person is told before the first step, by heading."""
+        """What else is printed before the first step, by heading."""
         return {}
 
     def write_artifacts(self, model, data, folder: Path, step: int) -> None:

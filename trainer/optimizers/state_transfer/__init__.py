@@ -62,14 +62,14 @@ def hand_over(
     num_steps: int = 1,
     warmup_steps: int = 0,
 ) -> Handover:
-    """Fills a new, built optimizer with what goes on of the checkpoint's; call in the strategy's scope.
+    """Fills a new, built optimizer with what is carried over from the checkpoint's; call in the strategy's scope.
 
     policy: "keep_step" or "carry".  report: of the restore that filled the model; the optimizer's entries that
     are read here are noted in it.  row_rules: the patterns of `grow` and `copy_rows`.
 
     Everything is tested before a variable changes, and every replica's copy compared with the file afterwards.
     Raises `UserError` for a carry that has no meaning, for slots that are not finite, and for a schedule that
-    is over at the step that goes on.
+    is over at the step that is carried over.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     with contextlib.closing(open_checkpoint(report.checkpoint)) as source:

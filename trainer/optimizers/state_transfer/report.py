@@ -7,7 +7,7 @@ _MAX_NAMES = 6
 
 @dataclasses.dataclass(frozen=True)
 class CarriedSlot:
-    """A slot that goes on.
+    """A slot that is carried over.
 
     key: of the file.  checksum: of its bytes there, with which the copy of every replica was compared.
     """
@@ -42,7 +42,7 @@ class Handover:
     """What became of the old optimizer's state.
 
     source: class of the optimizer in the file, "" where only its step count is taken.  target: that of the new one.
-    step: the step count that goes on.  notes: what a person should know of it.
+    step: the step count that is carried over.  notes: what a person should know of it.
     entries_read: of the file's optimizer.  replicas_verified: on how many replicas each was compared with the file.
     first_learning_rate: the rate of the first update, after any warm-up of `warmup_steps`.
     """

@@ -30,7 +30,7 @@ class Hdf5Source(CheckpointSource):
 
     @contextlib.contextmanager
     def opening(self) -> Iterator[None]:
-        """What goes wrong while the file is looked over is told as a fault of the file."""
+        """Turns what goes wrong while the file is looked over into a fault of the file."""
         try:
             yield
         except RestoreError:

@@ -119,7 +119,7 @@ def _entries_in(node: Node) -> Iterator[Entry]:
 def optimizer_by_slots(node: Node, slot_names: list[str]) -> str:
     """Which optimizers keep the slots that this one has.
 
-    slot_names: those that the file calls so, as Keras 2 writes them; else they are told by their lists.
+    slot_names: those that the file calls so, as Keras 2 writes them; else they are known by their lists.
     """
     for name, child in node.children.items():
         if _holds_optimizers(name, child):

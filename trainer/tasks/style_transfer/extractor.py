@@ -34,17 +34,17 @@ class Vgg19:
     """The convolutions of VGG19 as plain tensors: nothing trains them, and no checkpoint of a run holds them.
 
     arrays: {layer: (kernel [3, 3, in, out], bias [out])}, float32.  pooling: "average" or "max".
-    told: where the weights are from, for a person.
+    description: where the weights are from, for a person.
 
     Activations are scaled layer by layer, so that over the two photographs that scikit-learn ships their mean is 1.
     So does the paper, by channel and over ImageNet: it changes nothing but the layers' shares in the loss, which
     else span many powers of ten, and it makes the losses of any weights alike in size.
     """
 
-    def __init__(self, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], pooling: str, told: str):
+    def __init__(self, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], pooling: str, description: str):
         self._arrays = arrays
         self._pooling = pooling
-        self.told = told
+        self.description = description
         self._on_device: dict[str, dict[str, tuple]] = {}
         photographs = tf.constant(np.stack([read_photograph(name, _NORM_SIZE) for name in SHIPPED]))
         means = {layer: float(tf.reduce_mean(seen)) for layer, seen in self._activations(photographs, LAYERS).items()}
@@ -109,8 +109,10 @@ def vgg19(weights: str | None = None, random_weights: bool = False, pooling: str
     if weights is not None:
         return Vgg19(*_restored(weights, pooling))
     if random_weights:
-        told = f"VGG19 with RANDOM weights (seed {seed}), {pooling} pooling: it sees textures and colours, not things"
-        return Vgg19(_random(seed), pooling, told)
+        description = (
+            f"VGG19 with RANDOM weights (seed {seed}), {pooling} pooling: it sees textures and colours, not things"
+        )
+        return Vgg19(_random(seed), pooling, description)
     raise UserError(
         f"VGG19 has no weights: set vgg19.weights = 'path'; {_WHERE_FROM}. "
         "Or say vgg19.random_weights = True if random ones are meant."

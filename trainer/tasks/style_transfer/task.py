@@ -51,14 +51,16 @@ class StyleTransferTask(Task):
     def describe(self):
         return {
             "inputs": self.inputs,
-            "extractor": self._extractor.told.splitlines()[0],
+            "extractor": self._extractor.description.splitlines()[0],
             "content_layers": self._content_layers,
             "style_layers": self._style_layers,
             **self._weights,
         }
 
     def notes(self):
-        return {"extractor": f"{self._extractor.told}\n{'':17}{', '.join(self._layers)}; in no checkpoint of the run"}
+        return {
+            "extractor": f"{self._extractor.description}\n{'':17}{', '.join(self._layers)}; in no checkpoint of the run"
+        }
 
     def features(self):
         return list(dict.fromkeys([*super().features(), "image", "style"]))
