@@ -34,6 +34,7 @@ def weights_in(folder) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.full
 def test_a_training_ends_with_the_same_text_and_weights(both):
     folders, ended = both
     assert of(ended[False]) == of(ended[True]) and ended[True].returncode == 0

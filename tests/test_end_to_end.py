@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from commands import run_command, start_command
-from conftest import assert_same_weights, full
+from conftest import assert_same_weights
 from test_metric_writer import points
 
 from trainer.output.metric_writer import read_rows
@@ -138,7 +138,8 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(command, unbroken, 
         assert [step for step, _ in points(tmp_path / "run" / name, "loss")] == logged, "in TensorBoard, each once"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, full(signal.SIGINT)])
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_exits_75_and_the_same_command_goes_on_to_the_same_bits(command, unbroken, tmp_path, number):
     status, text = start_and_signal(command, tmp_path / "run", number, 100)
     assert status == 75, text

@@ -86,6 +86,7 @@ def test_step_checkpoint_and_examples_are_named_and_no_bad_weight_is_saved(tmp_p
     assert whole_checkpoints(tmp_path / "run" / "checkpoints")[-1].endswith(f"ckpt-{BEFORE}")
 
 
+@pytest.mark.full
 def test_rollback_leaves_the_batch_out_and_is_the_same_again_after_a_stop(tmp_path, strategy, capsys):
     """The bad example comes twice in 20 steps: two rollbacks."""
     options = dict(strategy=strategy, on_nan="rollback")

@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 import test_nan
 from commands import REPOSITORY, run_command
-from conftest import full
 from test_experiment import DATA, train
 
 import trainer
@@ -178,7 +177,8 @@ def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
     assert kept(small_disk / "run/checkpoints"), "the older ones are there"
 
 
-@pytest.mark.parametrize("leave_bytes", [full(50_000), 90_000])
+@pytest.mark.full
+@pytest.mark.parametrize("leave_bytes", [50_000, 90_000])
 def test_a_disk_that_is_full_at_the_end_leaves_the_older_final_weights_whole(small_disk, leave_bytes):
     options = LONG | {"model": killed_in_saving, "model_dir": small_disk / "run", "checkpoints_to_keep": 1}
     train(**options)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from commands import REPOSITORY
+from conftest import full
 
 # Runs a command as `python -m` does, and prints on stderr whether it imported TensorFlow.
 WATCHED = """
@@ -27,10 +28,8 @@ def watched(module: str, *arguments: str) -> tuple[int, str, bool]:
 @pytest.mark.parametrize(
     ("module", "arguments", "status", "said"),
     [
-        *(
-            (module, ["--help"], 0, f"{module}")
-            for module in ("train", "evaluate", "inspect", "compare", "configurables")
-        ),
+        ("train", ["--help"], 0, "launch.train"),
+        *(full(module, ["--help"], 0, module) for module in ("evaluate", "inspect", "compare", "configurables")),
         ("train", ["--gin_fil=x"], 2, "Did you mean"),
         ("compare", ["--paralel=2"], 2, "Did you mean"),
         ("evaluate", ["a word"], 2, "every option is a flag"),
