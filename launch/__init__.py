@@ -12,7 +12,7 @@ import time
 STARTED_AT = time.monotonic()
 
 # Commands that resume where they were stopped; launch.local's workers do.
-_GO_ON = {"launch.train", "launch.compare", "launch.local"}
+_RESUMING = {"launch.train", "launch.compare", "launch.local"}
 
 # Information that TensorFlow's libraries print to stderr, whatever the log level, before they can
 # be asked not to: a person looking for an error message should not have to look past it.
@@ -22,7 +22,7 @@ _CHATTER = re.compile(r"^(I\d{4} |I0000 |WARNING: All log messages before absl::
 def _leave(terminal: int, number: int, frame) -> None:
     """Until the command has handlers of its own, nothing has been done that would be lost."""
     del frame
-    resumes = bool(_GO_ON & set(sys.orig_argv))
+    resumes = bool(_RESUMING & set(sys.orig_argv))
     message = f"regraft: Stopped by {signal.Signals(number).name} before anything was done."
     os.write(terminal, f"{message}{' Run the same command again.' if resumes else ''}\n".encode())
     os._exit(75 if resumes else 128 + number)

@@ -14,6 +14,9 @@ from rich.table import Table
 from launch import command_line
 from launch.command_line import Mistake
 
+_METRICS = ("initial_metrics", "final_metrics")
+_FIELDS = ("init_checkpoint", "optimizer", "step", *_METRICS)  # of a summary, as far as the table shows them
+
 flags.DEFINE_multi_string("model_dir", [], "A finished run; may be repeated.")
 flags.DEFINE_string("metric", "accuracy", "Which evaluated metric to show.")
 
@@ -42,14 +45,17 @@ def _row(model_dir: str, metric: str) -> list[str]:
             summary = json.load(file)
     except FileNotFoundError:
         raise Mistake(f"{model_dir} holds no finished run: there is no {path}.") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise Mistake(f"{path} is not the summary of a run: {error}.") from error
-    known = {name for when in ("initial_metrics", "final_metrics") for name in summary[when]}
+    missing = [name for name in _FIELDS if not isinstance(summary, dict) or name not in summary]
+    if missing or not all(isinstance(summary[when], dict) for when in _METRICS):
+        raise Mistake(f"{path} is not the summary of a run: it lacks {', '.join(missing) or 'metrics by name'}.")
+    known = {name for when in _METRICS for name in summary[when]}
     if known and metric not in known:
-        near = difflib.get_close_matches(metric, known, 1, cutoff=0.5)
+        near = difflib.get_close_matches(metric.lower(), known, 1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known metrics: {', '.join(sorted(known))}."
         raise Mistake(f"{model_dir} was not evaluated by {metric!r}. {hint}")
-    values = [summary[when].get(metric) for when in ("initial_metrics", "final_metrics")]
+    values = [summary[when].get(metric) for when in _METRICS]
     return [
         os.path.basename(model_dir.rstrip("/")),
         summary["init_checkpoint"] or "random weights",

@@ -171,8 +171,8 @@ def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
     # To the end, where the weights alone have no room either.
     with pytest.raises(trainer.UserError, match="final.weights.h5 cannot be written: No space left on device"):
         train(on_save_error="continue", **options)
-    told = capsys.readouterr().out
-    assert "cannot be written" in told and "The run continues without (on_save_error = 'continue')" in told
+    printed = capsys.readouterr().out
+    assert "cannot be written" in printed and "The run continues without (on_save_error = 'continue')" in printed
     assert [row["step"] for row in read_rows(small_disk / "run/metrics.jsonl") if "split" in row][-1] == 12
     assert kept(small_disk / "run/checkpoints"), "the older ones are there"
 

@@ -1,5 +1,6 @@
 """Commands that do not compute, and mistakes in flags, end before TensorFlow is imported."""
 
+import json
 import subprocess
 import sys
 
@@ -43,6 +44,21 @@ def test_a_command_that_computes_nothing_imports_no_tensorflow(module, arguments
     found_status, text, imported = watched(module, *arguments)
     assert found_status == status and said in text, text
     assert text.count("imported False") == 1 and not imported
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"initial_metrics": 3, "final_metrics": {}}'])
+def test_a_file_that_is_no_summary_is_one_message(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    status, said, _ = watched("report", f"--model_dir={tmp_path}")
+    assert status == 2 and f"{tmp_path}/summary.json is not the summary of a run: " in said and "Traceback" not in said
+
+
+def test_a_metric_that_is_mistyped_is_named_whatever_its_case(tmp_path):
+    metrics = {"initial_metrics": {"loss": 1.0}, "final_metrics": {"loss": 0.5}}
+    summary = {"init_checkpoint": None, "optimizer": "SGD", "step": 3, **metrics}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    status, said, _ = watched("report", f"--model_dir={tmp_path}", "--metric=LOSS")
+    assert status == 2 and "Did you mean 'loss'?" in said
 
 
 def test_every_strategy_of_the_flag_is_one_that_is_built():

@@ -1,4 +1,4 @@
-"""TF_CONFIG as another program or a person set it (a person, launch.local, Kubeflow's TFJob) -> place and addresses.
+"""TF_CONFIG as a person, launch.local or Kubeflow's TFJob set it -> place and addresses.
 
 https://www.tensorflow.org/guide/distributed_training#TF_CONFIG
 """

@@ -27,6 +27,7 @@ from trainer.restore import (
     weights_of,
     whole_checkpoints,
 )
+from trainer.restore.rules import Rules
 from trainer.run.build import assemble_model
 from trainer.step.evaluate import build_evaluate
 from trainer.tasks.task import Task
@@ -68,7 +69,7 @@ def _restore(model, checkpoint: str, rules: dict) -> RestoreReport:
     try:
         return restore_weights(model, checkpoint)
     except RestoreError:
-        if all(rule in ((), [], None, "structure") for rule in rules.values()):
+        if Rules(**rules) == Rules():
             raise
         return restore_weights(model, checkpoint, **rules)
 
