@@ -36,8 +36,9 @@ def main() -> None:
     command_line.load_config()
     checkpoint = flags.FLAGS.checkpoint or command_line.required_model_dir()
     strategy = command_line.strategy_from_flags()
-    bound = bindings_of("train", "model", "task", "eval_data", "global_batch_size", "ema_decay", "lora")
-    rules = bindings_of("train", "rename", "ignore", "match", "root")
+    bound = bindings_of("train", "model", "task", "eval_data", "global_batch_size")
+    bound |= bindings_of("Step", "ema_decay") | bindings_of("Finetune", "lora")
+    rules = bindings_of("Restore", "rename", "ignore", "match", "root")
     if bound["eval_data"] is None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
     if flags.FLAGS.continuous:

@@ -30,7 +30,7 @@ def main() -> None:
     print(describe_source(open_checkpoint(path)))
     if not flags.FLAGS.gin_file:
         return
-    bound = bindings_of("train", "model", "task", "train_data", *RULES)
+    bound = bindings_of("train", "model", "task", "train_data") | bindings_of("Restore", *RULES)
     print("\n" + str(evaluate_checkpoint.plan_only(path, **bound)))
 
 

@@ -5,8 +5,10 @@ python -m launch.train --gin_file=configs/runs/digits_adam_to_sgd.gin --model_di
 Exit status: 0 done; 2 a mistake in flags, config or data; 75 preempted, run it again; 1 a bug.
 """
 
+import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -28,32 +30,42 @@ def main() -> int:
 
     import trainer  # noqa: F401  registers what the library makes bindable
     from trainer.cluster.strategy import build_strategy
-    from trainer.config import bindings_of
+    from trainer.config import bindings_of, check_run_is_complete
     from trainer.errors import UserError
     from trainer.output.model_dir import ModelDir
     from trainer.restore import find_checkpoint
+    from trainer.run.inputs import as_restore
     from trainer.run.resume import may_resume
+    from trainer.run.settings import Invocation
     from trainer.step.xla_check import describe_fitness
 
     command_line.load_config()
+    check_run_is_complete()
     join_cluster()
     dry_run = flags.FLAGS.dry_run
     model_dir = flags.FLAGS.model_dir if dry_run else command_line.required_model_dir()
-    options = {name: flags.FLAGS[name].value for name in ("timed_steps", "allow_config_change")}
-    if options["timed_steps"] and not dry_run:
+    if flags.FLAGS.timed_steps and not dry_run:
         raise UserError("--timed_steps belongs to --dry_run: a run shows its own speed.")
+    options: dict[str, Any] = {}
     stands_in = dry_run and command_line.wants_missing_tpu()
     if stands_in:
         print("There is no TPU here: the step is compiled by XLA on this machine's CPU, for one replica.")
-        strategy, options["jit_compile"] = build_strategy("one_device"), True
+        strategy = build_strategy("one_device")
+        options["step"] = dataclasses.replace(bindings_of("train", "step")["step"], jit_compile=True)
     else:
         strategy = command_line.strategy_from_flags()
     # A mistyped path should not wait for the data to be read.
-    init_checkpoint = bindings_of("train", "init_checkpoint")["init_checkpoint"]
-    if init_checkpoint and not (model_dir and may_resume(ModelDir(Path(model_dir)))):
-        find_checkpoint(init_checkpoint)
+    restore = as_restore(bindings_of("train", "restore")["restore"])
+    if restore is not None and not (model_dir and may_resume(ModelDir(Path(model_dir)))):
+        find_checkpoint(restore.checkpoint)
+    invocation = Invocation(
+        allow_config_change=flags.FLAGS.allow_config_change,
+        dry_run=dry_run,
+        timed_steps=flags.FLAGS.timed_steps,
+        started_at=STARTED_AT,
+    )
     train = gin.get_configurable("experiment.train")
-    result = train(model_dir=model_dir, strategy=strategy, started_at=STARTED_AT, dry_run=dry_run, **options)
+    result = train(model_dir=model_dir, strategy=strategy, invocation=invocation, **options)
     if stands_in and result.tpu_obstacles:
         raise UserError(
             f"--strategy=tpu: the step {describe_fitness(result.tpu_obstacles)}. Give each tensor one size: weigh "

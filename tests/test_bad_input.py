@@ -26,8 +26,8 @@ def param(binding: str) -> str:
 # what is wrong -> (command, its flags, the message). SOURCE is a checkpoint that fits, RUN a model_dir
 # that holds a run, BUSY one that a live process writes, BELOW a path below a file.
 COMMANDS = {
-    "neither init_checkpoint nor from_scratch": (
-        "train", [FILE, param("INIT_CHECKPOINT = None")], "no init_checkpoint to start from.*from_scratch = True"),
+    "no checkpoint": (
+        "train", [FILE, param("INIT_CHECKPOINT = None")], "no checkpoint to start from.*train.restore = None"),
     "a path without a checkpoint": (
         "train", [FILE, param("INIT_CHECKPOINT = '/nowhere/ckpt-1'")], "no checkpoint at /nowhere/ckpt-1"),
     "a checkpoint that fits no variable": (
@@ -148,7 +148,7 @@ def refused(*gin_params: str, files=(ADAM_TO_SGD,)) -> str:
         ("optimzers.SGD.momentum = 0.9", "no configurable 'optimzers.SGD'"),
         ("supervised.loss = @MeanSquaredEror()", "Did you mean 'MeanSquaredError'?"),
         ("train.evalevery = 3", "train has no parameter 'evalevery'"),
-        ("train.evalevery = 3", "Did you mean 'eval_every'?"),
+        ("train.evalevery = 3", "Did you mean Intervals.eval_every?"),
         ("train/tfds_data.splt = 'x'", "tfds_data has no parameter 'splt'"),
         # macros
         ("CosineDecay.decay_steps = %NUM_STEP", "macro %NUM_STEP is used but never set. Did you mean 'NUM_STEPS'?"),
@@ -158,20 +158,20 @@ def refused(*gin_params: str, files=(ADAM_TO_SGD,)) -> str:
         # scopes and bindings that nothing uses
         ("evl/tfds_data.split = 'train'", "nothing runs in the scope 'evl'. Did you mean 'eval'?"),
         ("other/tfds_data.split = 'train'", "nothing runs in the scope 'other'. Known scopes: eval, train."),
-        ("Adam.learning_rate = 0.1", "this run does not use Adam; it uses CosineDecay, SGD"),
+        ("Adam.learning_rate = 0.1", "this run does not use Adam; it uses CosineDecay, Finetune"),
         ("metrics.MeanSquaredError.name = 'x'", "this run does not use metrics.MeanSquaredError"),
         # types
         ("NUM_STEPS = 1.5", "train.num_steps must be a whole number, not 1.5 (it comes from %NUM_STEPS)."),
         ("SEED = 'abc'", "train.seed must be a whole number, not 'abc'"),
         ("train.seed = True", "train.seed must be a whole number, not True."),
-        ("train.eval_every = 'a'", "train.eval_every must be a whole number"),
-        ("train.from_scratch = 'yes'", "train.from_scratch must be True or False, not 'yes'."),
-        ("train.reinitialize = 'head'", "train.reinitialize must be a list of text in quotes, not 'head'."),
-        ("train.copy_rows = [('^head/', 3)]", "train.copy_rows must be a list of (a text in quotes, a dict"),
-        ("train.grow = '^embed/'", "train.grow must be a list of text in quotes, not '^embed/'."),
-        ("train.match = 3", "train.match must be a text in quotes, not 3"),
-        ("train.rename = ['a']", "train.rename must be a list of (a text in quotes, a text in quotes)"),
-        ("INIT_CHECKPOINT = 3", "train.init_checkpoint must be a text in quotes, not 3"),
+        ("Intervals.eval_every = 'a'", "Intervals.eval_every must be a whole number"),
+        ("Step.jit_compile = 'yes'", "Step.jit_compile must be True or False, not 'yes'."),
+        ("Restore.reinitialize = 'head'", "Restore.reinitialize must be a list of text in quotes, not 'head'."),
+        ("Restore.copy_rows = [('^head/', 3)]", "Restore.copy_rows must be a list of (a text in quotes, a dict"),
+        ("Restore.grow = '^embed/'", "Restore.grow must be a list of text in quotes, not '^embed/'."),
+        ("Restore.match = 3", "Restore.match must be a text in quotes, not 3"),
+        ("Restore.rename = ['a']", "Restore.rename must be a list of (a text in quotes, a text in quotes)"),
+        ("INIT_CHECKPOINT = 3", "Restore.checkpoint must be a text in quotes or a PathLike, not 3"),
         ("MODEL = 'small_cnn'", "train.model must be a reference such as @name"),
         ("TASK = @supervised", "so write @supervised() with parentheses"),
         ("supervised.metrics = [@SparseCategoricalAccuracy]", "supervised.metrics must be a dict"),
@@ -229,8 +229,8 @@ def test_a_binding_in_a_file_may_wait_for_an_optimizer_or_data_that_another_run_
     [
         ("NUM_STEPS = 0", "num_steps = 0 must be a whole number, 1 or more"),
         ("GLOBAL_BATCH_SIZE = 0", "global_batch_size 0 .* must both be 1 or more"),
-        ("train.eval_every = -1", "eval_every = -1 must be 0 or more"),
-        ("train.from_scratch = False", "no init_checkpoint"),
+        ("Intervals.eval_every = -1", "eval_every = -1 must be 0 or more"),
+        ("train.restore = @Restore()", "does not set INIT_CHECKPOINT .or train.restore = None"),
         ("OPTIMIZER = @MeanSquaredError", "must be a Keras optimizer, e.g. OPTIMIZER = @SGD"),
         ("OPTIMIZER = 3", "train.optimizer must be a reference such as @name, not 3"),
         ("supervised.loss = @Adam()", "supervised.loss must be a Keras loss"),

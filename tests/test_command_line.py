@@ -35,7 +35,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(digits_source, tmp
         "launch.train",
         "--gin_file=configs/runs/digits_adam_to_sgd.gin",
         f"--gin_param=INIT_CHECKPOINT = '{digits_source}'",
-        "--gin_param=train.frozen = ['^conv1/']",
+        "--gin_param=Finetune.frozen = ['^conv1/']",
         f"--model_dir={tmp_path / 'run'}",
         "--strategy=mirrored",
         "--virtual_devices=2",

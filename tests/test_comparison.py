@@ -34,12 +34,12 @@ include 'configs/base.gin'
 include 'configs/tasks/regression.gin'
 include 'configs/data/linear.gin'
 INIT_CHECKPOINT = None
-train.from_scratch = True
+train.restore = None
 NUM_STEPS = 20
 MODEL = @linear
 OPTIMIZER = @SGD
-train.eval_every = 5
-train.log_every = 5
+Intervals.eval_every = 5
+Intervals.log_every = 5
 compare.members = ['sgd', 'adam', 'rmsprop']
 compare.num_seeds = 2
 compare.metric = 'loss'
@@ -127,7 +127,7 @@ def test_a_members_bindings_are_those_of_its_runs_alone(tmp_path):
 def test_a_scope_that_only_a_member_refers_to_is_in_its_config_and_a_former_members_is_not(tmp_path):
     text = CONFIG + "head/group.pattern = 'bias'\nhead/group.learning_rate_multiplier = 0.5\n"
     prepare(
-        tmp_path, "adam/train.groups = [@head/group()]", "compare.members = ['sgd', 'adam']",
+        tmp_path, "adam/Finetune.groups = [@head/group()]", "compare.members = ['sgd', 'adam']",
         "rmsprop/train.optimizer = @rmsprop/RMSprop", text=text,
     )  # fmt: skip
     with config_of("adam"):
@@ -145,7 +145,7 @@ WRONG = {
         ["compare.members = ['sgd', 'adma']"], "nothing is set for 'adma'. Did you mean 'adam'?"),
     "a member that is no scope": (["compare.members = ['sgd', 'a/b']"], "'a/b' must be made of letters"),
     "a member called like a scope of the data": (
-        ["compare.members = ['sgd', 'some']", "TRAIN_DATA = @some/in_memory()", "some/train.frozen = []"],
+        ["compare.members = ['sgd', 'some']", "TRAIN_DATA = @some/in_memory()", "some/Finetune.frozen = []"],
         "uses the scope 'some' for something that all"),
     "an unknown metric": (["compare.metric = 'los'"], "'los' is not evaluated. Did you mean 'loss'?"),
     "a loss to be high": (["compare.mode = 'max'"], "set compare.mode = 'min'"),
@@ -158,8 +158,8 @@ WRONG = {
     "another budget": (["adam/NUM_STEPS = 30"], "adam/NUM_STEPS changes train.num_steps"),
     "another batch": (["adam/GLOBAL_BATCH_SIZE = 3"], "adam/GLOBAL_BATCH_SIZE changes train.global_batch_size"),
     "another seed": (["adam/SEED = 3"], "adam/SEED changes train.seed"),
-    "another start": (["adam/train.init_checkpoint = '/x'"], "adam/train.init_checkpoint changes train.init_check"),
-    "other evaluations": (["adam/train.eval_every = 3"], "adam/train.eval_every changes train.eval_every"),
+    "another start": (["adam/Restore.checkpoint = '/x'"], "adam/Restore.checkpoint changes train.init_check"),
+    "other evaluations": (["adam/Intervals.eval_every = 3"], "adam/Intervals.eval_every changes Intervals.eval_every"),
     "another loss": (["adam/supervised.loss = @Huber()"], "adam/supervised.loss changes train.task"),
     "a mistyped parameter": (["adam/Adam.learing_rate = 1"], "no parameter 'learing_rate'.* Did you mean"),
     "a mistyped scope": (["adm/Adam.beta_1 = 0.8"], "nothing runs in the scope 'adm'. Did you mean 'adam'?"),
@@ -172,7 +172,7 @@ WRONG = {
         ["TRAIN_DATA = @first_rows()", "+adam/hidden_width.width = 9"],
         "'sgd' and 'adam' do not start alike.* the first batches of train_data"),
     "a member that cannot be built": (
-        ["adam/train.frozen = ['nothing']"], "The member 'adam': frozen: 'nothing' matches no"),
+        ["adam/Finetune.frozen = ['nothing']"], "The member 'adam': frozen: 'nothing' matches no"),
 }  # fmt: skip
 
 
@@ -192,10 +192,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path,
 
 @pytest.mark.full
 def test_a_member_may_change_what_optimizes(tmp_path, capsys):
-    changes = ["adam/train.ema_decay = 0.9", "sgd/train.accumulation_steps = 2", "rmsprop/train.frozen = ['bias']"]
+    changes = ["adam/Step.ema_decay = 0.9", "sgd/Step.accumulation_steps = 2", "rmsprop/Finetune.frozen = ['bias']"]
     assert run_compare(tmp_path, *changes, dry_run=True) == 0
     page = capsys.readouterr().out
-    assert "adam             train.ema_decay = 0.9" in page and "2 variables with 2 weights, bit for bit" in page
+    assert "adam             Step.ema_decay = 0.9" in page and "2 variables with 2 weights, bit for bit" in page
     assert "0 of 6 are done" in page and not (tmp_path / "out").exists()
 
 
@@ -205,7 +205,7 @@ ONE_SEED = ["compare.num_seeds = 1", "compare.members = ['sgd', 'adam']"]
 
 
 def restored_from(folder):
-    return [f"INIT_CHECKPOINT = '{folder / 'source/checkpoints'}'", "train.from_scratch = False"]
+    return [f"INIT_CHECKPOINT = '{folder / 'source/checkpoints'}'", "train.restore = @Restore()"]
 
 
 class Compared(NamedTuple):
@@ -449,9 +449,9 @@ def penalized() -> keras.Model:
 @pytest.mark.full
 def test_members_with_lora_and_phases_are_compared_but_not_where_a_penalty_is_of_other_variables(tmp_path, capsys):
     members = [
-        "compare.members = ['sgd', 'swap', 'lowrank']", "compare.num_seeds = 1", "swap/train.phases = [@phase()]",
+        "compare.members = ['sgd', 'swap', 'lowrank']", "compare.num_seeds = 1", "swap/Finetune.phases = [@phase()]",
         "swap/phase.optimizer = @Adam", "swap/phase.start = 10", "swap/Adam.learning_rate = 0.01",
-        "lowrank/train.lora = @lora()", "lowrank/lora.rank = 1",
+        "lowrank/Finetune.lora = @lora()", "lowrank/lora.rank = 1",
     ]  # fmt: skip
     text = "\n".join(line for line in CONFIG.splitlines() if not line.startswith(("adam/", "rmsprop/")))
     assert run_compare(tmp_path, *members, text=text) == 0
@@ -510,7 +510,7 @@ def test_progress_is_read_from_a_log_behind_what_an_earlier_process_wrote(tmp_pa
 LONG = [
     f"--gin_param={binding}"
     for binding in (
-        "NUM_STEPS = 500", "train.eval_every = 125", "train.checkpoint_every = 50", "train.steps_per_loop = 10",
+        "NUM_STEPS = 500", "Intervals.eval_every = 125", "Intervals.checkpoint_every = 50", "Intervals.steps_per_loop = 10",
         "compare.members = ['sgd', 'adam']",
     )
 ]  # fmt: skip

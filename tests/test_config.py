@@ -197,8 +197,9 @@ def test_differing_lines_reads_a_value_over_several_lines_as_one():
 
 
 def test_a_longer_run_or_another_interval_is_still_the_same_run():
-    old = "NUM_STEPS = 100\ntrain.eval_every = 20\ntrain.log_every = 1\n"
-    new = "NUM_STEPS = 200\ntrain.eval_every = 50\ntrain.checkpoint_every = 7\n"
+    uses = "train.num_steps = %NUM_STEPS\nCosineDecay.decay_steps = %NUM_STEPS\n"
+    old = uses + "NUM_STEPS = 100\nIntervals.eval_every = 20\nIntervals.log_every = 1\n"
+    new = uses + "NUM_STEPS = 200\nIntervals.eval_every = 50\nIntervals.checkpoint_every = 7\n"
     assert differing_lines(old, new) == []
 
 
@@ -214,19 +215,20 @@ def test_configurables_lists_every_name_once_with_its_defaults():
 
 
 def test_what_is_evaluated_and_where_data_lies_does_not_make_another_run():
-    old = "eval/tfds_data.split = 'test'\nEVAL_DATA = @eval/tfds_data()\ntfds_data.data_dir = 'a'\nNUM_STEPS = 5"
-    new = "eval/tfds_data.split = 'test[:50%]'\nEVAL_DATA = None\ntfds_data.data_dir = 'b'\nNUM_STEPS = 9"
+    uses = "train.num_steps = %NUM_STEPS\ntrain.eval_data = %EVAL_DATA\n"
+    old = f"{uses}eval/tfds_data.split = 'test'\nEVAL_DATA = @eval/tfds_data()\ntfds_data.data_dir = 'a'\nNUM_STEPS = 5"
+    new = f"{uses}eval/tfds_data.split = 'test[:50%]'\nEVAL_DATA = None\ntfds_data.data_dir = 'b'\nNUM_STEPS = 9"
     assert differing_lines(old, new) == []
     assert differing_lines("train/tfds_data.split = 'a'", "train/tfds_data.split = 'b'")
 
 
 def test_a_reference_may_stand_inside_a_rule_of_a_restore():
     gin.external_configurable(lambda: {0: 3}, name="shared_rows", module="test_config")
-    parse_config([], ["train.copy_rows = [('^head/', @shared_rows())]"])
-    assert bindings_of("train", "copy_rows") == {"copy_rows": [("^head/", {0: 3})]}
+    parse_config([], ["Restore.copy_rows = [('^head/', @shared_rows())]"])
+    assert bindings_of("Restore", "copy_rows") == {"copy_rows": [("^head/", {0: 3})]}
 
 
 def test_a_reference_inside_a_rule_that_is_not_called_is_refused():
     gin.external_configurable(lambda: {0: 3}, name="other_rows", module="test_config")
-    with pytest.raises(UserError, match="train.copy_rows must be a list of"):
-        parse_config([], ["train.copy_rows = [('^head/', @other_rows)]"])
+    with pytest.raises(UserError, match="Restore.copy_rows must be a list of"):
+        parse_config([], ["Restore.copy_rows = [('^head/', @other_rows)]"])

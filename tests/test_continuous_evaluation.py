@@ -28,8 +28,8 @@ def test_it_follows_a_run_to_its_end_and_evaluates_nothing_twice(tmp_path):
     follow = ["launch.evaluate", CONFIG, f"--model_dir={model_dir}", "--continuous", "--timeout_seconds=600"]
     follower = start_command(*follow)
     trained = run_command(
-        "launch.train", CONFIG, "--gin_param=NUM_STEPS = 60", "--gin_param=train.checkpoint_every = 20",
-        "--gin_param=train.checkpoints_to_keep = 9", "--gin_param=train.eval_every = 20", f"--model_dir={model_dir}",
+        "launch.train", CONFIG, "--gin_param=NUM_STEPS = 60", "--gin_param=Intervals.checkpoint_every = 20",
+        "--gin_param=Saving.keep = 9", "--gin_param=Intervals.eval_every = 20", f"--model_dir={model_dir}",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     text, errors = follower.communicate(timeout=900)

@@ -26,9 +26,9 @@ def command(digits_source):
         "--gin_file=configs/runs/digits_adam_to_sgd.gin",
         f"--gin_param=INIT_CHECKPOINT = '{digits_source}/checkpoints'",
         f"--gin_param=NUM_STEPS = {STEPS}",
-        "--gin_param=train.eval_every = 100",
-        "--gin_param=train.checkpoint_every = 50",
-        "--gin_param=train.steps_per_loop = 5",
+        "--gin_param=Intervals.eval_every = 100",
+        "--gin_param=Intervals.checkpoint_every = 50",
+        "--gin_param=Intervals.steps_per_loop = 5",
         "--strategy=mirrored",
         "--virtual_devices=2",
     ]

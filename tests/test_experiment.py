@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import full, make_strategy
+from grouped import train_with
 
 import trainer
 from trainer.config.checks import problems
@@ -34,9 +35,9 @@ def small():
 def train(**options):
     defaults = dict(
         model=small, train_data=DATA, task=TASK, optimizer=lambda: keras.optimizers.SGD(0.1), global_batch_size=10,
-        num_steps=4, from_scratch=True, strategy=make_strategy(1),
+        num_steps=4, strategy=make_strategy(1),
     )  # fmt: skip
-    return trainer.train(**{**defaults, **options})
+    return train_with(**{**defaults, **options})
 
 
 def test_without_a_model_dir_nothing_is_written_and_the_model_is_handed_back(tmp_path, monkeypatch):
@@ -62,10 +63,12 @@ def test_the_same_seed_is_the_same_run_and_another_is_not():
 
 
 def test_a_run_starts_from_something_that_was_said():
-    with pytest.raises(trainer.UserError, match="no init_checkpoint"):
-        train(from_scratch=False)
-    with pytest.raises(trainer.UserError, match="Both init_checkpoint and from_scratch"):
-        train(init_checkpoint="somewhere")
+    with pytest.raises(trainer.UserError, match="no checkpoint to start from"):
+        trainer.Restore(None)
+    with pytest.raises(TypeError, match="restore"):
+        trainer.train(small, task=None, optimizer=None, train_data=None, num_steps=1, global_batch_size=1)
+    with pytest.raises(trainer.UserError, match="restore must be a path"):
+        train(restore=3)
 
 
 def test_numbers_that_make_no_run_are_refused():
@@ -88,7 +91,7 @@ def test_a_run_does_not_go_back_behind_its_checkpoint(tmp_path):
 @pytest.mark.full
 def test_a_finished_runs_summary_names_where_it_started_even_after_a_resume(tmp_path):
     train(model_dir=tmp_path / "source", num_steps=2)
-    options = {"init_checkpoint": str(tmp_path / "source"), "from_scratch": False, "model_dir": tmp_path / "run"}
+    options = {"checkpoint": str(tmp_path / "source"), "model_dir": tmp_path / "run"}
     for num_steps in (2, 4):
         train(**options, num_steps=num_steps)
     assert json.loads((tmp_path / "run/summary.json").read_text())["init_checkpoint"] == str(tmp_path / "source")
@@ -187,7 +190,8 @@ def test_losses_and_metrics_that_cannot_be_are_named_before_anything_is_written(
         metrics={"mean": lambda model, batch: tf.constant(1.0)},
     )  # fmt: skip
     refused("a value for each example", tmp_path, task=scalar)
-    refused("checkpoints_to_keep = 0", tmp_path, checkpoints_to_keep=0)
+    with pytest.raises(trainer.UserError, match="Saving.keep = 0 must be 1"):
+        trainer.Saving(keep=0)
     refused("must be a tf.distribute.Strategy", tmp_path, strategy="mirrored")
     for metrics, message in (
         ({"accuracy": keras.metrics.SparseCategoricalAccuracy()}, "is a metric already"),
@@ -275,7 +279,7 @@ def test_a_folder_of_somebodys_checkpoints_is_no_model_dir(tmp_path):
     source.build((None, 4))
     tf.train.Checkpoint(model=source).save(str(tmp_path / "ckpt"))
     with pytest.raises(trainer.UserError, match="holds checkpoints that no run wrote"):
-        train(model_dir=tmp_path, init_checkpoint=str(tmp_path), from_scratch=False)
+        train(model_dir=tmp_path, checkpoint=str(tmp_path))
 
 
 def test_a_run_whose_checkpoints_lost_their_data_is_not_started_over_in_silence(tmp_path):
@@ -292,7 +296,7 @@ def test_a_run_whose_checkpoints_lost_their_data_is_not_started_over_in_silence(
     ("changed", "named"),
     [
         ({"task": classification(loss=keras.losses.SparseCategoricalCrossentropy())}, "train.task.from_logits"),
-        full({"frozen": ["bias"]}, "train.frozen"),
+        full({"frozen": ["bias"]}, "Finetune.frozen"),
         full({"seed": 5}, "train.seed"),
         full({"global_batch_size": 5}, "train.global_batch_size"),
         ({"optimizer": lambda: keras.optimizers.SGD(0.2)}, "train.optimizer.learning_rate"),
@@ -396,7 +400,7 @@ def test_a_head_for_other_classes_starts_fresh_by_rule_and_the_rest_is_restored(
     source = Classifier(5)
     source(np.zeros([1, 4], np.float32))
     path = tf.train.Checkpoint(model=source).save(str(tmp_path / "ckpt"))
-    common = dict(model=lambda: Classifier(3), init_checkpoint=path, from_scratch=False)
+    common = dict(model=lambda: Classifier(3), checkpoint=path)
     with pytest.raises(trainer.RestoreError) as refused:
         train(**common)
     assert {record.name for record in refused.value.report.mismatched} == {"head/kernel", "head/bias"}

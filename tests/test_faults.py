@@ -261,7 +261,7 @@ def test_a_second_signal_leaves_at_once_from_inside_a_device_loop(tmp_path, half
     shutil.copytree(half, tmp_path / "run")
     before = saved(tmp_path / "run")
     one_loop = [f"--gin_param=train.{name} = 0" for name in ("log_every", "eval_every", "checkpoint_every")]
-    one_loop += ["--gin_param=train.steps_per_loop = 1000", "--gin_param=train.grace_seconds = 0"]
+    one_loop += ["--gin_param=Intervals.steps_per_loop = 1000", "--gin_param=Limits.grace_seconds = 0"]
     slow = {"FAULT_SLOW": f"training 2 {tmp_path / 'slow'}"}
     processes = start(tmp_path / "run", num_steps, "one replica", *one_loop, **slow)
     wait_until_slow(tmp_path / "slow", processes)
@@ -316,7 +316,7 @@ def test_the_end_of_the_grace_time(tmp_path, half, where, num_steps, same_bits):
         "device loop": {"FAULT_SLOW": f"training 100000 {tmp_path / 'slow'}"},
         "save": {"FAULT_SLOW_DISK": "100000"},
     }[where]
-    processes = start(tmp_path / "run", num_steps, "one replica", "--gin_param=train.grace_seconds = 2", **slow)
+    processes = start(tmp_path / "run", num_steps, "one replica", "--gin_param=Limits.grace_seconds = 2", **slow)
     while not (tmp_path / "slow").exists() and not list(tmp_path.glob("run/checkpoints/ckpt-*_temp")):
         assert processes[0].poll() is None, finish(processes)
         time.sleep(0.02)
@@ -336,7 +336,7 @@ def test_the_end_of_its_time(tmp_path, same_bits):
     slow = {"FAULT_SLOW": f"training 0.2 {tmp_path / 'slow'}"}
 
     def reached(seconds) -> int:
-        limit = f"--gin_param=train.max_seconds = {seconds}"
+        limit = f"--gin_param=Limits.max_seconds = {seconds}"
         run(tmp_path / "run", num_steps, "one replica", *loops, limit, status=75, **slow)
         return json.loads((tmp_path / "run/summary.json").read_text())["step"]
 
@@ -350,12 +350,12 @@ def test_the_end_of_its_time(tmp_path, same_bits):
     same_bits("max_seconds", done, tmp_path / "run", "one replica", num_steps, *loops)
 
 
-ALL_ARE_KEPT = "--gin_param=train.keep_every = 1"
+ALL_ARE_KEPT = "--gin_param=Saving.keep_every = 1"
 
 
 @pytest.mark.parametrize("on_save_error", ["stop", "continue"])
 def test_a_full_disk(tmp_path, small_disk, num_steps, same_bits, on_save_error):
-    flags = (ALL_ARE_KEPT, f"--gin_param=train.on_save_error = '{on_save_error}'")
+    flags = (ALL_ARE_KEPT, f"--gin_param=Saving.on_error = '{on_save_error}'")
     text = run(small_disk / "run", num_steps, "one replica", *flags, status=2)
     assert "cannot be written" in text and "No space left on device" in text
     assert ("The run continues without" in text) == (on_save_error == "continue")
@@ -371,7 +371,7 @@ def test_a_full_disk(tmp_path, small_disk, num_steps, same_bits, on_save_error):
 def test_a_folder_that_becomes_read_only(small_disk, num_steps, same_bits):
     """Covered by another, read-only file system: one that has files open for writing cannot be made so."""
     model_dir = small_disk / "run"
-    processes = start(model_dir, num_steps, "one replica", "--gin_param=train.checkpoint_every = 50")
+    processes = start(model_dir, num_steps, "one replica", "--gin_param=Intervals.checkpoint_every = 50")
     state_file = model_dir / "checkpoints/checkpoint"
     while not state_file.exists() or '"ckpt-50"' not in state_file.read_text():  # the last that a save writes
         assert processes[0].poll() is None, finish(processes)

@@ -87,8 +87,8 @@ def test_a_host_that_is_cut_off_in_mid_training_is_named_and_all_end_with_75_wit
     flags = [f"--worker_timeout_seconds={timeout_seconds}", "--start_timeout_seconds=60", *RUN]
     flags += [
         "--gin_param=NUM_STEPS = 100000",
-        "--gin_param=train.eval_every = 0",
-        "--gin_param=train.checkpoint_every = 10",
+        "--gin_param=Intervals.eval_every = 0",
+        "--gin_param=Intervals.checkpoint_every = 10",
     ]
     folders = [tmp_path / f"disk-{index}" for index in range(3)]
     with hosts(3) as there:

@@ -16,7 +16,8 @@ LEVELS = [
     {"checkpoints"},
     {"tasks", "optimizers"},
     {"restore"},
-    {"data", "output", "config", "cluster"},
+    {"data", "output", "cluster"},
+    {"config"},
     {"models", "errors", "suggest"},
 ]
 

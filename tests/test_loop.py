@@ -1,6 +1,6 @@
 """The outer loop: when the host looks, in which order, and what ends it."""
 
-import dataclasses
+import types
 
 import keras
 import numpy as np
@@ -11,8 +11,10 @@ from trainer import UserError
 from trainer.checkpoints.train_state import new_train_state
 from trainer.optimizers.build import build_optimizer
 from trainer.output.progress import StepProgress
-from trainer.run.loop import Intervals, LoopParts, LossNotFinite, run_loop
-from trainer.run.preemption import Interrupted, check_grace
+from trainer.run.loop import LossNotFinite, TrainingLog, run_loop
+from trainer.run.preemption import Interrupted
+from trainer.run.session import Session
+from trainer.run.settings import Intervals, Limits
 from trainer.run.time_limit import Deadline
 
 
@@ -32,49 +34,44 @@ def test_intervals_that_make_no_sense_are_refused():
         Intervals(eval_every=-1)
 
 
-class Diary:
-    """Stands in for everything that the loop calls, and writes down what was called when."""
+class Diary(Session):
+    """A session whose steps, evaluations and saves are entries of a list; times and the order are the session's own."""
 
     def __init__(self, stop_at=None, losses=None, grad_norms=None, optimizer=lambda: keras.optimizers.SGD(0.5)):
         model = keras.Sequential([keras.layers.Dense(1)])
         model.build((None, 1))
         self.state = new_train_state(model, build_optimizer(optimizer, model.trainable_variables))
         self.entries, self.stop_at, self.losses, self.grad_norms = [], stop_at, losses or {}, grad_norms or {}
+        self._writer, self._split, self._new_steps = self, "test", 0
+        self._preemption = types.SimpleNamespace(next_steps=self.agreed_steps)
 
-    def train(self, count):
-        self.state.step.assign_add(count)
+    def train(self, num_steps):
+        self.state.step.assign_add(num_steps)
         step = self.state.current_step()
         self.entries.append(f"steps to {step}")
         grad_norm = self.grad_norms.get(step, 2.0)
         return [{"loss": tf.constant(self.losses.get(step, 1.0)), "grad_norm": tf.constant(grad_norm)}]
 
-    def evaluate(self):
+    def _evaluate_and_keep(self):
         self.entries.append("evaluate")
         return {"loss": 0.5}
 
-    def save(self):
+    def _save(self):
         self.entries.append("save")
 
     def write(self, step, values, split=None):
         self.entries.append(f"write {split or 'training'}")
         assert split or (values["learning_rate"] == 0.5 and values["phase"] == 1)
 
-    def next_steps(self, count, steps_left):
+    def agreed_steps(self, count, steps_left):
         stopped = self.stop_at is not None and self.state.current_step() >= self.stop_at
         return 0 if stopped else int(min(count, steps_left))
 
     def run(self, num_steps, deadline=None, **intervals):
-        fields = {field.name for field in dataclasses.fields(LoopParts)}
-        parts = {name: getattr(self, name) for name in ("state", "train", "evaluate", "save")}
-        parts |= dict(
-            writer=self,
-            progress=StepProgress(num_steps, visible=False),
-            preemption=self,
-            deadline=deadline or Deadline(),
-            log_more=lambda: {"phase": 1},
-        )
-        assert parts.keys() | {"split"} == fields
-        return run_loop(LoopParts(**parts, split="test"), num_steps, 8, Intervals(**intervals))
+        self._deadline = deadline or Deadline()
+        progress = StepProgress(num_steps, visible=False)
+        self._log = TrainingLog(self.state, 8, self, progress, log_more=lambda: {"phase": 1})
+        return run_loop(self, num_steps, Intervals(**intervals))
 
 
 def test_the_order_is_step_log_evaluate_save():
@@ -176,11 +173,11 @@ def test_near_the_end_of_its_time_a_run_makes_the_steps_that_fit_and_saves():
         clock.now += 2.0 * count + (20 if not diary.entries else 0)  # a trace comes first
         return original(count)
 
-    def save(original=diary.save):
+    def save(original=diary._save):
         clock.now += 5.0
         original()
 
-    diary.train, diary.save = train, save
+    diary.train, diary._save = train, save
     assert not diary.run(1000, deadline, log_every=0, eval_every=0, checkpoint_every=20, steps_per_loop=10)
     # One to measure, 22 s, of which 78 hold three; 28 s, 40 s, 60 s and a save: 65; to 85: 5 are for saving, and 10
     # are 5 steps.
@@ -209,7 +206,7 @@ def test_a_signal_in_an_evaluation_leaves_it_and_saves():
     def evaluate():
         raise Interrupted
 
-    diary.evaluate = evaluate
+    diary._evaluate_and_keep = evaluate
     assert not diary.run(4, log_every=4, eval_every=4, checkpoint_every=0, steps_per_loop=4)
     assert diary.entries == ["steps to 4", "write training", "save"]
 
@@ -225,8 +222,7 @@ def test_time_that_is_up_before_the_first_step_ends_the_run_at_once():
 def test_the_time_counts_from_a_start_before_and_a_first_save_has_its_share_of_it():
     clock = Clock()
     clock.now = 50.0
-    deadline = Deadline(100, clock, started_at=20.0)
-    deadline.reserved = lambda: 40.0
+    deadline = Deadline(100, clock, started_at=20.0, reserved_seconds=lambda: 40.0)
     assert deadline.steps_left() == 1, "70 s are left, 40 of them for the save"
     clock.now = 81.0
     assert deadline.steps_left() == 0
@@ -235,10 +231,10 @@ def test_the_time_counts_from_a_start_before_and_a_first_save_has_its_share_of_i
 def test_a_time_that_is_none_is_refused():
     for wrong in (-1, float("inf"), float("nan"), "1h"):
         with pytest.raises(UserError, match="max_seconds"):
-            Deadline(wrong)
+            Limits(max_seconds=wrong)
 
 
 def test_a_grace_time_that_is_none_is_refused():
     for wrong in (-1, float("inf"), "30s"):
         with pytest.raises(UserError, match="grace_seconds"):
-            check_grace(wrong)
+            Limits(grace_seconds=wrong)

@@ -62,16 +62,14 @@ def source(tmp_path):
 
 def tune(source, folder=None, replicas=1, **options):
     defaults = dict(
-        lora=trainer.lora(2), optimizer=lambda: keras.optimizers.Adam(0.05), from_scratch=False, model_dir=folder,
-        init_checkpoint=source / "checkpoints", num_steps=6,
+        lora=trainer.lora(2), optimizer=lambda: keras.optimizers.Adam(0.05), model_dir=folder,
+        checkpoint=source / "checkpoints", num_steps=6,
     )  # fmt: skip
     return train(make_strategy(replicas), **(defaults | options))
 
 
 def test_the_run_begins_as_restored_trains_the_matrices_alone_and_gets_better(source):
-    before = train(
-        make_strategy(1), from_scratch=False, init_checkpoint=source / "checkpoints", num_steps=1, optimizer=sgd()
-    )
+    before = train(make_strategy(1), checkpoint=source / "checkpoints", num_steps=1, optimizer=sgd())
     result = tune(source)
     assert result.initial_metrics == before.initial_metrics
     assert result.final_metrics["loss"] < result.initial_metrics["loss"]
@@ -109,8 +107,8 @@ def test_a_checkpoint_of_the_run_evaluates_as_the_run_did_and_is_no_start_for_a_
     _, metrics = load_and_evaluate(net, TASK, DATA, checkpoint, 12, make_strategy(2), lora=trainer.lora(2, alpha=6.0))
     assert metrics == pytest.approx(result.final_metrics, abs=1e-6)
     with pytest.raises(RestoreError, match="matrices of LoRA.*Name the run's final.weights.h5 instead") as refused:
-        train(make_strategy(1), from_scratch=False, init_checkpoint=checkpoint)
-    assert "train.ignore" not in str(refused.value)
+        train(make_strategy(1), checkpoint=checkpoint)
+    assert "Restore.ignore" not in str(refused.value)
 
 
 @pytest.mark.full
@@ -139,7 +137,7 @@ def test_layers_are_chosen_by_name_and_others_may_be_trained_as_a_whole(source, 
 @pytest.mark.full
 def test_a_frozen_kernel_that_has_matrices_is_no_mistake_and_frozen_matrices_are(source):
     assert tune(source, frozen=["^conv/kernel$"], num_steps=1).step == 1
-    with pytest.raises(UserError, match="train.frozen leaves none of its matrices to train"):
+    with pytest.raises(UserError, match="Finetune.frozen leaves none of its matrices to train"):
         tune(source, frozen=["kernel"])
 
 
@@ -179,7 +177,7 @@ def constrained():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora": 4}, "train.lora must be made by @lora\\(\\) with parentheses; it is 4"),
+        ({"lora": 4}, "Finetune.lora must be made by @lora\\(\\) with parentheses; it is 4"),
         ({"lora": trainer.lora(2), "trained": "bitfit"}, "both say what is trained"),
         ({"lora": trainer.lora(2, layers=["^haed"])}, "lora.layers: '\\^haed' matches no layer"),
         ({"lora": trainer.lora(2, layers=["^flatten"])}, "finds flatten, which cannot learn.*conv, head"),
@@ -217,7 +215,7 @@ def test_the_dry_run_says_what_learns(source, capsys):
 def test_the_commands_train_evaluate_and_follow_a_run_with_lora(tmp_path):
     common = ["--gin_file=configs/runs/digits_source.gin", "--gin_param=small_cnn.width = 2"]
     tuning = [
-        *common, "--gin_file=configs/optimizers/lora.gin", "--gin_param=train.from_scratch = False",
+        *common, "--gin_file=configs/optimizers/lora.gin", "--gin_param=train.restore = @Restore()",
         f"--gin_param=INIT_CHECKPOINT = '{tmp_path / 'source'}'", f"--model_dir={tmp_path / 'run'}",
     ]  # fmt: skip
     for command in (

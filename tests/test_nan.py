@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import make_strategy
+from grouped import train_with
 from test_resume import bits
 
 import trainer
@@ -18,7 +19,6 @@ from trainer.data.tfrecords import Records
 from trainer.output.metric_writer import read_rows
 from trainer.output.model_dir import ModelDir
 from trainer.restore import whole_checkpoints
-from trainer.run.nan_recovery import check_on_nan
 from trainer.run.preemption import Preemption
 
 BAD = 13
@@ -35,10 +35,10 @@ def run(model_dir, strategy=None, **more):
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), inputs="x", target="label"
         ),
         optimizer=lambda: keras.optimizers.Adam(0.01),
-        global_batch_size=4, num_steps=20, model_dir=model_dir, from_scratch=True,
+        global_batch_size=4, num_steps=20, model_dir=model_dir,
         strategy=strategy or make_strategy(1), log_every=0, checkpoint_every=2, steps_per_loop=10, seed=SEED,
     )  # fmt: skip
-    return trainer.train(**{**options, **more})
+    return train_with(**{**options, **more})
 
 
 # One whose first epoch of ten batches comes by the bad example late enough that there are checkpoints before.
@@ -126,7 +126,7 @@ def test_two_bad_batches_after_one_checkpoint_are_two_rollbacks(tmp_path, strate
 
 
 def test_two_bad_batches_after_one_checkpoint_count_as_two(tmp_path):
-    with pytest.raises(trainer.UserError, match=r"at step 7, .*went back 1 times already; train.max_rollbacks = 1"):
+    with pytest.raises(trainer.UserError, match=r"at step 7, .*went back 1 times already; Limits.max_rollbacks = 1"):
         run(tmp_path / "run", **THREE_BAD, max_rollbacks=1)
 
 
@@ -230,7 +230,7 @@ def test_a_rate_that_was_lowered_is_the_one_that_a_run_goes_back_to(tmp_path, mo
 
 
 def test_after_so_many_rollbacks_it_stops(tmp_path):
-    with pytest.raises(trainer.UserError, match="went back 1 times already; train.max_rollbacks = 1"):
+    with pytest.raises(trainer.UserError, match="went back 1 times already; Limits.max_rollbacks = 1"):
         run(tmp_path / "run", on_nan="rollback", max_rollbacks=1)
 
 
@@ -253,9 +253,8 @@ def test_the_checkpoint_of_step_0_is_one_to_go_back_to(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("most", [0, -1, 1.5, True, "3"])
 def test_a_number_of_rollbacks_that_is_none_is_refused(most):
-    check_on_nan("stop", most)
-    with pytest.raises(trainer.UserError, match=f"max_rollbacks = {most!r} must be a whole number, 1 or more"):
-        check_on_nan("rollback", most)
+    with pytest.raises(trainer.UserError, match=f"Limits.max_rollbacks .*{most!r}"):
+        trainer.Limits(on_nan="rollback", max_rollbacks=most)
 
 
 def test_a_word_that_is_no_choice_is_refused(tmp_path):

@@ -127,7 +127,7 @@ def test_what_is_no_optimizer_is_refused():
     for wrong in (None, "adam", lambda: keras.losses.MeanSquaredError()):
         with pytest.raises(UserError, match="must be a Keras optimizer"):
             build_optimizer(wrong, small_model().trainable_variables)
-    with pytest.raises(UserError, match="train.accumulation_steps"):
+    with pytest.raises(UserError, match="Step.accumulation_steps"):
         build_optimizer(lambda: keras.optimizers.SGD(gradient_accumulation_steps=2), small_model().trainable_variables)
 
 

@@ -240,10 +240,10 @@ def test_a_preset_says_what_is_trained(preset, names):
         ),
         ({"groups": [trainer.group]}, r"each must be made by @group\(\) with parentheses"),
         ({"groups": trainer.group("a")}, "groups is a list"),
-        ({"trained": "last_layr"}, "train.trained = 'last_layr' is no preset. Did you mean 'last_layer'"),
-        ({"layer_decay": 1.5}, "train.layer_decay = 1.5 must lie between 0 and 1"),
-        ({"layer_blocks": "conv"}, "for train.layer_decay, which is not set"),
-        ({"layer_blocks": "blok", "layer_decay": 0.8}, "train.layer_blocks: 'blok' matches no trained variable"),
+        ({"trained": "last_layr"}, "Finetune.trained = 'last_layr' is no preset. Did you mean 'last_layer'"),
+        ({"layer_decay": 1.5}, "Finetune.layer_decay = 1.5 must lie between 0 and 1"),
+        ({"layer_blocks": "conv"}, "for Finetune.layer_decay, which is not set"),
+        ({"layer_blocks": "blok", "layer_decay": 0.8}, "Finetune.layer_blocks: 'blok' matches no trained variable"),
         (
             {"groups": [trainer.group("^dense", optimizer=lambda: keras.optimizers.SGD(global_clipnorm=1.0))]},
             "cannot clip by a global norm, or scale the loss, alone",
@@ -269,7 +269,7 @@ def test_groups_that_make_no_sense_are_refused_before_the_first_step(options, me
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate_multiplier": 0.0}, "must be above 0; train.frozen = .*leaves a part untrained"),
+        ({"learning_rate_multiplier": 0.0}, "must be above 0; Finetune.frozen = .*leaves a part untrained"),
         ({"learning_rate": -1.0}, "group.learning_rate = -1.0 must be above 0"),
         ({"weight_decay": -0.1}, "group.weight_decay = -0.1 must be 0 or more"),
         ({"unfreeze_at": -1}, "group.unfreeze_at = -1 must be a whole number of steps"),
@@ -298,9 +298,7 @@ def test_groups_resume_to_the_bits_of_an_unbroken_run(tmp_path):
 def test_what_a_run_with_groups_wrote_is_restored_by_another_without(tmp_path):
     groups = [trainer.group("^dense", optimizer=lambda: keras.optimizers.Adam(0.01))]
     source = train(make_strategy(1), num_steps=2, model_dir=tmp_path, groups=groups, optimizer=sgd(momentum=0.9))
-    tuned = train(
-        make_strategy(1), num_steps=1, optimizer=sgd(), from_scratch=False, init_checkpoint=tmp_path / "checkpoints"
-    )
+    tuned = train(make_strategy(1), num_steps=1, optimizer=sgd(), checkpoint=tmp_path / "checkpoints")
     told = str(tuned.restore_report)
     assert "2 for groups of variables: Adam or a kin" in told and "SGD with momentum, or Lion, by its slots" in told
     assert tuned.restore_report.optimizer_keys_read == 0 and tuned.initial_metrics == source.final_metrics
@@ -351,7 +349,7 @@ PAGE = [
     "OPTIMIZER = @SGD",
     "SGD.learning_rate = 0.1",
     "SGD.weight_decay = 0.01",
-    "train.groups = [@head/group(), @body/group()]",
+    "Finetune.groups = [@head/group(), @body/group()]",
     "head/group.pattern = '^head/'",
     "head/group.learning_rate_multiplier = 10.0",
     "body/group.pattern = '^conv'",
@@ -391,7 +389,7 @@ def test_a_group_that_the_run_never_reaches_is_told(capsys):
 def test_the_command_refuses_a_group_without_variables_in_one_message(tmp_path):
     done = run_command(
         "launch.train", "--gin_file=configs/runs/digits_source.gin", f"--model_dir={tmp_path / 'run'}",
-        "--gin_param=train.groups = [@group()]", "--gin_param=group.pattern = '^haed/'",
+        "--gin_param=Finetune.groups = [@group()]", "--gin_param=group.pattern = '^haed/'",
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("regraft: ") == 1 and "Traceback" not in done.stderr
     assert "group.pattern: '^haed/' matches no variable; there are conv1/kernel" in done.stderr

@@ -299,13 +299,13 @@ def test_by_gin_too_evaluations_decide_where_a_phase_waits_for_a_plateau(tmp_pat
     def start(*given):
         gin.clear_config()
         register_keras()
-        plateau = ["train.phases = [@phase()]", "phase.optimizer = @SGD", "phase.start = @plateau()"]
+        plateau = ["Finetune.phases = [@phase()]", "phase.optimizer = @SGD", "phase.start = @plateau()"]
         parse_config(["configs/runs/digits_source.gin"], [*plateau, "small_cnn.width = 1", "NUM_STEPS = 1", *given])
         gin.get_configurable("experiment.train")(strategy=make_strategy(1), model_dir=tmp_path)
 
-    start("train.eval_every = 1")
-    with pytest.raises(UserError, match="was: train.eval_every = 1\n  now: train.eval_every = 2"):
-        start("train.eval_every = 2")
+    start("Intervals.eval_every = 1")
+    with pytest.raises(UserError, match="was: Intervals.eval_every = 1\n  now: Intervals.eval_every = 2"):
+        start("Intervals.eval_every = 2")
 
 
 def test_what_a_builder_excluded_from_weight_decay_stays_so():
@@ -374,7 +374,7 @@ SOME = [trainer.phase(sgd(), 5)]
             "wrap OPTIMIZER, and all phases are scaled",
         ),
         (
-            {"phases": SOME, "handover": "keep_step", "from_scratch": False, "init_checkpoint": "somewhere"},
+            {"phases": SOME, "optimizer_state": "step", "checkpoint": "somewhere"},
             "goes with one optimizer for the whole run",
         ),
     ],
@@ -403,7 +403,7 @@ def test_a_phase_of_impossible_numbers_is_refused(make, message):
 
 
 PAGE = [
-    "train.phases = [@middle/phase(), @last/phase()]", "middle/phase.optimizer = @SGD", "middle/phase.start = 40",
+    "Finetune.phases = [@middle/phase(), @last/phase()]", "middle/phase.optimizer = @SGD", "middle/phase.start = 40",
     "last/phase.optimizer = @RMSprop", "last/phase.start = 80", "SGD.learning_rate = @CosineDecay()",
     "CosineDecay.initial_learning_rate = 0.1", "CosineDecay.decay_steps = 40", "NUM_STEPS = 100",
 ]  # fmt: skip
@@ -442,7 +442,7 @@ def test_phases_that_changed_are_another_run(tmp_path):
 @pytest.mark.full
 def test_what_a_run_with_phases_wrote_is_restored_by_another_without(tmp_path):
     source = train(make_strategy(1), num_steps=4, model_dir=tmp_path, phases=[trainer.phase(sgd(momentum=0.9), 2)])
-    tuned = train(make_strategy(1), num_steps=1, from_scratch=False, init_checkpoint=tmp_path / "checkpoints")
+    tuned = train(make_strategy(1), num_steps=1, checkpoint=tmp_path / "checkpoints")
     assert tuned.restore_report.optimizer_keys_read == 0 and tuned.initial_metrics == source.final_metrics
 
 

@@ -178,7 +178,7 @@ def test_a_constraint_holds_on_every_replica():
 
 def test_a_word_that_is_no_kind_of_update_is_refused():
     with pytest.raises(trainer.UserError, match="optimizer_update = 'twice' must be one of 'per_replica', 'once'"):
-        train(make_strategy(1), optimizer_update="twice")
+        train(make_strategy(1), update="twice")
 
 
 def test_inside_of_a_scope_train_says_where_it_belongs():

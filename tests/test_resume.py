@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import make_strategy
+from grouped import train_with
 
 import trainer
 from trainer.checkpoints.finder import newest_checkpoint
@@ -46,13 +47,12 @@ def run(model_dir, num_steps, strategy, **more):
         global_batch_size=8,
         num_steps=num_steps,
         model_dir=model_dir,
-        from_scratch=True,
         strategy=strategy,
         log_every=1,
         checkpoint_every=3,
         steps_per_loop=2,
     )
-    return trainer.train(**{**options, **more})
+    return train_with(**{**options, **more})
 
 
 def bits(result):
@@ -126,7 +126,7 @@ def test_a_run_goes_on_with_another_number_of_replicas(tmp_path):
 @pytest.mark.full
 def test_resume_wins_over_restore_and_does_not_read_the_old_file_again(tmp_path, strategy):
     run(tmp_path / "source", 3, strategy)
-    options = {"from_scratch": False, "init_checkpoint": str(tmp_path / "source")}
+    options = {"checkpoint": str(tmp_path / "source")}
     first = run(tmp_path / "run", 3, strategy, **options)
     assert first.restore_report is not None and first.optimizer_proof is not None
     for file in (tmp_path / "source/checkpoints").iterdir():
@@ -194,7 +194,7 @@ def test_a_resumed_run_normalises_with_the_statistics_that_it_was_restored_with(
     def build():
         return keras.Sequential([keras.Input([4]), keras.layers.Normalization(), keras.layers.Dense(3)])
 
-    options = dict(model=build, from_scratch=False, init_checkpoint=str(tmp_path / "source.weights.h5"))
+    options = dict(model=build, checkpoint=str(tmp_path / "source.weights.h5"))
     whole = run(tmp_path / "whole", 8, make_strategy(1), **options)
     run(tmp_path / "parts", 4, make_strategy(1), **options)
     rest = run(tmp_path / "parts", 8, make_strategy(1), **options)

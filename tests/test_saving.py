@@ -37,7 +37,7 @@ def tensors_in(folder):
 def test_the_best_checkpoint_by_a_metric_is_kept_with_what_made_it_the_best(tmp_path, metric, mode, choose):
     # So large a rate that the metric goes up and down.
     result = train(
-        model_dir=tmp_path / "run", best_metric=metric, best_mode=mode, checkpoints_to_keep=1,
+        model_dir=tmp_path / "run", best_metric=metric, best_mode=mode, keep=1,
         optimizer=lambda: keras.optimizers.SGD(50.0), **LONG,
     )  # fmt: skip
     rows = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if "split" in row and row["step"] > 0]
@@ -99,7 +99,7 @@ def test_a_run_that_goes_on_past_its_end_is_not_finished_meanwhile_and_keeps_the
 
 
 def test_some_are_kept_for_good(tmp_path):
-    train(model_dir=tmp_path / "run", keep_every=6, checkpoints_to_keep=1, **LONG | {"num_steps": 14})
+    train(model_dir=tmp_path / "run", keep_every=6, keep=1, **LONG | {"num_steps": 14})
     assert kept(tmp_path / "run/checkpoints") == [6, 12, 14]
 
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_kept_is_named_before_anything_is_written(tmp_path):
         ({"best_metric": "acuracy"}, r"no metric 'acuracy'; it has loss, accuracy.*Did you mean 'accuracy'"),
         ({"best_metric": "loss", "eval_data": None}, "best_metric = 'loss' needs eval_data"),
         ({"best_metric": "loss", "best_mode": "lowest"}, "best_mode = 'lowest' must be one of 'max', 'min'"),
-        ({"on_save_error": "ignore"}, "on_save_error = 'ignore' must be one of 'stop', 'continue'"),
+        ({"on_error": "ignore"}, "on_save_error = 'ignore' must be one of 'stop', 'continue'"),
         ({"keep_every": -1}, "keep_every = -1 must be 0 or more"),
     ):
         with pytest.raises(trainer.UserError, match=message):
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_that_a_rollback_finds_is_said(tmp_path, monkeypatc
         return next_steps(self, *counts)
 
     monkeypatch.setattr(Preemption, "next_steps", damages)
-    assert test_nan.run(tmp_path / "run", **test_nan.THREE_BAD, async_checkpoint=False).finished
+    assert test_nan.run(tmp_path / "run", **test_nan.THREE_BAD, in_background=False).finished
     told = " ".join(capsys.readouterr().out.split())
     assert told.count("ckpt-10 is not whole: ") == 1 and "; ckpt-5 is used instead" in told
 
@@ -160,17 +160,17 @@ def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on_to_the_same_bits
     options = LONG | {"model": big}
     train(model_dir=tmp_path / "whole", **options)
     with pytest.raises(trainer.UserError, match="The checkpoint of step [468] cannot be written.*No space"):
-        train(model_dir=small_disk / "run", checkpoints_to_keep=9, **options)
+        train(model_dir=small_disk / "run", keep=9, **options)
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
-    train(model_dir=small_disk / "run", checkpoints_to_keep=9, **options)
+    train(model_dir=small_disk / "run", keep=9, **options)
     assert tensors_in(small_disk / "run/checkpoints") == tensors_in(tmp_path / "whole/checkpoints")
 
 
 def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
-    options = LONG | {"model": big, "model_dir": small_disk / "run", "checkpoints_to_keep": 9}
+    options = LONG | {"model": big, "model_dir": small_disk / "run", "keep": 9}
     # To the end, where the weights alone have no room either.
     with pytest.raises(trainer.UserError, match="final.weights.h5 cannot be written: No space left on device"):
-        train(on_save_error="continue", **options)
+        train(on_error="continue", **options)
     printed = capsys.readouterr().out
     assert "cannot be written" in printed and "The run continues without (on_save_error = 'continue')" in printed
     assert [row["step"] for row in read_rows(small_disk / "run/metrics.jsonl") if "split" in row][-1] == 12
@@ -180,7 +180,7 @@ def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
 @pytest.mark.full
 @pytest.mark.parametrize("leave_bytes", [50_000, 90_000])
 def test_a_disk_that_is_full_at_the_end_leaves_the_older_final_weights_whole(small_disk, leave_bytes):
-    options = LONG | {"model": killed_in_saving, "model_dir": small_disk / "run", "checkpoints_to_keep": 1}
+    options = LONG | {"model": killed_in_saving, "model_dir": small_disk / "run", "keep": 1}
     train(**options)
     before = (small_disk / "run/final.weights.h5").read_bytes()
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - leave_bytes))
@@ -212,4 +212,4 @@ def test_a_kill_while_the_final_weights_are_written_leaves_the_older_ones_or_non
 
 
 if __name__ == "__main__":
-    train(**LONG | {"model": killed_in_saving, "model_dir": sys.argv[1], "checkpoints_to_keep": 1})
+    train(**LONG | {"model": killed_in_saving, "model_dir": sys.argv[1], "keep": 1})

@@ -8,6 +8,7 @@ import keras
 import pytest
 import tensorflow as tf
 from conftest import make_strategy
+from grouped import train_with
 
 import trainer
 from trainer import UserError
@@ -107,14 +108,13 @@ def test_the_steps_of_a_run_have_the_scheduled_rates_before_and_after_a_resume(t
     rates = [0.0, 0.1, 0.2, 0.3, 0.4, *(0.4 * (1 - step / 6) for step in range(1, 6))]
 
     def run(num_steps):
-        return trainer.train(
+        return train_with(
             model=lambda: keras.Sequential([keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")]),
             train_data={"x": [[1.0]] * 8},
             task=trainer.custom_loss(loss=lambda model, batch: tf.reduce_sum(model(batch["x"]), axis=-1), inputs="x"),
             optimizer=lambda: keras.optimizers.SGD(rate),
             global_batch_size=4,
             num_steps=num_steps,
-            from_scratch=True,
             model_dir=tmp_path,
             steps_per_loop=4,
             strategy=make_strategy(2),

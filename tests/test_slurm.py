@@ -103,7 +103,7 @@ def test_only_where_all_say_run_it_again_it_is_requeued(slurm, tmp_path, of_work
     job = submit(slurm, tmp_path / "finetune.log", "--a_flag=with two words", python=python)
     slurm.wait_for(job, 60, JobState=state, ExitCode=f"{status}:0", Restarts="0")
     text = (tmp_path / "finetune.log").read_text()
-    given = "--cluster=slurm --strategy=multi_worker --gin_param=train.grace_seconds = 170 --a_flag=with two words"
+    given = "--cluster=slurm --strategy=multi_worker --gin_param=Limits.grace_seconds = 170 --a_flag=with two words"
     assert text.count(f"-m launch.train {given}\n") == 2, text
 
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from commands import run_command
 from conftest import full, make_strategy
+from grouped import train_with
 
 import trainer
 from trainer.output.metric_writer import read_rows
@@ -66,8 +67,8 @@ def test_story_1_source_is_an_ordinary_checkpoint_with_adams_state(linear_source
 def story_2(digits_source) -> list[str]:
     return [
         f"--gin_param=INIT_CHECKPOINT = '{digits_source}'", "--gin_param=NUM_STEPS = 40",
-        "--gin_param=train.log_every = 8", "--gin_param=train.checkpoint_every = 8",
-        "--gin_param=train.checkpoints_to_keep = 5",
+        "--gin_param=Intervals.log_every = 8", "--gin_param=Intervals.checkpoint_every = 8",
+        "--gin_param=Saving.keep = 5",
     ]  # fmt: skip
 
 
@@ -144,14 +145,12 @@ def test_story_3_one_process_trains_with_both_optimizers_in_turn(tmp_path, strat
 
     common = dict(model=TwoDense, train_data=data, eval_data=data, global_batch_size=8, num_steps=5, strategy=strategy)
     task = trainer.custom_loss(loss=loss, inputs="x")
-    first = trainer.train(
-        **common, task=task, optimizer=keras.optimizers.Adam, from_scratch=True, model_dir=tmp_path / "adam"
-    )
-    second = trainer.train(
+    first = train_with(**common, task=task, optimizer=keras.optimizers.Adam, model_dir=tmp_path / "adam")
+    second = train_with(
         **common,
         task=task,
         optimizer=keras.optimizers.RMSprop,
-        init_checkpoint=tmp_path / "adam",
+        checkpoint=tmp_path / "adam",
         model_dir=tmp_path / "rms",
     )
     assert second.initial_metrics == first.final_metrics
@@ -172,12 +171,12 @@ def test_an_unbuilt_model_under_a_strategy_is_filled_whole_or_refused(tmp_path, 
     common = dict(
         train_data=data, task=task, optimizer=lambda: keras.optimizers.SGD(0.0), global_batch_size=4, num_steps=1
     )
-    result = trainer.train(**common, model=TwoDense, init_checkpoint=path, strategy=strategy)
+    result = train_with(**common, model=TwoDense, checkpoint=path, strategy=strategy)
     for variable, original in zip(result.model.weights, source.weights, strict=True):
         np.testing.assert_array_equal(trainer.cluster.replicas.first_value(variable), original.numpy())
 
     with pytest.raises(trainer.RestoreError, match="no variable was changed"):
-        trainer.train(**common, model=lambda: TwoDense(width=9), init_checkpoint=path, strategy=strategy)
+        train_with(**common, model=lambda: TwoDense(width=9), checkpoint=path, strategy=strategy)
 
 
 @pytest.mark.full
@@ -189,9 +188,9 @@ def test_the_parity_of_two_and_three_replicas_holds_without_a_command(tmp_path):
     )
     weights = []
     for replicas in (1, 2, 3):
-        result = trainer.train(
+        result = train_with(
             model=TwoDense, train_data=data, task=task, optimizer=lambda: keras.optimizers.Adam(0.01),
-            global_batch_size=12, num_steps=10, from_scratch=True, strategy=make_strategy(replicas),
+            global_batch_size=12, num_steps=10, strategy=make_strategy(replicas),
         )  # fmt: skip
         weights.append([trainer.cluster.replicas.first_value(variable) for variable in result.model.weights])
     for other in weights[1:]:

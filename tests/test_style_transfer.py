@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from commands import REPOSITORY, run_command
 from conftest import assert_same_weights, make_strategy, pytest_configure
+from grouped import train_with
 
 import trainer
 from trainer.cluster.replicas import first_value
@@ -59,7 +60,7 @@ def run(model_dir, optimizer, num_steps=20, contents=(CHINA, FLOWER), **more):
         eval_every=5,
         checkpoint_every=5,
     )
-    return trainer.train(**{**options, **more})
+    return train_with(**{**options, **more})
 
 
 def adam():
@@ -124,8 +125,8 @@ def test_over_the_two_shipped_photographs_every_layer_has_a_mean_of_one():
 
 @pytest.mark.full
 def test_both_losses_go_down_and_the_second_optimizer_starts_from_the_firsts_restored_pictures(tmp_path):
-    first = run(tmp_path / "adam", adam, from_scratch=True)
-    second = run(tmp_path / "sgd", sgd, init_checkpoint=tmp_path / "adam/checkpoints")
+    first = run(tmp_path / "adam", adam)
+    second = run(tmp_path / "sgd", sgd, checkpoint=tmp_path / "adam/checkpoints")
     assert second.initial_metrics == first.final_metrics
     with tf.io.gfile.GFile(str(tmp_path / "adam/images/step_000020_china.png"), "rb") as last:
         assert (tmp_path / "sgd/images/step_000000_china.png").read_bytes() == last.read()
@@ -142,7 +143,7 @@ def test_both_losses_go_down_and_the_second_optimizer_starts_from_the_firsts_res
 
 @pytest.mark.full
 def test_the_loss_is_the_weighted_sum_of_the_three_that_are_recorded(tmp_path):
-    result = run(tmp_path / "run", adam, num_steps=1, from_scratch=True)
+    result = run(tmp_path / "run", adam, num_steps=1)
     for metrics in (result.initial_metrics, result.final_metrics):
         expected = metrics["content_loss"] + 10.0 * metrics["style_loss"] + 0.1 * metrics["total_variation"]
         assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
@@ -153,14 +154,14 @@ def test_a_picture_that_starts_as_its_photograph_has_no_content_loss_to_begin_wi
     def photographs_themselves():
         return trainer.trained_images(contents=[CHINA, FLOWER], size=SIZE, start="content")
 
-    result = run(tmp_path / "run", adam, num_steps=5, model=photographs_themselves, from_scratch=True)
+    result = run(tmp_path / "run", adam, num_steps=5, model=photographs_themselves)
     assert result.initial_metrics["content_loss"] == 0.0 < result.final_metrics["content_loss"]
     assert result.final_metrics["style_loss"] < result.initial_metrics["style_loss"]
 
 
 @pytest.mark.full
 def test_the_checkpoint_holds_the_pictures_and_nothing_of_vgg19(tmp_path):
-    result = run(tmp_path / "run", adam, num_steps=1, from_scratch=True)
+    result = run(tmp_path / "run", adam, num_steps=1)
     prefix = tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints"))
     shapes = [shape for name, shape in tf.train.list_variables(prefix) if name.startswith("model/")]
     assert shapes == [[2, SIZE, SIZE, 3]] and len(result.model.variables) == 1
@@ -194,7 +195,7 @@ def compare_one_and_two_replicas(what):
     for replicas in (1, 2):
         result = run(
             None, lambda: keras.optimizers.SGD(rate, momentum=0.9), num_steps=5, contents=[CHINA, FLOWER] * 2,
-            model=model, task=style_transfer(inputs=inputs), strategy=make_strategy(replicas), from_scratch=True,
+            model=model, task=style_transfer(inputs=inputs), strategy=make_strategy(replicas),
         )  # fmt: skip
         assert result.final_metrics["loss"] < result.initial_metrics["loss"]
         weights.append([first_value(variable) for variable in result.model.weights])
@@ -204,9 +205,9 @@ def compare_one_and_two_replicas(what):
 
 @pytest.mark.full
 def test_an_interrupted_run_ends_with_the_bits_of_an_unbroken_one_and_with_its_sheet(tmp_path):
-    whole = run(tmp_path / "whole", adam, num_steps=10, from_scratch=True)
-    run(tmp_path / "parts", adam, num_steps=5, from_scratch=True)
-    rest = run(tmp_path / "parts", adam, num_steps=10, from_scratch=True)
+    whole = run(tmp_path / "whole", adam, num_steps=10)
+    run(tmp_path / "parts", adam, num_steps=5)
+    rest = run(tmp_path / "parts", adam, num_steps=10)
     assert picture_bytes(rest) == picture_bytes(whole)
     names = sorted(path.name for path in (tmp_path / "whole/images").iterdir())
     assert names == sorted(
@@ -221,7 +222,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_unbroken_one_and_with_its_s
 def test_a_network_learns_a_style_from_the_same_losses(tmp_path):
     result = run(
         tmp_path / "run", lambda: keras.optimizers.Adam(0.01), num_steps=10, model=small_network,
-        task=style_transfer(inputs="image"), strategy=make_strategy(2), from_scratch=True,
+        task=style_transfer(inputs="image"), strategy=make_strategy(2),
     )  # fmt: skip
     for name in ("loss", "content_loss", "style_loss"):
         assert result.final_metrics[name] < result.initial_metrics[name], name
@@ -233,7 +234,7 @@ def test_a_network_learns_a_style_from_the_same_losses(tmp_path):
 
 @pytest.mark.full
 def test_a_file_shows_the_pixels_that_were_trained(tmp_path):
-    result = run(tmp_path / "run", adam, num_steps=5, from_scratch=True)
+    result = run(tmp_path / "run", adam, num_steps=5)
     (images,) = map(first_value, result.model.weights)
     assert images.min() >= 0.0 and images.max() <= 1.0
     for place, title in enumerate(("china", "flower")):
@@ -366,18 +367,18 @@ def test_pictures_too_small_for_a_layer_are_refused(tmp_path):
     deep = style_transfer(style_layers={"block5_conv1": 1.0})
     data = trainer.target_images(contents=[CHINA], styles=[FLOWER], size=31)
     with pytest.raises(trainer.UserError, match="31 x 31 pixels, of which block5_conv1 .* needs 32 x 32"):
-        run(tmp_path / "run", adam, task=deep, train_data=data, eval_data=data, from_scratch=True)
+        run(tmp_path / "run", adam, task=deep, train_data=data, eval_data=data)
     assert not (tmp_path / "run").exists()
 
 
 def test_pictures_of_another_size_than_their_photographs_are_refused(tmp_path):
     with pytest.raises(trainer.UserError, match=r"pictures of \(16, 16, 3\) for photographs of \(32, 32, 3\)"):
-        run(None, adam, model=lambda: trainer.trained_images(contents=[CHINA, FLOWER], size=16), from_scratch=True)
+        run(None, adam, model=lambda: trainer.trained_images(contents=[CHINA, FLOWER], size=16))
 
 
 def test_data_that_have_no_photographs_are_refused():
     with pytest.raises(trainer.UserError, match="no feature 'style'"):
-        run(None, adam, train_data={"index": np.arange(2), "image": np.zeros([2, 32, 32, 3])}, from_scratch=True)
+        run(None, adam, train_data={"index": np.arange(2), "image": np.zeros([2, 32, 32, 3])})
 
 
 # The commands.
@@ -387,7 +388,7 @@ SMALL = tuple(
     for binding in (
         f"SIZE = {SIZE}",
         "NUM_STEPS = 10",
-        "train.eval_every = 5",
+        "Intervals.eval_every = 5",
         "style_transfer.content_layers = {'block2_conv1': 1.0}",
         "style_transfer.style_layers = {'block1_conv1': 0.5, 'block2_conv1': 0.5}",
     )

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import make_strategy
+from grouped import train_with
 
 import trainer
 from trainer.run.evaluate_checkpoint import load_and_evaluate
@@ -24,11 +25,11 @@ def task():
     return trainer.supervised(loss=loss, inputs="text", target="label")
 
 
-def train(model=text_model, num_steps=2, init_checkpoint=None, strategy=None, **settings):
+def train(model=text_model, num_steps=2, checkpoint=None, strategy=None, **settings):
     strategy = strategy or make_strategy(1)
-    return trainer.train(
+    return train_with(
         model=model, train_data=DATA, eval_data=DATA, task=task(), optimizer=lambda: keras.optimizers.SGD(0.1),
-        global_batch_size=6, num_steps=num_steps, init_checkpoint=init_checkpoint, checkpoint_every=1,
+        global_batch_size=6, num_steps=num_steps, checkpoint=checkpoint, checkpoint_every=1,
         strategy=strategy, **settings,
     )  # fmt: skip
 
@@ -41,7 +42,7 @@ def source(tmp_path) -> str:
 
 
 def test_a_resumed_run_has_the_vocabulary_of_the_restored_file(source, tmp_path, strategy):
-    settings = {"init_checkpoint": source, "strategy": strategy}
+    settings = {"checkpoint": source, "strategy": strategy}
     train(model_dir=tmp_path / "broken", **settings)
     resumed = train(model_dir=tmp_path / "broken", num_steps=4, **settings)
     unbroken = train(model_dir=tmp_path / "unbroken", num_steps=4, **settings)
@@ -53,7 +54,7 @@ def test_a_resumed_run_has_the_vocabulary_of_the_restored_file(source, tmp_path,
 
 @pytest.mark.full
 def test_checkpoints_and_final_weights_fill_the_vocabulary_again(source, tmp_path):
-    result = train(model_dir=tmp_path / "run", init_checkpoint=source)
+    result = train(model_dir=tmp_path / "run", checkpoint=source)
     for path in ("run", "run/checkpoints/ckpt-2", "run/final.weights.h5"):
         report, metrics = load_and_evaluate(text_model, task(), DATA, str(tmp_path / path), 6, make_strategy(1))
         assert [table.status for table in report.tables] == ["filled"]
@@ -65,12 +66,12 @@ def test_checkpoints_and_final_weights_fill_the_vocabulary_again(source, tmp_pat
 
 @pytest.mark.full
 def test_a_resume_with_another_vocabulary_is_refused(source, tmp_path):
-    train(model_dir=tmp_path / "run", init_checkpoint=source)
+    train(model_dir=tmp_path / "run", checkpoint=source)
     with pytest.raises(trainer.UserError, match="vec/vocabulary is not that of the run"):
         train(lambda: text_model(texts=["plot plot film"]), 4, source, model_dir=tmp_path / "run")
 
 
 def test_a_run_without_any_vocabulary_ends_before_its_first_step(tmp_path):
     with pytest.raises(trainer.UserError, match="The model has no vec/vocabulary"):
-        train(model_dir=tmp_path / "run", from_scratch=True)
+        train(model_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -156,7 +156,7 @@ def test_different_code(tmp_path):
 
 
 def test_different_data(tmp_path):
-    given = ["--gin_param=import own_data\nTRAIN_DATA = @own_data()\nEVAL_DATA = None\ntrain.best_metric = None"]
+    given = ["--gin_param=import own_data\nTRAIN_DATA = @own_data()\nEVAL_DATA = None\nSaving.best_metric = None"]
     with Workers(tmp_path, 2, environment={1: {"OWN_DATA": "1"}}, given=given) as workers:
         told = [f"the training data of worker {index}: in_memory, 64 examples, CRC-32C " for index in range(2)]
         stopped_before_the_first_step(workers, *told)
@@ -186,7 +186,7 @@ def test_the_chiefs_own_mistake_ends_the_others_with_it(tmp_path):
 
 
 def test_every_worker_says_which_it_is(tmp_path):
-    with Workers(tmp_path, 2, given=["--gin_param=NUM_STEPS = 5", "--gin_param=train.eval_every = 0"]) as workers:
+    with Workers(tmp_path, 2, given=["--gin_param=NUM_STEPS = 5", "--gin_param=Intervals.eval_every = 0"]) as workers:
         texts = {index: process.communicate(timeout=600)[0] for index, process in workers.processes.items()}
         assert [process.returncode for process in workers.processes.values()] == [0, 0], texts
         assert f"worker           0 ({workers.addresses[0]}) of 2\n" in texts[0]

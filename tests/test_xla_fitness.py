@@ -118,7 +118,7 @@ def test_a_step_that_a_tpu_would_refuse_fails_the_check_for_one(tmp_path):
         "import picking\ninclude 'configs/runs/digits_source.gin'\n"
         "TASK = @custom_loss()\ncustom_loss.loss = @of_the_bright_alone\n"
     )
-    arguments = ["launch.train", f"--gin_file={config}", "--dry_run", "--gin_param=train.jit_compile = True"]
+    arguments = ["launch.train", f"--gin_file={config}", "--dry_run", "--gin_param=Step.jit_compile = True"]
     done = run_command(*arguments, "--strategy=tpu", TPU_NAME="")
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("regraft: --strategy=tpu: the step compiles; a TPU would refuse"), done.stderr

@@ -8,14 +8,23 @@ from trainer.optimizers.lora import lora
 from trainer.optimizers.phases import phase, plateau, swats
 from trainer.optimizers.schedules import inverse_square_root, one_cycle, warmup
 from trainer.restore import RestoreError, RestoreReport, restore_weights
-from trainer.run.train import TrainResult, train
+from trainer.run.result import TrainResult
+from trainer.run.settings import Finetune, Intervals, Invocation, Limits, Restore, Saving, Step
+from trainer.run.train import train
 from trainer.tasks.custom_loss import custom_loss
 from trainer.tasks.style_transfer import style_transfer, target_images, trained_images, transform_network, vgg19
 from trainer.tasks.supervised import supervised
 
 __all__ = [
+    "Finetune",
+    "Intervals",
+    "Invocation",
+    "Limits",
+    "Restore",
     "RestoreError",
     "RestoreReport",
+    "Saving",
+    "Step",
     "TrainResult",
     "UserError",
     "comparison",

@@ -16,8 +16,9 @@ from trainer.data.data import in_memory
 from trainer.optimizers.build import build_optimizer
 from trainer.output.metric_writer import MetricWriter
 from trainer.output.progress import StepProgress
-from trainer.run.loop import Intervals, LoopParts, run_loop
+from trainer.run.loop import TrainingLog, run_loop
 from trainer.run.preemption import Preemption
+from trainer.run.settings import Intervals
 from trainer.run.time_limit import Deadline
 from trainer.step.micro_batches import part_of
 from trainer.step.train_step import build_train_loop
@@ -48,21 +49,40 @@ def regraft(
     )  # fmt: skip
     train_loop = build_train_loop(
         strategy, state, task(), model.trainable_variables, workload.batch_size, batches, accumulation_steps,
-        optimizer_update=update,
+        update=update,
     )  # fmt: skip
-    parts = LoopParts(
-        state=state,
-        train=functools.partial(batches.run, train_loop),
-        evaluate=lambda: None,
-        save=lambda: None,
-        writer=MetricWriter(folder / "metrics.jsonl", {"train": folder / "train"}, is_chief(strategy)),
-        progress=StepProgress(1, 0, visible=False),
-        preemption=Preemption(strategy),
-        deadline=Deadline(),
-        split="",
-    )
-    intervals = Intervals(0, 0, 0, STEPS_PER_LOOP)
-    return lambda steps: run_loop(parts, state.current_step() + steps, workload.batch_size, intervals)
+    run = _Round(state, train_loop, batches, folder, workload, strategy)
+    return lambda steps: run_loop(run, state.current_step() + steps, Intervals(0, 0, 0, STEPS_PER_LOOP))
+
+
+class _Round:
+    """What the loop of `train()` calls, without a folder of checkpoints and without data to evaluate."""
+
+    def __init__(self, state, train_loop, batches, folder: Path, workload: Workload, strategy):
+        self.state, self._train_loop, self._batches = state, train_loop, batches
+        writer = MetricWriter(folder / "metrics.jsonl", {"train": folder / "train"}, is_chief(strategy))
+        self._log = TrainingLog(state, workload.batch_size, writer, StepProgress(1, 0, visible=False))
+        self._preemption, self._deadline = Preemption(strategy), Deadline()
+
+    def next_steps(self, due_in: int) -> int:
+        return self._preemption.next_steps(due_in, self._deadline.steps_left())
+
+    def train(self, num_steps: int):
+        loops = self._batches.run(self._train_loop, num_steps)
+        self._deadline.made(num_steps)
+        return loops
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._log.write(step, values)
+
+    def evaluate(self, step: int) -> None:
+        pass
+
+    def save(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
 
 
 def floor(workload: Workload, strategy: tf.distribute.Strategy) -> TakeSteps:

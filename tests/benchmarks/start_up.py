@@ -52,7 +52,7 @@ def train_by_regraft(workload, strategy, num_steps: int) -> None:
         optimizer=optimizer,
         global_batch_size=workload.batch_size,
         num_steps=num_steps,
-        from_scratch=True,
+        restore=None,
         strategy=strategy,
     )
 

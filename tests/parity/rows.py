@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import trainer  # noqa: E402
+from tests.grouped import train_with  # noqa: E402
 from trainer.cluster.replicas import first_value  # noqa: E402
 from trainer.data.data import in_memory  # noqa: E402
 
@@ -169,8 +170,8 @@ STEPS = {
     "clip by value": {"optimizer": sgd(clipvalue=0.01)},
     "accumulation": {"accumulation_steps": 2, "one": WHOLE_BATCH},
     "averages": {"ema_decay": 0.9, "eval_data": DATA},
-    "averages, update once": {"ema_decay": 0.9, "optimizer_update": "once"},
-    "adam, update once": {"optimizer": lambda: keras.optimizers.Adam(0.01), "optimizer_update": "once"},
+    "averages, update once": {"ema_decay": 0.9, "update": "once"},
+    "adam, update once": {"optimizer": lambda: keras.optimizers.Adam(0.01), "update": "once"},
     "accumulation of four": {"accumulation_steps": 4, "global_batch_size": 24, "one": WHOLE_BATCH},
 }  # fmt: skip
 
@@ -187,7 +188,7 @@ FINE_TUNING = {
     },
     "groups, update once": {
         "groups": [trainer.group("^dense", optimizer=lambda: keras.optimizers.Nadam(0.01), unfreeze_at=4)],
-        "optimizer_update": "once",
+        "update": "once",
     },
     "groups and loss scale": {
         "groups": [trainer.group("^dense", optimizer=lambda: keras.optimizers.Adam(0.01), unfreeze_at=4)],
@@ -218,7 +219,7 @@ FINE_TUNING = {
     },
     "phases, update once": {
         "optimizer": lambda: keras.optimizers.Nadam(0.01), "phases": [trainer.phase(sgd(momentum=0.9), start=4)],
-        "optimizer_update": "once",
+        "update": "once",
     },
     "phases and groups": {
         "optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.AdamW(0.01, weight_decay=0.1)),
@@ -401,10 +402,10 @@ assert ROWS.keys() >= VARIATIONS | IN_TWO_WORKERS
 def train(strategy, **options):
     defaults = dict(
         model=net(), train_data=DATA, eval_data=DATA, task=TASK, optimizer=sgd(), global_batch_size=12, num_steps=10,
-        from_scratch=True, eval_every=0, strategy=strategy,
+        eval_every=0, strategy=strategy,
     )  # fmt: skip
     ours = ("tolerance", "one")
-    return trainer.train(**{**defaults, **{name: value for name, value in options.items() if name not in ours}})
+    return train_with(**{**defaults, **{name: value for name, value in options.items() if name not in ours}})
 
 
 def weights(result) -> list[np.ndarray]:

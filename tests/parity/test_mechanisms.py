@@ -42,7 +42,7 @@ def test_a_step_with_an_infinite_gradient_changes_nothing_on_any_replica(tmp_pat
         "eval_data": None,
         "log_every": 0,
         "checkpoint_every": 1,
-        "checkpoints_to_keep": 9,
+        "keep": 9,
     }
     for replicas in (1, 2, 3):
         model_dir = tmp_path / f"{replicas} replicas"

@@ -21,7 +21,7 @@ from zoo import Plain, TwoDense, built, layers, saved
 def test_names_that_do_not_decide_are_listed_and_nothing_is_proposed(theirs, ours, tmp_path):
     message = refusal(built(Stack(*ours)), saved(tmp_path, model=built(Stack(*theirs))))
     assert not proposed(message)
-    assert "train.rename can" in message
+    assert "Restore.rename can" in message
     assert f"  {ours[0]}/(kernel, bias): perhaps model/{theirs[0]}/(kernel, bias), model/{theirs[1]}/" in message
 
 
@@ -56,7 +56,7 @@ def test_a_few_layers_that_look_alike_are_no_root(tmp_path):
         tmp_path, {f"{place}/kernel": kernel for place in places} | {f"{place}/bias": bias for place in places}
     )
     message = refusal(model, path)
-    assert "train.root" not in message and not proposed(message)
+    assert "Restore.root" not in message and not proposed(message)
     assert all(f"d{place}/kernel" in message for place in range(13))
     assert "net/block2/d2/kernel" in message
 

@@ -110,7 +110,7 @@ def test_a_bare_list_is_not_proposed_to_be_renamed(tmp_path):
     source.export(str(tmp_path / "export"), verbose=False)
     with pytest.raises(trainer.RestoreError) as caught:
         trainer.restore_weights(built(InLists(), seed=2), tmp_path / "export")
-    assert "train.match = 'order'" in str(caught.value)
+    assert "Restore.match = 'order'" in str(caught.value)
     assert "'^variables/'" not in str(caught.value)
 
 

@@ -124,7 +124,7 @@ def test_an_encoder_comes_out_of_a_larger_functional_model_by_the_names_of_its_l
     whole.save(tmp_path / "m.h5")
     for name in ("m.weights.h5", "m.h5"):
         model = built(encoder(), seed=2)
-        with pytest.raises(trainer.RestoreError, match=r"train.ignore = \['\^head/'\]"):
+        with pytest.raises(trainer.RestoreError, match=r"Restore.ignore = \['\^head/'\]"):
             trainer.restore_weights(model, tmp_path / name)
         trainer.restore_weights(model, tmp_path / name, ignore=["^head/"])
         assert values(model) == values(whole)[:4]
@@ -384,8 +384,8 @@ def test_what_the_message_proposes_for_a_layer_under_another_name_works_when_it_
     source.save_weights(tmp_path / "m.weights.h5")
     with pytest.raises(trainer.RestoreError) as caught:
         trainer.restore_weights(model, tmp_path / "m.weights.h5", ignore=["^extra/"])
-    (line,) = [line for line in str(caught.value).splitlines() if "train.rename" in line]
-    assert line == "  train.rename = [('^classifier/', 'class_head/')]"
+    (line,) = [line for line in str(caught.value).splitlines() if "Restore.rename" in line]
+    assert line == "  Restore.rename = [('^classifier/', 'class_head/')]"
     rename = ast.literal_eval(line.split(" = ")[1])
     trainer.restore_weights(model, tmp_path / "m.weights.h5", rename=rename, ignore=["^extra/"])
     assert values(model) == values(source)[:4]

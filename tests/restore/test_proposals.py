@@ -57,14 +57,14 @@ def test_several_axes_that_differ_are_neither_grown_nor_copied(tmp_path):
     assert [set(proposal) for proposal, _ in paste_all(lambda: built(Words(7, 8), TOKENS), path, message)] == [
         {"grow", "reinitialize"}, {"copy_rows", "reinitialize"}, {"reinitialize"},
     ]  # fmt: skip
-    assert "train.grow = ['^head/kernel$']" in message
+    assert "Restore.grow = ['^head/kernel$']" in message
 
 
 def test_rules_that_are_there_already_stay_in_the_proposed_lines(tmp_path):
     parts = {name: built(keras.Sequential([layers.Dense(3)])).layers[0] for name in ("pooler", "other")}
     path = saved(tmp_path, model=built(TwoDense()), **parts)
     message = refusal(built(TwoDense()), path, ignore=["^other/"])
-    assert "leaves 0 of 2 problems:\n  train.ignore = ['^other/', '^pooler/']" in message
+    assert "leaves 0 of 2 problems:\n  Restore.ignore = ['^other/', '^pooler/']" in message
     paste_all(lambda: built(TwoDense()), path, message, ignore=["^other/"])
 
 
@@ -81,7 +81,7 @@ def test_layers_under_other_names_are_renamed(theirs, ours, rename, tmp_path):
     source = built(Stack(*theirs))
     path = saved(tmp_path, model=source)
     message = refusal(built(Stack(*ours)), path)
-    assert f"train.rename = {rename}" in message or f"train.rename = [{rename}" in message
+    assert f"Restore.rename = {rename}" in message or f"Restore.rename = [{rename}" in message
     ((_, model),) = paste_all(lambda: built(Stack(*ours), seed=2), path, message)
     assert values(model) == values(source)
 
@@ -93,7 +93,7 @@ def test_averages_beside_the_weights_are_left_behind_or_taken(tmp_path):
     path = written_by_tf1(tmp_path, raw | means)
     message = refusal(built(TwoDense(), seed=2), path)
     assert "each of these leaves 0 of 4 problems" in message
-    assert "  train.ignore = ['/ExponentialMovingAverage$']" in message
+    assert "  Restore.ignore = ['/ExponentialMovingAverage$']" in message
     pasted = paste_all(lambda: built(TwoDense(), seed=2), path, message)
     assert [values(model) for _, model in pasted] == [values(source), values(averages)]
 

@@ -124,7 +124,7 @@ def test_another_number_of_classes_is_mismatched_and_the_message_shows_both_shap
     error = refused(model, path)
     assert [record.name for record in error.report.mismatched] == ["head/kernel", "head/bias"]
     assert "head/kernel  model (4, 5) float32, checkpoint (4, 2) float32" in str(error)
-    assert "  train.reinitialize = ['^head/']" in str(error)
+    assert "  Restore.reinitialize = ['^head/']" in str(error)
 
 
 def test_the_line_of_gin_that_the_message_proposes_works(source, path):
@@ -141,7 +141,7 @@ def test_a_proposed_rule_covers_what_is_wrong_and_nothing_that_fits(source, tmp_
     model = built(TwoDense(), seed=2)
     path = saved(tmp_path, encoder=source.encoder, head=tf.train.Checkpoint(kernel=source.head.kernel.value))
     error = refused(model, path)
-    assert "train.reinitialize = ['^head/bias$']" in str(error)
+    assert "Restore.reinitialize = ['^head/bias$']" in str(error)
     report = trainer.restore_weights(model, path, reinitialize=["^head/bias$"])
     assert len(report.restored) == 3
 
@@ -157,7 +157,7 @@ def test_a_weight_that_no_variable_takes_is_refused_unless_ignored(source, model
     path = saved(tmp_path, model=source, pooler=pooler.layers[0])
     error = refused(model, path)
     assert [record.name for record in error.report.unused] == ["pooler/kernel", "pooler/bias"]
-    assert "  train.ignore = ['^pooler/']" in str(error)
+    assert "  Restore.ignore = ['^pooler/']" in str(error)
     report = trainer.restore_weights(model, path, ignore=["^pooler/"])
     assert values(model) == values(source)
     assert [(record.name, record.rule) for record in report.unused] == [
@@ -195,7 +195,7 @@ def test_an_optimizer_alone_is_refused(source, model, tmp_path):
     error = refused(model, saved(tmp_path, optimizer=optimizer))
     assert "fits no variable of the model: 0 of 4" in str(error)
     assert "no weights, only" in str(error)
-    assert "train.reinitialize" not in str(error)
+    assert "Restore.reinitialize" not in str(error)
 
 
 def test_an_optimizer_s_list_of_weights_is_not_matched_by_position(source, model, tmp_path):
@@ -263,7 +263,7 @@ def test_the_message_proposes_the_rename_that_is_likely_meant(tmp_path):
     source, model = built(Renamed()), built(TwoDense(), seed=2)
     path = saved(tmp_path, model=source)
     message = str(refused(model, path))
-    assert "  train.rename = [('^backbone/', 'encoder/')]" in message
+    assert "  Restore.rename = [('^backbone/', 'encoder/')]" in message
     trainer.restore_weights(model, path, rename=[("^backbone/", "encoder/")])
     assert values(model) == values(source)
 
@@ -300,7 +300,7 @@ def test_a_model_and_its_ema_copy_are_ambiguous_and_doing_what_the_message_says_
         assert "holds 2 things that fit the model equally well" in message
         assert f"{len(model.weights)} of {len(model.weights)} variables each: ema, model" in message
         assert "ema, model" in message
-        assert "Say which one is meant:\n  train.root = 'ema'" in message
+        assert "Say which one is meant:\n  Restore.root = 'ema'" in message
         report = trainer.restore_weights(model, path, root="ema")
         assert values(model) == values(ema)
         assert {record.rule for record in report.unused} == {"root = 'ema'"}

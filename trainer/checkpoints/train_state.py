@@ -55,7 +55,7 @@ class TrainState:
         # Keras numbers their paths by process (`seed_generator_8/...`): the order is what lasts.
         random_states = [variable for variable in untracked if id(variable) not in names]
         averages = {"ema_weights": tf.train.Checkpoint(**self.ema.variables)} if self.ema else {}
-        handed_over = {} if self.steps_before is None else {"steps_before": self.steps_before}
+        taken_over = {} if self.steps_before is None else {"steps_before": self.steps_before}
         # Tables are constants of the program, which no checkpoint holds: a resumed run may build its model without.
         tables = {} if self.layer_states is None else {"layer_states": self.layer_states}
         train_state = tf.train.Checkpoint(
@@ -65,7 +65,7 @@ class TrainState:
             untracked=tf.train.Checkpoint(**weights),
             seed_generators=random_states,
             **averages,
-            **handed_over,
+            **taken_over,
             **tables,
         )
         return tf.train.Checkpoint(model=self.model, optimizer=self.optimizer, train_state=train_state)

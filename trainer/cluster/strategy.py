@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainer.cluster.rendezvous import RollCall
 from trainer.cluster.tf_config import cluster_workers
 from trainer.cluster.tpu import names_tpu, tpu_strategy
+from trainer.config.settings import may_change
 from trainer.errors import UserError
 from trainer.suggest import nearest
 
@@ -55,6 +56,9 @@ def build_strategy(
         ),
         "tpu": lambda: tpu_strategy(tpu),
     }[name]()
+
+
+may_change("communication", "implementation", "bytes_per_pack", "timeout_seconds")
 
 
 @gin.register(module="strategy")

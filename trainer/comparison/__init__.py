@@ -24,11 +24,17 @@ from trainer.comparison.same_start import check_same_start
 from trainer.comparison.signals import leave_with_parent
 from trainer.comparison.source_task import check_source
 from trainer.config import config_of
+from trainer.config.settings import set_by_flag
 from trainer.errors import RunAgain, UserError
 from trainer.output.model_dir import ModelDirLock
 from trainer.suggest import nearest
 
 DONE, FAILED = 0, 2
+
+set_by_flag(
+    "compare", model_dir="--model_dir", strategy="--strategy", parallel="--parallel", only="--only",
+    dry_run="--dry_run", command="",
+)  # fmt: skip
 
 
 @gin.register(module="comparison")

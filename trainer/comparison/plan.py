@@ -1,20 +1,27 @@
 """What is compared: the members, the seeds, the metric, all read from the config and checked without building any."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 
 from trainer.config import bindings_in, bindings_of, changes_of, config_of, scopes_in_use, scopes_with_bindings
+from trainer.config.settings import DECLARED
 from trainer.errors import UserError
+from trainer.run.train import train
 from trainer.suggest import nearest
 
-# What all members have in common: what is learned, from where, of which data, in which order, for how long, and
-# when it is looked at. Everything else of `train` optimizes, and may differ.
-FIXED = (
-    "model", "task", "train_data", "eval_data", "init_checkpoint", "from_scratch", "rename", "reinitialize", "ignore",
-    "match", "root", "grow", "copy_rows", "global_batch_size", "num_steps", "seed", "log_every", "eval_every",
-    "max_seconds", "started_at", "grace_seconds", "model_dir", "strategy", "dry_run", "timed_steps",
-)  # fmt: skip
+
+def _fixed() -> dict[str, list[str]]:
+    """{configurable: parameters} of what all members have in common: all but the optimizer and what may differ.
+
+    The settings classes say so themselves, see `trainer.config.settings`.
+    """
+    classes = {entry.parameter for entry in DECLARED.values()}
+    of_train = [name for name in inspect.signature(train).parameters if name not in classes | {"optimizer"}]
+    fixed = {f"settings.{name}": entry.fixed_fields for name, entry in DECLARED.items()}
+    taken = [entry.parameter for entry in DECLARED.values() if not entry.may_differ]
+    return {"experiment.train": [*of_train, *taken], "comparison.compare": ["source_data"], **fixed}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +120,7 @@ def _check_bindings(member: str) -> None:
             f"compare.members: nothing is set for {member!r}.{near} A member is what is bound in the scope of its "
             f"name, e.g. {member}/train.optimizer = @Adam."
         )
-    changed = changes_of(member, {"experiment.train": FIXED, "comparison.compare": ["source_data"]})
+    changed = changes_of(member, _fixed())
     if changed:
         lines = "".join(f"\n  {member}/{binding} changes {parameter}" for binding, parameter in changed.items())
         raise UserError(

@@ -18,7 +18,9 @@ from trainer.data.batches import train_batches
 from trainer.data.data import Data, as_data
 from trainer.errors import UserError
 from trainer.restore import weights_of
-from trainer.run.build import assemble_model
+from trainer.run.inputs import as_restore
+from trainer.run.model import assemble_model
+from trainer.run.settings import Invocation
 
 _BATCHES = 2
 
@@ -64,13 +66,16 @@ def _start_of(member: str, seed: int, strategy: tf.distribute.Strategy) -> Start
     with config_of(member, seed):
         clear_session()
         given = bindings_of(
-            "train", "model", "task", "train_data", "eval_data", "init_checkpoint", "global_batch_size", "num_steps"
+            "train", "model", "task", "train_data", "eval_data", "restore", "global_batch_size", "num_steps"
         )
+        restore = as_restore(given["restore"])
         data = as_data(given["train_data"], "train_data")
         batch_size = given["global_batch_size"]
         with contextlib.redirect_stdout(io.StringIO()):
             try:
-                restored = gin.get_configurable("experiment.train")(strategy=strategy, dry_run=True).model
+                restored = gin.get_configurable("experiment.train")(
+                    strategy=strategy, invocation=Invocation(dry_run=True)
+                ).model
             except UserError as error:
                 raise UserError(f"The member {member!r}: {error}") from error
         with strategy.scope():
@@ -80,7 +85,7 @@ def _start_of(member: str, seed: int, strategy: tf.distribute.Strategy) -> Start
             facts={
                 "train_data": _describe(data),
                 "eval_data": _describe(as_data(given["eval_data"], "eval_data")),
-                "init_checkpoint": str(given["init_checkpoint"] or "no checkpoint: random weights"),
+                "init_checkpoint": str(restore.checkpoint if restore else "no checkpoint: random weights"),
                 "global_batch_size": str(batch_size),
                 "num_steps": str(given["num_steps"]),
                 "task": str(given["task"].describe()),

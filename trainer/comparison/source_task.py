@@ -10,8 +10,9 @@ from trainer.config import bindings_of
 from trainer.data.batches import replica_batch_size
 from trainer.data.data import as_data
 from trainer.errors import UserError
-from trainer.restore import RULES, RestoreError, restore_weights
-from trainer.run.build import assemble_model
+from trainer.restore import RestoreError, restore_weights
+from trainer.run.inputs import as_restore
+from trainer.run.model import assemble_model
 from trainer.step.evaluate import build_evaluate
 from trainer.step.trace_checks import try_task
 
@@ -40,18 +41,19 @@ def measure_forgetting(
     task it knows nothing. After are the final weights, None with a message where they do not fit into the model as
     its builder makes it.
     """
-    given = bindings_of(
-        "train", "model", "task", "train_data", "init_checkpoint", "global_batch_size", "synchronize_batch_norm", *RULES
-    )
+    given = bindings_of("train", "model", "task", "train_data", "restore", "global_batch_size", "step")
     data = given["task"].completed(as_data(source_data, "compare.source_data"))
     train_data = as_data(given["train_data"], "train_data")
-    if not given["init_checkpoint"]:
+    restore = as_restore(given["restore"])
+    if restore is None:
         return data.label, None, None, "from random weights there is no source task to forget"
     clear_session()
     keras.utils.set_random_seed(seed)
     with strategy.scope():
-        model = assemble_model(given["model"], given["task"], train_data, strategy, given["synchronize_batch_norm"])
-        report = restore_weights(model, given["init_checkpoint"], **{name: given[name] for name in RULES})
+        model = assemble_model(
+            given["model"], given["task"], train_data, strategy, given["step"].synchronize_batch_norm
+        )
+        report = restore_weights(model, restore.checkpoint, **restore.rules)
     if report.reinitialized:
         fresh = report.reinitialized[0].name
         return data.label, None, None, f"{fresh} starts fresh, so that nothing of the source task can be measured"

@@ -5,23 +5,28 @@ import copy
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gin
 
-from trainer.config.checks import problems
+from trainer.config.checks import check_run_is_complete, problems, settle_required_macros
 from trainer.config.files import bound_names, check_brackets, find_files
 from trainer.config.keras_names import register_keras
 from trainer.config.members import bindings_in, changes_of, config_of, scopes_in_use, scopes_with_bindings
-from trainer.config.messages import explain, selectors
+from trainer.config.messages import explain, parameters_of, selectors
+from trainer.config.references import is_required, resolved
+from trainer.config.settings import DECLARED, decides_weights, default_bindings
 from trainer.errors import UserError
 
 __all__ = [
     "REPOSITORY",
     "bindings_in",
     "bindings_of",
+    "bound_value",
     "changes_of",
+    "check_run_is_complete",
     "config_of",
     "configurables",
     "differing_lines",
@@ -34,31 +39,6 @@ __all__ = [
 ]
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-
-# Bindings that may change between two starts of one run without making it another run.
-HARMLESS = (
-    "num_steps",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "checkpoints_to_keep",
-    "steps_per_loop",
-    "keep_every",
-    "best_metric",
-    "best_mode",
-    "on_save_error",
-    "async_checkpoint",
-    "on_nan",
-    "max_rollbacks",
-    "max_seconds",
-    "grace_seconds",
-    "download",
-    "data_dir",
-    "implementation",
-    "bytes_per_pack",
-    "timeout_seconds",
-)
-EVALUATION = ("EVAL_DATA", "train.eval_data", "supervised.metrics", "custom_loss.metrics")
 
 
 def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_paths: Sequence[str] = ()) -> None:
@@ -77,6 +57,7 @@ def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_pat
     typed = [name for text in gin_params for name in bound_names(text)]
     with _reading_from(folders):
         try:
+            gin.parse_config(default_bindings())
             gin.parse_config_files_and_bindings(
                 paths,
                 list(gin_params),
@@ -84,6 +65,7 @@ def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_pat
                 finalize_config=False,
                 print_includes_and_imports=False,
             )
+            settle_required_macros()
             gin.finalize()
         except UserError:
             raise
@@ -119,40 +101,43 @@ def bindings_of(configurable: str, *names: str) -> dict:
     Raises `UserError` for one that has no default and is not bound.
     """
     bound = gin.get_bindings(configurable, resolve_references=False)
-    defaults = inspect.signature(gin.get_configurable(configurable)).parameters
+    defaults = parameters_of(configurable)
     for name in names:
-        if name not in bound and defaults[name].default is gin.REQUIRED:
+        if name not in bound and defaults[name].default in (gin.REQUIRED, inspect.Parameter.empty):
             raise UserError(f"The config does not set {configurable}.{name}, and there is no default.")
     # A copy of a reference is what it refers to, built: only what was asked for is.
     return {name: copy.deepcopy(bound[name]) if name in bound else defaults[name].default for name in names}
 
 
-def differing_lines(
-    old: str, new: str, harmless_too: bool = False, evaluation_too: bool = False
-) -> list[tuple[str, str]]:
-    """(old, new) of each binding that differs between two config texts, harmless ones left out unless asked for.
+def bound_value(configurable: str, parameter: str) -> tuple[Any, str]:
+    """What the config binds to a parameter, behind macros, and the macro's name; (None, "") where it binds nothing."""
+    value, macro = resolved(gin.get_bindings(configurable, resolve_references=False).get(parameter))
+    return (None, "") if is_required(value) else (value, macro)
 
-    evaluation_too: what evaluations are made of, and when, is not harmless this time.
+
+def differing_lines(
+    old: str, new: str, harmless_too: bool = False, evaluation_decides: bool = False
+) -> list[tuple[str, str]]:
+    """(old, new) of each binding that differs between two config texts, and decides what weights a run ends with.
+
+    harmless_too: what decides no weight as well.
+    evaluation_decides: whether the weights depend on what is evaluated, and when.
     """
     before, after = _bindings(old), _bindings(new)
-    names = [
-        name
-        for name in dict.fromkeys([*before, *after])
-        if harmless_too or not _is_harmless(name) or (evaluation_too and _is_of_evaluation(name))
-    ]
     return [
         (before.get(name, f"{name} is not set"), after.get(name, f"{name} is not set"))
-        for name in names
+        for name in dict.fromkeys([*before, *after])
         if before.get(name) != after.get(name)
+        and (harmless_too or decides_weights(name, (before, after), evaluation_decides))
     ]
 
 
 def configurables() -> list[tuple[str, str]]:
     """(selector, parameters with defaults) of all that can be bound, sorted by selector."""
     return [
-        (selector, _signature_text(gin.get_configurable(selector)))
+        (selector, _signature_text(selector))
         for selector in sorted(selectors())
-        if not selector.startswith("gin.")
+        if not selector.startswith("gin.") and not _is_by_flag(selector)
     ]
 
 
@@ -172,11 +157,15 @@ def _reading_from(folders: Sequence[str]) -> Iterator[None]:
         prefixes[:], readers[:] = saved
 
 
-def _signature_text(target: Callable) -> str:
-    parameters = inspect.signature(target).parameters.values()
+def _is_by_flag(selector: str) -> bool:
+    declared = DECLARED.get(selector.rpartition(".")[2])
+    return declared is not None and declared.by_flag
+
+
+def _signature_text(selector: str) -> str:
     return ", ".join(
         parameter.name if parameter.default is parameter.empty else f"{parameter.name}={_plain(parameter.default)}"
-        for parameter in parameters
+        for parameter in parameters_of(selector).values()
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     )
 
@@ -200,12 +189,3 @@ def _bindings(text: str) -> dict[str, str]:
         elif line.startswith(("import", "from", "#")) or not line.strip():
             name = ""
     return found
-
-
-def _is_harmless(name: str) -> bool:
-    """Whether a binding decides nothing about the weights: how long, how often, from where, how it is evaluated."""
-    return _is_of_evaluation(name) or name.split(".")[-1].lower() in HARMLESS
-
-
-def _is_of_evaluation(name: str) -> bool:
-    return name.startswith("eval/") or name in EVALUATION or name.split(".")[-1].lower() == "eval_every"

@@ -1,31 +1,66 @@
 """Finds what gin accepts in silence: values of a wrong type, and bindings that nothing uses."""
 
-import collections.abc
 import inspect
-import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
 import keras
 
 from trainer.config.keras_names import is_keras
-from trainer.config.members import COMPARE, TRAIN, bindings_in, member_names, without_member
-from trainer.config.messages import macros
-from trainer.config.references import is_macro, is_reference, references, resolved
+from trainer.config.members import COMPARE, TRAIN, bindings_in, member_config, member_names, without_member
+from trainer.config.messages import macros, parameters_of
+from trainer.config.references import is_macro, is_reference, is_required, references, resolved
+from trainer.config.settings import DECLARED, FLAGS
+from trainer.config.types import admits_builder, fits, in_words
+from trainer.errors import UserError
 from trainer.suggest import nearest
 
-# What a command calls itself; all else is used only if one of these leads to it.
-ENTRY_POINTS = (TRAIN, COMPARE)
+_MACRO = "gin.macro"
 
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "a text in quotes",
-    type(None): "None",
-}
+
+def settle_required_macros() -> None:
+    """Raises `UserError` for `MODEL = %gin.REQUIRED` that the run reaches and nothing else sets.
+
+    One that it does not reach is set to None: gin refuses it otherwise, even where nothing reads it.
+    """
+    required = {scope for (scope, each), value in gin.config._CONFIG.items() if _is_required(each, value)}
+    configs = [member_config(member) for member in member_names()] or [gin.config._CONFIG]
+    reached = set[tuple[str, str]]().union(
+        *(
+            {key for key in _reachable([TRAIN], config) if _is_required(key[1], config.get(key, {}))}
+            for config in configs
+        )
+    )
+    missing = [scope for scope in _in_order(required) if (scope, _MACRO) in reached]
+    if missing:
+        checkpoint = " (or train.restore = None, for random weights)" if "INIT_CHECKPOINT" in missing else ""
+        raise UserError(f"The config does not set {', '.join(missing)}{checkpoint}.")
+    for scope in required:
+        gin.bind_parameter((scope, _MACRO, "value"), None)
+
+
+def _is_required(selector: str, bindings: Mapping) -> bool:
+    return selector == _MACRO and is_required(bindings.get("value"))
+
+
+def _in_order(macros_required: set[str]) -> list[str]:
+    return [scope for scope, selector in gin.config._CONFIG if selector == _MACRO and scope in macros_required]
+
+
+def check_run_is_complete() -> None:
+    """Raises `UserError` for parameters of `train`, and of what it takes, that are not bound and have no default."""
+    reached = {selector for _, selector in _reachable([TRAIN], gin.config._CONFIG)}
+    missing = [
+        f"{_short(selector)}.{name}"
+        for selector in (TRAIN, *(f"settings.{name}" for name in DECLARED))
+        if selector in reached
+        for name, parameter in parameters_of(selector).items()
+        if parameter.default is parameter.empty and name not in gin.config._CONFIG.get(("", selector), {})
+    ]
+    if missing:
+        raise UserError(f"The config does not set {', '.join(missing)}, and there is no default.")
 
 
 def problems(gin_params: Sequence[str]) -> list[str]:
@@ -34,7 +69,22 @@ def problems(gin_params: Sequence[str]) -> list[str]:
     gin_params: names that the command line binds. A binding in a file may wait for an optimizer
       that this run does not choose; one that was typed for this very run may not.
     """
-    return [*_wrong_types(), *_unused_macros(gin_params), *_unused_scopes(gin_params), *_unused_names(gin_params)]
+    return [
+        *_set_by_flag(),
+        *_wrong_types(),
+        *_unused_macros(gin_params),
+        *_unused_scopes(gin_params),
+        *_unused_names(gin_params),
+    ]
+
+
+def _set_by_flag() -> Iterator[str]:
+    for (_, selector), bindings in gin.config._CONFIG.items():
+        for parameter in bindings:
+            name = f"{_short(selector)}.{parameter}"
+            if name in FLAGS:
+                how = f"give {FLAGS[name]}" if FLAGS[name] else "the command sets it itself"
+                yield f"{name} is no part of a config: {how}."
 
 
 def _wrong_types() -> Iterator[str]:
@@ -56,9 +106,9 @@ def _wrong_own_value(configurable, name: str, value) -> str:
         return ""  # other people's annotations promise nothing
     hint = typing.get_type_hints(configurable.wrapped).get(name, Any)
     if is_reference(value):
-        is_builder = not value.evaluate and not _admits_builder(hint)
-        return f"{_show(hint)}, so write @{value.selector}() with parentheses" if is_builder else ""
-    return "" if value is gin.REQUIRED or _fits(value, hint) else _show(hint)
+        is_builder = not value.evaluate and not admits_builder(hint)
+        return f"{in_words(hint)}, so write @{value.selector}() with parentheses" if is_builder else ""
+    return "" if is_required(value) or fits(value, hint) else in_words(hint)
 
 
 def _wrong_keras_value(configurable, name: str, value) -> str:
@@ -68,7 +118,7 @@ def _wrong_keras_value(configurable, name: str, value) -> str:
         return f"built already, so write @{value.selector}() with parentheses" if wanted else ""
     default = inspect.signature(configurable.wrapped).parameters[name].default
     if isinstance(value, str) and isinstance(default, (bool, int, float)):
-        return _show(type(default))
+        return in_words(type(default))
     return ""
 
 
@@ -91,7 +141,7 @@ def _unused_scopes(gin_params: Sequence[str]) -> Iterator[str]:
     typed = set() if gin.config._IMPORTS else {name.rpartition("/")[0] for name in gin_params}
     for (scope, selector), bindings in gin.config._CONFIG.items():
         inner = without_member(scope, members)[1]
-        if not inner or selector == "gin.macro" or any(f"{other}/".startswith(f"{inner}/") for other in used):
+        if not inner or selector == _MACRO or any(f"{other}/".startswith(f"{inner}/") for other in used):
             continue
         # A file's scope may be idle because this run chose other data; one nearly the same is a slip.
         near = nearest(inner, known, cutoff=0.75)
@@ -103,35 +153,55 @@ def _unused_scopes(gin_params: Sequence[str]) -> Iterator[str]:
 
 
 def _unused_names(gin_params: Sequence[str]) -> Iterator[str]:
-    entries = [selector for _, selector in gin.config._CONFIG if selector in ENTRY_POINTS]
+    entries = [selector for _, selector in gin.config._CONFIG if selector == COMPARE or _is_run(selector)]
     # A module of the user's may call anything from Python, unseen here.
     if not entries or gin.config._IMPORTS:
         return
-    reached = _reachable(entries)
+    reached = _reachable(entries, gin.config._CONFIG)
+    selectors, macros_used = {selector for _, selector in reached}, {scope for scope, each in reached if each == _MACRO}
+    known = {reference.config_key[0] for reference in references(gin.config._CONFIG) if is_macro(reference)}
     for name in gin_params:
+        bare = without_member(name, member_names())[1] or name
         if "." in name:
             selector = gin.config._REGISTRY.get_match(name.split("/")[-1].rpartition(".")[0]).selector
-            if selector not in reached:
-                in_use = ", ".join(sorted(_short(other) for other in reached if other != "gin.macro"))
+            if selector not in selectors:
+                in_use = ", ".join(sorted(_short(other) for other in selectors if other != _MACRO))
                 yield f"{name} is set by --gin_param, but this run does not use {_short(selector)}; it uses {in_use}."
+        elif bare in known - macros_used:
+            users = ", ".join(_users_of(bare))
+            yield f"{name} is set by --gin_param, but this run does not use {users}, where it would be read."
 
 
-def _reachable(entries: Sequence[str]) -> set[str]:
-    reached: set[str] = set()
+def _is_run(selector: str) -> bool:
+    """Whether the config says something of `train` beside that it takes the settings classes."""
+    taken = {declared.parameter for declared in DECLARED.values()}
+    return selector == TRAIN and not taken.issuperset(gin.config._CONFIG["", TRAIN])
+
+
+def _users_of(macro: str) -> list[str]:
+    return [
+        f"{scope}/" * bool(scope) + f"{_short(selector)}.{name}" if selector != _MACRO else scope
+        for (scope, selector), bindings in gin.config._CONFIG.items()
+        for name, value in bindings.items()
+        if any(is_macro(each) and each.config_key[0] == macro for each in references(value))
+    ]
+
+
+def _reachable(entries: Sequence[str], config: Mapping) -> set[tuple[str, str]]:
+    """(scope, selector) of what references lead to; the scope of a macro is its name."""
     members = member_names()
     waiting = [("", selector) for selector in entries]
-    seen = set()
+    seen: set[tuple[str, str]] = set()
     while waiting:
         scope, selector = waiting.pop()
         if (scope, selector) in seen:
             continue
         seen.add((scope, selector))
-        reached.add(selector)
-        for (other_scope, other), bindings in gin.config._CONFIG.items():
+        for (other_scope, other), bindings in config.items():
             name = without_member(other_scope, members)[1] or other_scope
-            if other == selector and (selector != "gin.macro" or name == scope):
+            if other == selector and (selector != _MACRO or name == scope):
                 waiting += [reference.config_key for reference in references(bindings)]
-    return reached
+    return seen
 
 
 def _is_keras(selector: str) -> bool:
@@ -146,43 +216,3 @@ def _makes_schedule(reference) -> bool:
 
 def _short(selector: str) -> str:
     return gin.config._REGISTRY.minimal_selector(selector)
-
-
-def _fits(value, hint) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    # What a reference gives is looked at where it is used.
-    if hint is Any or (is_reference(value) and value.evaluate):
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, choice) for choice in arguments)
-    if origin is tuple:
-        pair = isinstance(value, (tuple, list)) and len(value) == len(arguments)
-        return pair and all(_fits(part, choice) for part, choice in zip(value, arguments, strict=True))
-    if origin in (list, collections.abc.Sequence):
-        return isinstance(value, (tuple, list)) and all(
-            is_reference(part) or _fits(part, arguments[0]) for part in value
-        )
-    if hint is int or hint is float:
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, origin or hint)
-
-
-def _admits_builder(hint) -> bool:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_admits_builder(choice) for choice in typing.get_args(hint))
-    return hint is Any or collections.abc.Callable in (hint, typing.get_origin(hint))
-
-
-def _show(hint) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_show(choice) for choice in arguments if choice is not type(None)))
-    if origin in (list, collections.abc.Sequence):
-        return f"a list of {_show(arguments[0]).removeprefix('a ')}"
-    if origin is tuple:
-        return f"({', '.join(_show(choice) for choice in arguments)})"
-    if _admits_builder(hint):
-        return "a reference such as @name"
-    if hint is collections.abc.Mapping or origin is collections.abc.Mapping:
-        return "a dict {'name': value}"
-    return _WORDS.get(hint) or f"a {getattr(hint, '__name__', hint)}"

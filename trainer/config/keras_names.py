@@ -31,7 +31,7 @@ def register_keras() -> None:
     name is the loss's and the metric wants its module in front (`metrics.MeanSquaredError`). What
     gin builds are true Keras objects.
     A `keras.applications` model has `weights=None` unless bound: its weights come from
-    `init_checkpoint`, and nothing is downloaded behind anybody's back.
+    `Restore.checkpoint`, and nothing is downloaded behind anybody's back.
     """
     for namespace, module, base in _KINDS:
         for name in dir(namespace):

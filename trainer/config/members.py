@@ -6,7 +6,7 @@ refers to is in the member's hands, and a thread of TensorFlow's sees what the m
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import gin
 
@@ -56,17 +56,18 @@ def changes_of(member: str, parameters: Mapping[str, Sequence[str]]) -> dict[str
     """{a binding of the member: which of these parameters it changes}, as far as the config tells.
 
     parameters: selector -> names. Counted as changed is one that is bound, and one whose value leads, over
-    references and macros, to a configurable or a macro that is bound.
+    references and macros, to a configurable or a macro that is bound; past none of these selectors, whose other
+    parameters may be changed.
     """
-    config = _config_of(member)
+    config = member_config(member)
     changed: dict[str, str] = {}
     for owner, names in parameters.items():
         for name in names:
             values = [bindings[name] for (_, each), bindings in config.items() if each == owner and name in bindings]
-            macros, selectors = _reached(values, config)
+            macros, selectors = _reached(values, config, set(parameters))
             for (scope, selector), bindings in _own(member).items():
                 for bound in bindings:
-                    is_led_to = scope in macros if selector == _MACRO else selector in selectors - {owner}
+                    is_led_to = scope in macros if selector == _MACRO else selector in selectors
                     if is_led_to or (selector == owner and bound == name):
                         changed.setdefault(_shown(scope, selector, bound), f"{_short(owner)}.{name}")
     return changed
@@ -80,7 +81,7 @@ def config_of(member: str, seed: int | None = None) -> Iterator[None]:
 
     What gin has noted of an earlier run, the operative config and singletons, is forgotten before and after.
     """
-    config = _config_of(member)
+    config = member_config(member)
     config.pop(("", COMPARE), None)
     if seed is not None:
         _set_seed(config, seed)
@@ -106,7 +107,7 @@ def _install(config: dict) -> None:
         gin.config._OPERATIVE_CONFIG.clear()
 
 
-def _config_of(member: str) -> dict[tuple[str, str], dict]:
+def member_config(member: str) -> dict[tuple[str, str], dict]:
     names = member_names()
     config = {
         (scope, selector): dict(bindings)
@@ -151,8 +152,8 @@ def _is_own(scope: str, selector: str, names: Sequence[str]) -> bool:
     return _first_scope(scope, selector) in names
 
 
-def _reached(values, config: Mapping) -> tuple[set[str], set[str]]:
-    """Names of the macros, and selectors, that values lead to; of a configurable in whatever scope."""
+def _reached(values, config: Mapping, ends: Collection[str]) -> tuple[set[str], set[str]]:
+    """Names of the macros, and selectors, that values lead to, without `ends`; of a configurable in whatever scope."""
     macros: set[str] = set()
     selectors: set[str] = set()
     waiting = list(references(values))
@@ -160,7 +161,7 @@ def _reached(values, config: Mapping) -> tuple[set[str], set[str]]:
         reference = waiting.pop()
         scope, selector = reference.config_key
         seen, key = (macros, scope) if is_macro(reference) else (selectors, selector)
-        if key in seen:
+        if key in seen or key in ends:
             continue
         seen.add(key)
         for (other_scope, other), bindings in config.items():

@@ -3,9 +3,11 @@
 import inspect
 import re
 import traceback
+from collections.abc import Mapping
 
 import gin
 
+from trainer.config.settings import DECLARED, fields_by_name
 from trainer.suggest import nearest
 
 
@@ -21,10 +23,13 @@ def explain(error: BaseException) -> str:
         return _failed_import(error, said, place)
     parameter = re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", said)
     if parameter:
-        known = inspect.signature(gin.get_configurable(parameter[1])).parameters
-        return f"{parameter[1]} has no parameter '{parameter[2]}'{place}." + nearest(
-            parameter[2], known, "parameters of " + parameter[1]
-        )
+        known = parameters_of(parameter[1])
+        # Of `train` and its settings classes, whichever has it.
+        fields = fields_by_name() if parameter[1] in ("train", *DECLARED) else {}
+        near = nearest(parameter[2], {*known, *fields} if fields else known, "parameters of " + parameter[1])
+        for name, label in fields.items():
+            near = near.replace(f"'{name}'", label)
+        return f"{parameter[1]} has no parameter '{parameter[2]}'{place}.{near}"
     unknown = re.search(
         r"No configurable matching (?:reference )?'@?([^']+?)(?:\(\))?'\.?( In binding for '.*')?", said
     )
@@ -37,6 +42,12 @@ def explain(error: BaseException) -> str:
     if macro:
         return f"The macro %{macro[1]} is used but never set." + nearest(macro[1], macros(), "macros")
     return said + place
+
+
+def parameters_of(configurable: str) -> Mapping[str, inspect.Parameter]:
+    """What can be bound of a configurable, by name; of a class, the parameters of its `__init__`."""
+    # What gin wraps around a class takes anything.
+    return inspect.signature(gin.config._REGISTRY.get_match(configurable).wrapped).parameters
 
 
 def selectors() -> list[str]:

@@ -23,5 +23,10 @@ def is_reference(value) -> bool:
     return isinstance(value, gin.config.ConfigurableReference)
 
 
+def is_required(value) -> bool:
+    """Whether it is `%gin.REQUIRED`, which stands for a value that is yet to be set."""
+    return value is gin.REQUIRED or (is_reference(value) and value.config_key == ("gin.REQUIRED", "gin.constant"))
+
+
 def is_macro(reference) -> bool:
     return reference.configurable.selector == "gin.macro"

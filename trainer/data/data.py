@@ -9,6 +9,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
+from trainer.config.settings import may_change
 from trainer.data.autograph import as_it_is, in_graph
 from trainer.data.tfrecords import Records, unreadable
 from trainer.errors import UserError
@@ -114,6 +115,9 @@ def in_memory(examples=gin.REQUIRED, name: str = "in_memory", preprocess: Callab
     if not arrays or len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
         raise UserError(f"in_memory.examples needs features of one length above 0; here are {sizes}.")
     return Data(name, next(iter(sizes.values())), examples=arrays, preprocess=preprocess)
+
+
+may_change("tfds_data", "download", "data_dir")
 
 
 @gin.register(module="pipeline")

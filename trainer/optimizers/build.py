@@ -79,7 +79,7 @@ def _new_optimizer(optimizer: Callable) -> keras.optimizers.Optimizer:
     ):
         raise UserError(
             f"{built.name}.gradient_accumulation_steps counts micro-batches as steps; "
-            "use train.accumulation_steps instead."
+            "use Step.accumulation_steps instead."
         )
     check_rate(rate_of(built))
     return built

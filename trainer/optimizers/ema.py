@@ -7,14 +7,6 @@ import keras
 import tensorflow as tf
 
 from trainer.cluster.replicas import first_value
-from trainer.errors import UserError
-
-
-def check_decay(decay) -> None:
-    """Raises `UserError` for what is no decay."""
-    is_number = isinstance(decay, float | int) and not isinstance(decay, bool)
-    if not is_number or not 0.0 < decay < 1.0:
-        raise UserError(f"ema_decay = {decay!r} must lie between 0 and 1, e.g. 0.999.")
 
 
 class EmaWeights:
@@ -25,7 +17,6 @@ class EmaWeights:
     """
 
     def __init__(self, weights: Mapping[str, keras.Variable], decay: float):
-        check_decay(decay)
         self.decay = decay
         self._weights = dict(weights)
         self.variables = {

@@ -69,7 +69,7 @@ def group(
     if not isinstance(learning_rate_multiplier, int | float) or not learning_rate_multiplier > 0:
         raise UserError(
             f"group.learning_rate_multiplier = {learning_rate_multiplier!r} must be above 0; "
-            f"train.frozen = [{pattern!r}] leaves a part untrained."
+            f"Finetune.frozen = [{pattern!r}] leaves a part untrained."
         )
     if isinstance(learning_rate, int | float) and not learning_rate > 0:
         raise UserError(f"group.learning_rate = {learning_rate!r} must be above 0.")
@@ -97,7 +97,9 @@ def divide(
     """
     if not groups and layer_decay is None:
         if layer_blocks is not None:
-            raise UserError("train.layer_blocks says what counts as one layer for train.layer_decay, which is not set.")
+            raise UserError(
+                "Finetune.layer_blocks says what counts as one layer for Finetune.layer_decay, which is not set."
+            )
         return []
     _check_groups(groups)
     here = {id(variable) for variable in trained}
@@ -131,14 +133,14 @@ def preset_names(preset: str, named: Mapping[str, keras.Variable]) -> list[str]:
       both of these, as Ben Zaken et al. 2022 train.
     """
     if preset not in PRESETS:
-        raise UserError(f"train.trained = {preset!r} is no preset.{nearest(str(preset), PRESETS, 'presets')}")
+        raise UserError(f"Finetune.trained = {preset!r} is no preset.{nearest(str(preset), PRESETS, 'presets')}")
     if preset == "all" or not named:
         return list(named)
     last = list(named)[-1].rpartition("/")[0]
     of_last = {name for name in named if name.rpartition("/")[0] == last} if preset != "biases" else set()
     biases = {name for name in named if _is_bias(name)} if preset != "last_layer" else set()
     if preset != "last_layer" and not biases:
-        raise UserError(f"train.trained = {preset!r}: the model has no trainable biases.")
+        raise UserError(f"Finetune.trained = {preset!r}: the model has no trainable biases.")
     return [name for name in named if name in of_last | biases]
 
 
@@ -197,10 +199,10 @@ def _depths(model: keras.Model, names, layer_decay: float | None, layer_blocks: 
     if layer_decay is None:
         return dict.fromkeys(names, 0), 1
     if isinstance(layer_decay, bool) or not isinstance(layer_decay, int | float) or not 0.0 < layer_decay <= 1.0:
-        raise UserError(f"train.layer_decay = {layer_decay!r} must lie between 0 and 1, e.g. 0.8.")
-    if layer_blocks is not None and not find_pattern("train.layer_blocks", layer_blocks, list(names)):
+        raise UserError(f"Finetune.layer_decay = {layer_decay!r} must lie between 0 and 1, e.g. 0.8.")
+    if layer_blocks is not None and not find_pattern("Finetune.layer_blocks", layer_blocks, list(names)):
         raise UserError(
-            f"train.layer_blocks: {layer_blocks!r} matches no trained variable; there are {', '.join(list(names)[:8])}."
+            f"Finetune.layer_blocks: {layer_blocks!r} matches no trained variable; there are {', '.join(list(names)[:8])}."
         )
     layers = layer_paths(model)
     units = {name: _unit(name, layers, layer_blocks) for name in names}

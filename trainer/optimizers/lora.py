@@ -50,17 +50,6 @@ def lora(
     return Lora(rank, alpha, tuple(layers), tuple(also_trained))
 
 
-def check_lora(chosen, trained: str = "all") -> None:
-    """Raises `UserError` for what was not made by `lora`, or goes against what else is to be trained."""
-    if chosen is not None and not isinstance(chosen, Lora):
-        raise UserError(f"train.lora must be made by @lora() with parentheses; it is {chosen!r}.")
-    if chosen is not None and trained != "all":
-        raise UserError(
-            f"train.trained = {trained!r} and train.lora both say what is trained; name more for it in "
-            "lora.also_trained, and leave trained out."
-        )
-
-
 def add_lora(model: keras.Model, chosen: Lora) -> list[str]:
     """Gives the chosen layers of a built model their matrices; call in the strategy's scope, after the restore.
 
@@ -82,13 +71,13 @@ def add_lora(model: keras.Model, chosen: Lora) -> list[str]:
     if chosen.layers:
         can = {path: layer for path, layer in can.items() if _chosen(path, chosen.layers)}
     if not can:
-        raise UserError("train.lora: the model has no layer that can learn a change of low rank.")
+        raise UserError("Finetune.lora: the model has no layer that can learn a change of low rank.")
     for path, layer in can.items():
         # Of one of the user's own, too: Keras refuses kernels with a constraint and layers that have LoRA already.
         try:
             layer.enable_lora(chosen.rank, lora_alpha=chosen.alpha)
         except (ValueError, NotImplementedError) as error:
-            raise UserError(f"train.lora: the layer {path!r} cannot have it: {error}") from error
+            raise UserError(f"Finetune.lora: the layer {path!r} cannot have it: {error}") from error
     return list(can)
 
 
@@ -111,12 +100,14 @@ def lora_variables(
             )
         kept.update(found)
     if not kept:
-        raise UserError("train.lora: train.frozen leaves none of its matrices to train; name layers, not all kernels.")
+        raise UserError(
+            "Finetune.lora: Finetune.frozen leaves none of its matrices to train; name layers, not all kernels."
+        )
     fresh = [record.name for record in report.reinitialized] if report else []
     untrained = [name for name in fresh if name in named and name not in kept]
     if untrained:
         raise UserError(
-            f"{', '.join(untrained[:6])} {'start' if len(untrained) > 1 else 'starts'} fresh, and with train.lora "
+            f"{', '.join(untrained[:6])} {'start' if len(untrained) > 1 else 'starts'} fresh, and with Finetune.lora "
             "would stay at random values: name it in lora.also_trained, e.g. "
             f"lora.also_trained = ['^{re.escape(untrained[0].rpartition('/')[0] or untrained[0])}']."
         )

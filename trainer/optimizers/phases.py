@@ -89,7 +89,7 @@ def check_phases(
     evaluates: bool,
     groups: Sequence = (),
     layer_decay: float | None = None,
-    handover: str = "fresh",
+    optimizer_state: str = "fresh",
 ) -> None:
     """Raises `UserError` for phases that make no sense, or don't go with what else is asked for.
 
@@ -113,7 +113,7 @@ def check_phases(
             if not evaluates:
                 raise UserError(
                     "phase.start = @plateau() looks at evaluations, and the run makes none before its end: set "
-                    "EVAL_DATA, and train.eval_every above 0."
+                    "EVAL_DATA, and Intervals.eval_every above 0."
                 )
             if each.start.metric not in metrics:
                 raise UserError(
@@ -136,10 +136,10 @@ def check_phases(
                 f"The group {group.pattern!r} has group.{what}, and the run has phases, each with an optimizer of its "
                 "own: leave one of them out. Rates and weight decays of groups hold in every phase."
             )
-    if handover != "fresh":
+    if optimizer_state != "fresh":
         raise UserError(
-            f"handover = {handover!r} goes with one optimizer for the whole run; a run with phases begins with a new "
-            "one. Set handover = 'fresh', or leave phases out."
+            f"Restore.optimizer_state = {optimizer_state!r} goes with one optimizer for the whole run; a run with phases begins with a new "
+            "one. Set Restore.optimizer_state = 'fresh', or leave phases out."
         )
 
 

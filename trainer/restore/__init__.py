@@ -34,6 +34,7 @@ __all__ = [
     "Record",
     "RestoreError",
     "RestoreReport",
+    "Rules",
     "SavedLayerStates",
     "build_model",
     "describe_source",
@@ -96,7 +97,11 @@ def restore_weights(
         path = find_checkpoint(init_checkpoint)
     build_model(model, input_spec)
     with workers.all_or_none("plan the restore"):
-        plan, source = _accepted_plan(model, path, Rules(rename, reinitialize, ignore, match, root, grow, copy_rows))
+        rules = Rules(
+            rename=rename, reinitialize=reinitialize, ignore=ignore, match=match, root=root, grow=grow,
+            copy_rows=copy_rows,
+        )  # fmt: skip
+        plan, source = _accepted_plan(model, path, rules)
     with contextlib.closing(source), RestoreProgress() as progress:
         apply_plan(plan, source, progress.show)
         renew_constants(model, [pair.weight.variable for pair in plan.pairs])

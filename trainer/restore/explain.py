@@ -119,7 +119,7 @@ def _to_look_at(report: RestoreReport) -> list[str]:
     shown = list(candidates.items())[:_MAX_LAYERS]
     return [
         "These variables have no weight, and unused weights of the file have their shapes. Nothing says which is "
-        "which; train.rename can:",
+        "which; Restore.rename can:",
         *(f"  {layer}: perhaps {_some(others, _MAX_LAYERS)}" for layer, others in shown),
         *[f"  and {len(candidates) - len(shown)} layers more"] * (len(candidates) > len(shown)),
     ]

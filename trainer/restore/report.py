@@ -80,8 +80,8 @@ class RestoreReport:
 
     writer, step, optimizer, checksums: what the file tells of itself, see `CheckpointSource`.
     optimizer_keys, counter_keys, other_keys: entries of the file that are no weights; none is read.
-    optimizer_keys_read: counted by the reader, 0 unless something is broken or was handed over by name.
-    handed_over_keys: the optimizer's entries that a hand-over read for the new optimizer; none in a restore.
+    optimizer_keys_read: counted by the reader, 0 unless something is broken or the new optimizer takes them over.
+    transferred_keys: the optimizer's entries that were read for the new optimizer; none in a restore.
     bytes_read: of the tensors that were restored, each counted once.
     replicas_verified: on how many replicas, of all workers, each restored variable was compared with the file; 0
       for a plan that was not applied.
@@ -106,7 +106,7 @@ class RestoreReport:
     optimizer: str = ""
     checksums: str = ""
     idle_rules: list[str] = dataclasses.field(default_factory=list)
-    handed_over_keys: list[str] = dataclasses.field(default_factory=list)
+    transferred_keys: list[str] = dataclasses.field(default_factory=list)
     tables: list[TableRecord] = dataclasses.field(default_factory=list)
     casts: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
@@ -152,9 +152,9 @@ class RestoreReport:
         lines = [f"{printable(self.checkpoint)}  ({self.format})", *about_lines(self)]
         for status in STATUSES:
             lines += _status_lines(status, self._of(status))
-        handed_over = len(self.handed_over_keys)
+        transferred = len(self.transferred_keys)
         skipped = (
-            f"optimizer {len(self.optimizer_keys) - handed_over}, counters {len(self.counter_keys)}, "
+            f"optimizer {len(self.optimizer_keys) - transferred}, counters {len(self.counter_keys)}, "
             f"other {len(self.other_keys)}"
         )
         lines.append(f"not read         entries that are no weights: {skipped}")
@@ -173,7 +173,7 @@ class RestoreReport:
             lines.append(
                 f"verified         {len(self.restored)} variables on {replicas}, "
                 f"{self.bytes_read:,} bytes read, {self.optimizer_keys_read} of the optimizer's entries read"
-                + (", as the hand-over says" if handed_over else "")
+                + (", as the line on the optimizer state says" if transferred else "")
             )
         return "\n".join(lines)
 
@@ -198,7 +198,7 @@ class RestoreReport:
                 "workers": self.workers,
                 "not_finite": self.not_finite,
                 "idle_rules": self.idle_rules,
-                "handed_over_keys": self.handed_over_keys,
+                "transferred_keys": self.transferred_keys,
                 "tables": [dataclasses.asdict(table) for table in self.tables],
                 "casts": {name: {"zero": zero, "subnormal": below} for name, (zero, below) in self.casts.items()},
             },

@@ -9,29 +9,35 @@ from trainer.restore.errors import RestoreError
 from trainer.restore.live import LiveVariable
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
     """What the user allows. Every pattern is a regex that is searched for in normalised names.
-
-    rename: (pattern, replacement) pairs that turn a checkpoint's name into the model's; they come first.
-    reinitialize: weights of the model that keep their fresh values, whatever the checkpoint holds.
-    ignore: weights of the checkpoint that may stay unused.
-    match: "structure", or "order" to pair what is left with a numbered list of the file, by position.
-    root: place in the file of the object that is the model, such as `ema`, where several fit.
-    grow: variables of the model that are longer than the checkpoint's and take its rows at their beginning.
-    copy_rows: (pattern, {the checkpoint's row: the model's row}) of variables that take these rows only.
 
     A name of the checkpoint is written from the object that fits the model (`backbone/kernel`), as in
     the report; the whole path from the file's top (`model/backbone/kernel`) is understood as well.
     """
 
     rename: Sequence[tuple[str, str]] = ()
+    """(pattern, replacement) pairs that turn a checkpoint's name into the model's; they come first."""
+
     reinitialize: Sequence[str] = ()
+    """Patterns of the model's weights that keep their fresh values, whatever the checkpoint holds."""
+
     ignore: Sequence[str] = ()
+    """Patterns of the checkpoint's weights that may stay unused."""
+
     match: str = "structure"
+    """What pairs weights: "structure" and names; or "order", by which what these leave over is paired with a
+    numbered list of the file, by position."""
+
     root: str | None = None
+    """Place in the file of the object that is the model, such as "ema", where several fit."""
+
     grow: Sequence[str] = ()
+    """Patterns of variables that are longer than the checkpoint's and take its rows at their beginning."""
+
     copy_rows: Sequence[tuple[str, dict[int, int]]] = ()
+    """(pattern, {the checkpoint's row: the model's row}) pairs, of variables that take these rows only."""
 
     def renamed(self, name: str, whole_name: str) -> str:
         """The model's name for a checkpoint's, by the first rule that fits; `name` where none does."""

@@ -1,103 +1,134 @@
-"""Builds the model for the task's inputs, and sets what its normalisation layers do."""
+"""Builds every part of a run in the strategy's scope, and tries whether the parts fit together."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import keras
-import tensorflow as tf
 
-from trainer.data.data import Data
-from trainer.errors import UserError
-from trainer.restore import build_model, empty_layers, layers_of
-from trainer.step.trace_checks import error_with_place
-from trainer.tasks.task import Task
+from trainer.checkpoints.train_state import TrainState, new_train_state
+from trainer.config import bound_value
+from trainer.optimizers.build import OptimizerProof, build_optimizer, prove_new, trained_variables
+from trainer.optimizers.groups import Part, divide
+from trainer.optimizers.lora import add_lora, describe_lora, finds_trainable, lora_variables
+from trainer.optimizers.state_transfer import StateTransfer, transfer_state
+from trainer.restore import RestoreReport, restore_weights
+from trainer.run.inputs import Inputs, Settings
+from trainer.run.model import (
+    assemble_model,
+    describe_batch_norm,
+    describe_half_precision,
+    freeze_batch_norm,
+    refuse_empty_layers,
+)
+from trainer.run.resume import Start
+from trainer.step.trace_checks import try_task
+from trainer.step.xla_check import check_xla, describe_fitness
 
 
-def assemble_model(
-    model: Callable, task: Task, data: Data, strategy: tf.distribute.Strategy, synchronize_batch_norm: bool = True
-) -> keras.Model:
-    """Calls the builder and builds the model's variables for the task's inputs; call in the strategy's scope.
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """Everything of a run up to its first step.
 
-    synchronize_batch_norm: whether, with several replicas, every BatchNormalization takes its statistics over all.
+    variables: those that the optimizer trains.
+    groups: the parts of `variables` that are trained each in a way of its own; none where all are alike.
+    report: None from scratch and on a resumed run.  proof: None on a resumed run, whose optimizer continues.
+    state_transfer: what was taken of the checkpoint's optimizer; None for nothing, and on a resumed run.
+    notes: what else a person should know, by heading.
     """
-    try:
-        built = model()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"The model cannot be made: {error_with_place(error)}") from error
-    if not isinstance(built, keras.Model):
-        raise UserError(f"The model builder must return a keras.Model; it returned {type(built).__name__}.")
-    task.check_features(data.batch_spec)
-    build_model(built, task.model_inputs(data.batch_spec))
-    if strategy.num_replicas_in_sync > 1:
-        for layer in _batch_norms(built):
-            layer.synchronized = synchronize_batch_norm
-    return built
+
+    settings: Settings
+    inputs: Inputs
+    state: TrainState
+    variables: Sequence[keras.Variable]
+    groups: Sequence[Part]
+    report: RestoreReport | None
+    proof: OptimizerProof | None
+    state_transfer: StateTransfer | None
+    notes: Mapping[str, str]
 
 
-def refuse_empty_layers(model: keras.Model) -> None:
-    """Raises `UserError` for a lookup without a vocabulary and the like, at which the first step would fail."""
-    empty = empty_layers(model)
-    if empty:
-        raise UserError(
-            f"The model has no {', '.join(empty)}. Give the layer one as its argument, by set_vocabulary() or by "
-            "adapt() in the function that builds the model; or restore from a file that has one, as .keras archives do."
-        )
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What was found when the parts were tried together.
 
-
-def describe_batch_norm(model: keras.Model, batch_size: int) -> dict[str, str]:
-    """What it costs not to synchronise, under a heading; nothing for a model without BatchNormalization."""
-    names = [layer.name for layer in _batch_norms(model) if layer.trainable]
-    if not names:
-        return {}
-    return {
-        "batch norm": f"NOT synchronised in {', '.join(names[:4])}{', ...' * (len(names) > 4)}: each replica "
-        f"normalises by its own {batch_size} examples, the weights depend on the number of replicas, and of the moving "
-        "statistics, which drift apart, the first replica's are saved. train.synchronize_batch_norm = True mends it."
-    }
-
-
-def describe_half_precision(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, str]:
-    """What float16 costs without a loss scale, under a heading; nothing for other models, and with one."""
-    names = [layer.name for layer in layers_of(model) if layer.compute_dtype == "float16" and layer.trainable_variables]
-    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or optimizer.loss_scale_factor
-    if not names or scaled:
-        return {}
-    return {
-        "float16": f"{', '.join(names[:4])}{', ...' * (len(names) > 4)} without a loss scale: gradients below 6e-8 are "
-        "lost. OPTIMIZER = @LossScaleOptimizer and LossScaleOptimizer.inner_optimizer = @SGD(), say, mend it"
-    }
-
-
-def freeze_batch_norm(
-    model: keras.Model, trained: Sequence[keras.Variable], update_frozen_batch_norm: bool = False
-) -> dict[str, str]:
-    """Puts every BatchNormalization none of whose variables is trained in inference mode, for good.
-
-    trained: the variables that are.  update_frozen_batch_norm: leaves those layers as they are, in training mode.
-    Returns what was done, under a heading; nothing for a model without such layers.
-
-    Else their statistics would follow the new data, while the weights around them stay.
+    notes: for a person, by heading.
+    tpu_obstacles: with jit_compile, the operations that XLA compiles here and a TPU would refuse.
     """
-    here = {id(variable) for variable in trained}
-    frozen = [
-        layer
-        for layer in _batch_norms(model)
-        if layer.trainable_variables and not any(id(variable) in here for variable in layer.trainable_variables)
-    ]
-    if not frozen:
+
+    notes: Mapping[str, str]
+    tpu_obstacles: Sequence[str] = ()
+
+
+def build(settings: Settings, inputs: Inputs, start: Start) -> Built:
+    """Makes the model, restores its weights, adds LoRA, and makes the new optimizer and the train state, in scope.
+
+    Raises `UserError`, `RestoreError` among them, for whatever the caller can mend; nothing is written.
+    """
+    task, finetune, restore = settings.task, settings.finetune, settings.restore
+    takes_state = restore is not None and restore.optimizer_state != "fresh"
+    with inputs.strategy.scope():
+        synchronized = settings.step.synchronize_batch_norm
+        model = assemble_model(settings.model, task, inputs.train_data, inputs.strategy, synchronized)
+        variables = trained_variables(model, finetune.frozen, finetune.trained)
+        report = None
+        if restore is not None and start is not Start.RESUMED:
+            report = restore_weights(model, restore.checkpoint, **restore.rules)
+        if start is not Start.RESUMED:
+            refuse_empty_layers(model)
+        with_lora = []
+        if finetune.lora:  # on the restored kernels, which have no place for it in the checkpoint
+            with_lora = add_lora(model, finetune.lora)
+            # A kernel that has matrices beside it is frozen by them, and no pattern finds it any more.
+            still_frozen = [pattern for pattern in finetune.frozen if finds_trainable(model, pattern)]
+            variables = lora_variables(model, trained_variables(model, still_frozen), finetune.lora, report)
+        groups = divide(model, variables, finetune.groups, finetune.layer_decay, finetune.layer_blocks)
+        notes = task.notes() | freeze_batch_norm(model, variables, finetune.update_frozen_batch_norm)
+        if finetune.lora:
+            notes["lora"] = describe_lora(model, with_lora, finetune.lora)
+
+        if start is Start.FRESH:
+            notes |= _unread_checkpoint()
+
+        def new_optimizer(variables):
+            return build_optimizer(settings.optimizer, variables, groups, finetune.phases)
+
+        optimizer = new_optimizer(variables)
+        proof = None if start is Start.RESUMED else prove_new(optimizer, new_optimizer, variables, report)
+        state = new_train_state(model, optimizer, variables, settings.step.ema_decay, takes_state)
+        taken = None
+        if restore is not None and report is not None and state.steps_before is not None:
+            row_rules = {*restore.grow, *(pattern for pattern, _ in restore.copy_rows)}
+            taken = transfer_state(
+                restore.optimizer_state, optimizer, model, report, row_rules, settings.num_steps, restore.rewarmup_steps
+            )
+            state.steps_before.assign(taken.step)
+    return Built(settings, inputs, state, variables, groups, report, proof, taken, notes)
+
+
+def _unread_checkpoint() -> dict[str, str]:
+    """A note where the config names a checkpoint and says `train.restore = None` as well."""
+    checkpoint, macro = bound_value("Restore", "checkpoint")
+    if checkpoint is None:
         return {}
-    names = f"{', '.join(layer.name for layer in frozen[:4])}{', ...' * (len(frozen) > 4)}"
-    if update_frozen_batch_norm:
-        return {
-            "frozen norm": f"{names}: the moving statistics follow the data, as train.update_frozen_batch_norm asks"
-        }
-    for layer in frozen:
-        layer.trainable = False
-        layer.synchronized = False  # it has nothing to send, and what is compiled by XLA need not wait
-    return {
-        "frozen norm": f"{names} in inference mode: the moving statistics stay. "
-        "train.update_frozen_batch_norm = True lets them follow the data"
-    }
+    return {"checkpoint": f"{macro or 'Restore.checkpoint'} = {checkpoint!r} is not read: train.restore = None"}
 
 
-def _batch_norms(model: keras.Model) -> list[keras.Layer]:
-    return [layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
+def check_it_fits(built: Built) -> Fit:
+    """Traces the loss and the metrics on the data, and what XLA is to compile; changes nothing.
+
+    Raises `UserError` for parts that do not fit together.
+    """
+    settings, inputs, model = built.settings, built.inputs, built.state.model
+    replicas, replica_batch = inputs.strategy.num_replicas_in_sync, inputs.replica_batch_size
+    parts_of_a_step = replicas * settings.step.accumulation_steps
+    try_task(model, settings.task, inputs.train_data, inputs.eval_data, replica_batch, parts_of_a_step)
+    notes: dict[str, str] = {}
+    if replicas > 1 and not settings.step.synchronize_batch_norm:
+        notes |= describe_batch_norm(model, replica_batch)
+    notes |= describe_half_precision(model, built.state.optimizer)
+    if not settings.step.jit_compile:
+        return Fit(notes)
+    obstacles = check_xla(
+        model, settings.task, inputs.train_data, replica_batch, built.variables, inputs.strategy, inputs.eval_data
+    )
+    return Fit(notes | {"xla": describe_fitness(obstacles)}, obstacles)

@@ -28,7 +28,7 @@ from trainer.restore import (
     whole_checkpoints,
 )
 from trainer.restore.rules import Rules
-from trainer.run.build import assemble_model
+from trainer.run.model import assemble_model
 from trainer.step.evaluate import build_evaluate
 from trainer.tasks.task import Task
 

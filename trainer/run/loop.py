@@ -1,10 +1,10 @@
 """The outer loop: steps; at intervals log, evaluate, save; leave when done or asked to."""
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import keras
 
@@ -13,39 +13,10 @@ from trainer.errors import UserError
 from trainer.optimizers.learning_rate import learning_rate_at
 from trainer.output.metric_writer import MetricWriter
 from trainer.output.progress import StepProgress
-from trainer.run.preemption import Interrupted, Preemption
-from trainer.run.time_limit import Deadline
+from trainer.run.preemption import Interrupted
+from trainer.run.settings import Intervals
 
 _MAX_UNSEEN = 100  # loops whose metrics are held before they are looked at, where nothing else is due
-
-
-@dataclasses.dataclass(frozen=True)
-class Intervals:
-    """How often, in steps; 0 means only at the end.
-
-    steps_per_loop: steps that run on the device between two looks of the host.
-    """
-
-    log_every: int = 10
-    eval_every: int = 100
-    checkpoint_every: int = 100
-    steps_per_loop: int = 10
-
-    def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if value < 0 or (name == "steps_per_loop" and value < 1):
-                raise UserError(f"{name} = {value} must be {1 if name == 'steps_per_loop' else 0} or more.")
-
-    def steps_to_next_look(self, step: int, num_steps: int, first_step: int = 0) -> int:
-        """How far the device may run from `step` without passing a point where the host is due.
-
-        first_step: where this process began; batches come in stacks of `steps_per_loop` from there on.
-        """
-        ends = [num_steps, step + self.steps_per_loop - (step - first_step) % self.steps_per_loop]
-        ends += [
-            step - step % every + every for every in (self.log_every, self.eval_every, self.checkpoint_every) if every
-        ]
-        return min(ends) - step
 
 
 class LossNotFinite(UserError):
@@ -76,27 +47,30 @@ def finite_metrics(loops: Sequence[Mapping], step: int, optimizer: keras.optimiz
     return values
 
 
-@dataclasses.dataclass(frozen=True)
-class LoopParts:
-    """What the loop calls.
-
-    train(num_steps) -> metrics of each loop on the device;  evaluate() -> metrics or None, or raises `Interrupted`;
-    save() -> None, what was written and the checkpoint.  log_more() -> what else a logged row holds.
-    """
+class Run(Protocol):
+    """What the loop calls; `Session` is one."""
 
     state: TrainState
-    train: Callable
-    evaluate: Callable[[], dict[str, float] | None]
-    save: Callable[[], None]
-    writer: MetricWriter
-    progress: StepProgress
-    preemption: Preemption
-    deadline: Deadline
-    split: str
-    log_more: Callable[[], Mapping[str, float]] = dict
+
+    def next_steps(self, due_in: int) -> int:
+        """How many steps to make now, `due_in` or fewer; 0 to leave."""
+
+    def train(self, num_steps: int) -> Sequence[Mapping]:
+        """Makes the steps, and returns the metrics of each loop on the device."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """values: loss and norm of the gradient at the step."""
+
+    def evaluate(self, step: int) -> None:
+        """Raises `Interrupted` where a signal came before it was through."""
+
+    def save(self) -> None: ...
+
+    def leave(self) -> None:
+        """Saves what is there; the run ends before its last step."""
 
 
-def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals: Intervals) -> bool:
+def run_loop(run: Run, num_steps: int, intervals: Intervals) -> bool:
     """Trains to `num_steps`; returns True when it got there, False when it was asked to stop earlier.
 
     Always in this order: step, log, evaluate, save, leave. So what a checkpoint holds is on record
@@ -104,52 +78,72 @@ def run_loop(parts: LoopParts, num_steps: int, global_batch_size: int, intervals
 
     Raises `LossNotFinite` before any of what follows a step would be done with it.
     """
-    state, step = parts.state, parts.state.current_step()
+    step = first_step = run.state.current_step()
     unseen: list[Mapping] = []  # of the loops since the last look
-    clock, first_step = _Clock(step), step
     while step < num_steps:
-        due_in = intervals.steps_to_next_look(step, num_steps, first_step)
-        count = parts.preemption.next_steps(due_in, parts.deadline.steps_left())
+        count = run.next_steps(intervals.steps_to_next_look(step, num_steps, first_step))
         if not count:
             break
-        unseen += parts.train(count)
+        unseen += run.train(count)
         step += count
-        parts.progress.advance(step)
 
         def due(every: int, step=step) -> bool:
             return step == num_steps or (every > 0 and step % every == 0)
 
         looks = (intervals.log_every, intervals.eval_every, intervals.checkpoint_every)
         if any(map(due, looks)) or len(unseen) >= _MAX_UNSEEN:
-            values = finite_metrics(unseen, step, state.optimizer)
+            values = finite_metrics(unseen, step, run.state.optimizer)
             unseen = []
         if due(intervals.log_every):
-            steps_per_second = clock.lap(step)
-            # The schedule at `step`: what the next update uses, and what one plots a schedule against.
-            values["learning_rate"] = learning_rate_at(state.optimizer, state.optimizer_step(step))
-            values["examples_per_second"] = steps_per_second * global_batch_size
-            values.update(parts.log_more())
-            parts.writer.write(step, values)
-            parts.progress.show_rate(steps_per_second, values["examples_per_second"], values["loss"])
-        parts.deadline.made(count)
+            run.log(step, values)
         if due(intervals.eval_every):
             try:
-                with clock.stopped(), parts.deadline.pause():
-                    evaluated = parts.evaluate()
-                    if evaluated is not None:
-                        parts.writer.write(step, evaluated, split=parts.split)
+                run.evaluate(step)
             except Interrupted:
                 # It is not on record, by which the run that is resumed from here knows to make up for it.
-                parts.save()
+                run.leave()
                 return False
         if due(intervals.checkpoint_every):
-            with clock.stopped(), parts.deadline.pause():
-                parts.save()
+            run.save()
     if step < num_steps:
         if unseen:  # steps between two looks
-            finite_metrics(unseen, step, state.optimizer)
-        parts.save()
+            finite_metrics(unseen, step, run.state.optimizer)
+        run.leave()
     return step >= num_steps
+
+
+class TrainingLog:
+    """Writes and shows the training metrics, and how fast training alone is.
+
+    log_more: gives what else a row holds.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        global_batch_size: int,
+        writer: MetricWriter,
+        progress: StepProgress,
+        log_more: Callable[[], Mapping[str, float]] = dict,
+    ):
+        self._state, self._global_batch_size = state, global_batch_size
+        self._writer, self._progress, self._log_more = writer, progress, log_more
+        self._clock = _Clock(state.current_step())
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """values: loss and norm of the gradient at the step."""
+        optimizer = self._state.optimizer
+        steps_per_second = self._clock.lap(step)
+        examples_per_second = steps_per_second * self._global_batch_size
+        # The schedule at `step`: what the next update uses, and what one plots a schedule against.
+        rate = learning_rate_at(optimizer, self._state.optimizer_step(step))
+        row = {**values, "learning_rate": rate, "examples_per_second": examples_per_second, **self._log_more()}
+        self._writer.write(step, row)
+        self._progress.show_rate(steps_per_second, examples_per_second, values["loss"])
+
+    def pause(self) -> contextlib.AbstractContextManager[None]:
+        """Around what is no training: an evaluation, a save."""
+        return self._clock.stopped()
 
 
 class _Clock:

@@ -5,49 +5,22 @@ from collections.abc import Callable
 import numpy as np
 
 from trainer.cluster.replicas import first_value
-from trainer.cluster.strategy import num_workers, worker_index
-from trainer.data.batches import batch_numbers, train_batches
+from trainer.data.batches import batch_numbers
 from trainer.data.step_batches import StackedBatches
 from trainer.errors import UserError
-from trainer.run.built import RunParts
+from trainer.run.build import Built
+from trainer.run.inputs import worker_batches
 from trainer.run.loop import LossNotFinite, finite_metrics
 from trainer.run.resume import Resume
 
-CHOICES = ("stop", "rollback")
 _ADVICE = "Lower the learning rate or clip the gradient (e.g. SGD.global_clipnorm = 1.0)"
 
 
-def check_on_nan(on_nan: str, max_rollbacks: int) -> None:
-    """Raises `UserError` for what is none of `CHOICES`, and for a number of rollbacks that allows none."""
-    if on_nan not in CHOICES:
-        raise UserError(f"on_nan = {on_nan!r} must be one of {', '.join(map(repr, CHOICES))}.")
-    whole = isinstance(max_rollbacks, int) and not isinstance(max_rollbacks, bool)
-    if on_nan == "rollback" and not (whole and max_rollbacks >= 1):
-        raise UserError(
-            f"max_rollbacks = {max_rollbacks!r} must be a whole number, 1 or more; on_nan = 'stop' allows none."
-        )
-
-
-def batches_from_here(parts: RunParts) -> StackedBatches:
-    """This worker's batches from the state's step on, those left out that the run has left out so far."""
-    return train_batches(
-        parts.train_data,
-        parts.global_batch_size,
-        parts.seed,
-        parts.state.next_batch(),
-        num_workers(parts.strategy),
-        worker_index(parts.strategy),
-        parts.accumulation_steps,
-        parts.steps_per_loop,
-    )
-
-
 def recover(
-    parts: RunParts,
+    built: Built,
     resume: Resume | None,
     train_loop: Callable,
     error: LossNotFinite,
-    max_rollbacks: int,
     after_step: Callable[[], None] = lambda: None,
 ) -> tuple[StackedBatches, str]:
     """Makes the steps since the last checkpoint again, up to the first bad batch, and leaves that one out.
@@ -57,12 +30,12 @@ def recover(
     step before it, so what is on record up to there stays true.
 
     Returns the batches to go on with, and a sentence that tells of it. Every worker must call it.
-    max_rollbacks: 0 for a run that stops instead.  after_step: called after each step that is made again.
+    after_step: called after each step that is made again.
 
-    Raises `UserError` that names step, checkpoint and examples: without a checkpoint, after `max_rollbacks`,
-    and where the same steps from the same checkpoint are finite.
+    Raises `UserError` that names step, checkpoint and examples: with `on_nan = "stop"`, without a checkpoint, after
+    `max_rollbacks`, and where the same steps from the same checkpoint are finite.
     """
-    state = parts.state
+    state, limits = built.state, built.settings.limits
     if resume is not None:
         resume()
     # Where there is no checkpoint, the state stays where it is; one of step 0 is a checkpoint as well.
@@ -73,7 +46,7 @@ def recover(
             f"smaller checkpoint_every make one. {_ADVICE}."
         )
     try:
-        _make_again(parts, train_loop, error.step, after_step)
+        _make_again(built, train_loop, error.step, after_step)
     except LossNotFinite as found:
         what, bad_step = found.what, found.step
     else:
@@ -83,28 +56,31 @@ def recover(
         )
     bad_batch = state.next_batch() - 1
     report = f"{what} at step {bad_step}, the first after ckpt-{start} where it is not finite"
-    report += f"{_examples(parts, bad_batch)}."
-    if not max_rollbacks:
+    report += f"{_examples(built, bad_batch)}."
+    if limits.on_nan == "stop":
         raise UserError(
             f"{report} The run resumes from ckpt-{start} once it is mended. {_ADVICE}, look at those examples, or set "
-            "train.on_nan = 'rollback' to leave such batches out."
+            "Limits.on_nan = 'rollback' to leave such batches out."
         )
     went_back = int(first_value(state.rollbacks))
-    if went_back >= max_rollbacks:
-        raise UserError(f"{report} The run went back {went_back} times already; train.max_rollbacks = {max_rollbacks}.")
+    if went_back >= limits.max_rollbacks:
+        raise UserError(
+            f"{report} The run went back {went_back} times already; Limits.max_rollbacks = {limits.max_rollbacks}."
+        )
     state.bad_batches.add(bad_batch)
     resume()
-    batches = _make_again(parts, train_loop, bad_step - 1, after_step)
+    batches = _make_again(built, train_loop, bad_step - 1, after_step)
     return batches, f"{report} Back at step {bad_step - 1}, to go on without that batch."
 
 
-def _make_again(parts: RunParts, train_loop: Callable, end: int, after_step: Callable[[], None]) -> StackedBatches:
+def _make_again(built: Built, train_loop: Callable, end: int, after_step: Callable[[], None]) -> StackedBatches:
     """Makes the steps from the state's to `end` without the batches that are known to be bad.
 
     One by one, as a loop gives the metrics of its last step only: raises `LossNotFinite` of the first.
     Returns the batches to go on with.
     """
-    state, batches = parts.state, batches_from_here(parts)
+    state = built.state
+    batches = worker_batches(built.settings, built.inputs, state.next_batch(), built.settings.intervals.steps_per_loop)
 
     def leave_out_bad():
         while state.next_batch() in state.bad_batches:
@@ -119,9 +95,9 @@ def _make_again(parts: RunParts, train_loop: Callable, end: int, after_step: Cal
     return batches
 
 
-def _examples(parts: RunParts, batch: int) -> str:
-    data = parts.train_data
-    numbers = np.sort(batch_numbers(data, parts.global_batch_size, parts.seed, batch))
+def _examples(built: Built, batch: int) -> str:
+    data, settings = built.inputs.train_data, built.settings
+    numbers = np.sort(batch_numbers(data, settings.global_batch_size, settings.seed, batch))
     shown, more = numbers[:32], ", ..." * (len(numbers) > 32)
     if data.records is None:
         return f". Its batch is examples {', '.join(map(str, shown))}{more} of {data.label}, counted from 0"

@@ -20,57 +20,58 @@ from trainer.output.metric_writer import MetricWriter, read_rows
 from trainer.output.model_dir import ModelDir
 from trainer.output.summary_plot import draw_summary
 from trainer.restore import OWN_DATASET, layers_of, live_states, states_as_json
-from trainer.run.built import RunParts
+from trainer.run.build import Built
 
 
-def start_files(parts: RunParts, files: ModelDir | None, identity: str) -> MetricWriter:
+def start_files(built: Built, files: ModelDir | None, identity: str, resumed_step: int | None) -> MetricWriter:
     """Opens the metrics of the chief and writes what the run starts from; other workers write nothing."""
     if files is None:
         return MetricWriter(None, {}, enabled=False)
     writer = MetricWriter(
-        files.metrics, {name: files.events(name) for name in ("train", "eval")}, start_step=parts.resumed_step or 0
+        files.metrics, {name: files.events(name) for name in ("train", "eval")}, start_step=resumed_step or 0
     )
-    if parts.state.current_step() < parts.num_steps:
-        _take_back_end(parts.state.current_step(), parts.num_steps, files)
+    if built.state.current_step() < built.settings.num_steps:
+        _take_back_end(built.state.current_step(), built.settings.num_steps, files)
     given = "".join(f"# {line}\n" for line in identity.splitlines())
     config = operative_config().strip() or "# Called from Python, without gin:\n" + given
     write_text(files.operative_config, config + "\n")
     write_text(files.run_identity, identity)
     writer.write_text("operative_config", config)
-    if parts.report is not None:
-        start = [parts.report, parts.proof, *([parts.handover] if parts.handover else [])]
+    if built.report is not None:
+        start = [built.report, built.proof, *([built.state_transfer] if built.state_transfer else [])]
         text = "\n".join(map(str, start))
         write_text(files.restore_report_text, f"{text}\n")
         facts = {
-            "optimizer_proof": dataclasses.asdict(parts.proof) if parts.proof else None,
-            "handover": dataclasses.asdict(parts.handover) if parts.handover else None,
+            "optimizer_proof": dataclasses.asdict(built.proof) if built.proof else None,
+            "state_transfer": dataclasses.asdict(built.state_transfer) if built.state_transfer else None,
         }
-        write_json(files.restore_report_json, {**json.loads(parts.report.to_json()), **facts})
+        write_json(files.restore_report_json, {**json.loads(built.report.to_json()), **facts})
         writer.write_text("restore_report", text)
     return writer
 
 
-def finish_files(parts: RunParts, files: ModelDir, writer: MetricWriter, initial, final, finished: bool) -> None:
+def finish_files(built: Built, files: ModelDir, writer: MetricWriter, initial, final, finished: bool) -> None:
+    restore = built.settings.restore
     if finished:
-        with parts.state.evaluated_weights():
-            _save_final_weights(parts.state.model, files)
+        with built.state.evaluated_weights():
+            _save_final_weights(built.state.model, files)
     rows = read_rows(files.metrics)
     with replacing(files.summary_plot) as temporary:
-        draw_summary(rows, temporary, f"{files.path.name}: {parts.state.model.name}")
-    writer.write_image("summary", files.summary_plot, parts.state.current_step())
+        draw_summary(rows, temporary, f"{files.path.name}: {built.state.model.name}")
+    writer.write_image("summary", files.summary_plot, built.state.current_step())
     speeds = [row["examples_per_second"] for row in rows if "examples_per_second" in row]
     write_json(
         files.summary,
         {
-            "step": parts.state.current_step(),
-            "num_steps": parts.num_steps,
+            "step": built.state.current_step(),
+            "num_steps": built.settings.num_steps,
             "finished": finished,
-            "strategy": describe_strategy(parts.strategy),
-            "replicas": parts.strategy.num_replicas_in_sync,
-            "global_batch_size": parts.global_batch_size,
-            "optimizer": describe_kind(parts.state.optimizer),
-            "ema_decay": parts.ema_decay,
-            "init_checkpoint": parts.init_checkpoint,
+            "strategy": describe_strategy(built.inputs.strategy),
+            "replicas": built.inputs.strategy.num_replicas_in_sync,
+            "global_batch_size": built.settings.global_batch_size,
+            "optimizer": describe_kind(built.state.optimizer),
+            "ema_decay": built.settings.step.ema_decay,
+            "init_checkpoint": os.fspath(restore.checkpoint) if restore else None,
             "initial_metrics": initial,
             "final_metrics": final,
             "examples_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,

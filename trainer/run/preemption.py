@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from trainer.cluster.collectives import Agreement
 from trainer.cluster.strategy import is_chief
-from trainer.errors import RunAgain, UserError
+from trainer.errors import RunAgain
 from trainer.run.signals import StopSignals
 
 PREEMPTED_EXIT_STATUS = RunAgain.exit_status
@@ -108,15 +108,9 @@ class Preemption:
             f"{checkpoint} is whole, and the same command resumes from it" if checkpoint else "There is no checkpoint"
         )
         print(
-            f"regraft: The {self._grace_seconds:g} s after the signal (train.grace_seconds) are over, and the run was "
+            f"regraft: The {self._grace_seconds:g} s after the signal (Limits.grace_seconds) are over, and the run was "
             f"not through with saving and leaving. {kept}.",
             file=sys.stderr,
             flush=True,
         )
         os._exit(PREEMPTED_EXIT_STATUS)
-
-
-def check_grace(grace_seconds: float) -> None:
-    """Raises `UserError` for what is no number of seconds."""
-    if not isinstance(grace_seconds, int | float) or not 0 <= grace_seconds < math.inf:
-        raise UserError(f"grace_seconds = {grace_seconds!r} must be a number, 0 (no limit) or more.")

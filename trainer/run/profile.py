@@ -5,11 +5,10 @@ import time
 
 import tensorflow as tf
 
-from trainer.cluster.strategy import num_workers, worker_index
-from trainer.data.batches import train_batches
 from trainer.data.data import Data
 from trainer.data.step_batches import StackedBatches
-from trainer.run.built import RunParts
+from trainer.run.build import Built
+from trainer.run.inputs import worker_batches
 from trainer.step.train_step import build_train_loop
 
 # A stack that lay ready comes in less.
@@ -32,28 +31,22 @@ class Throughput:
         return f"{times}; the {what} is the bottleneck{advice}: {self.global_batch_size / slower:,.0f} examples/s"
 
 
-def measure_throughput(parts: RunParts, num_steps: int) -> Throughput:
+def measure_throughput(built: Built, num_steps: int) -> Throughput:
     """Times `num_steps` or more of each, after one that traces; the variables are afterwards what they were.
 
     Every worker must call it: a step is a collective.
     """
-    batches = train_batches(
-        parts.train_data,
-        parts.global_batch_size,
-        parts.seed,
-        num_workers=num_workers(parts.strategy),
-        worker_index=worker_index(parts.strategy),
-        accumulation_steps=parts.accumulation_steps,
-        # A stack comes whole: of slow data, no more steps are waited for than were asked for.
-        steps_per_loop=min(parts.steps_per_loop, num_steps),
-    )
+    settings, inputs = built.settings, built.inputs
+    # A stack comes whole: of slow data, no more steps are waited for than were asked for.
+    batches = worker_batches(settings, inputs, 0, min(settings.intervals.steps_per_loop, num_steps))
+    step = settings.step
     train_loop = build_train_loop(
-        parts.strategy, parts.state, parts.task, parts.variables, parts.global_batch_size, batches,
-        parts.accumulation_steps, **parts.step_options,
+        inputs.strategy, built.state, settings.task, built.variables, settings.global_batch_size, batches,
+        step.accumulation_steps, step.random_numbers, step.jit_compile, step.update,
     )  # fmt: skip
-    data_seconds, stack = _data_seconds(parts.train_data, batches, num_steps)
+    data_seconds, stack = _data_seconds(inputs.train_data, batches, num_steps)
     held = tf.nest.flatten(batches.spec)[0].shape[0]
-    with parts.state.unchanged():
+    with built.state.unchanged():
 
         def steps(count: int) -> None:
             for first in range(0, count, held):
@@ -62,7 +55,7 @@ def measure_throughput(parts: RunParts, num_steps: int) -> Throughput:
 
         steps(1)
         step_seconds = _seconds(lambda: steps(num_steps)) / num_steps
-    return Throughput(data_seconds, step_seconds, parts.global_batch_size)
+    return Throughput(data_seconds, step_seconds, settings.global_batch_size)
 
 
 def _data_seconds(data: Data, batches: StackedBatches, num_steps: int):

@@ -1,151 +1,242 @@
 """One run from its first step to its last: trains, evaluates, saves, and leaves when it is asked to."""
 
 import contextlib
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from trainer.checkpoints.finder import newest_checkpoint
 from trainer.checkpoints.manager import Checkpoints
-from trainer.cluster.collectives import Agreement
+from trainer.checkpoints.train_state import TrainState
 from trainer.cluster.strategy import is_chief
+from trainer.errors import RunAgain, UserError
 from trainer.optimizers.state_transfer import warm_up_again
 from trainer.output.metric_writer import read_rows
-from trainer.output.model_dir import ModelDir
+from trainer.output.model_dir import ModelDir, ModelDirLock
 from trainer.output.progress import StepProgress
-from trainer.run.built import RunParts
+from trainer.run.build import Built, Fit
 from trainer.run.describe import describe_start
-from trainer.run.loop import Intervals, LoopParts, LossNotFinite, run_loop
-from trainer.run.nan_recovery import batches_from_here, recover
+from trainer.run.identity import Identity
+from trainer.run.inputs import worker_batches
+from trainer.run.loop import LossNotFinite, TrainingLog, run_loop
+from trainer.run.nan_recovery import recover
 from trainer.run.outputs import finish_files, recorded_metrics, start_files
 from trainer.run.phase_switch import PhaseWatch
 from trainer.run.preemption import Interrupted, Preemption
-from trainer.run.resume import Resume
-from trainer.run.saving import Saving
+from trainer.run.result import TrainResult
+from trainer.run.resume import Resume, Start
 from trainer.run.time_limit import Deadline
 from trainer.step.evaluate import build_evaluate
 from trainer.step.train_step import build_train_loop
 
+_SLOW_DISK_BYTES_PER_SECOND = 50e6  # of a folder that many machines share; until a save was measured
 
-@dataclasses.dataclass
+
+@contextlib.contextmanager
+def open_session(built: Built, fit: Fit, start: Start, identity: Identity) -> Iterator["Session"]:
+    """Locks the folder, finds its checkpoints, resumes, and listens to signals while it is open.
+
+    Nothing is on the disk before: every part of the run was built by now.
+    Raises `RunAgain` where another process went on with the run meanwhile.
+    """
+    files, saving, limits = built.inputs.files, built.settings.saving, built.settings.limits
+    strategy, agreement = built.inputs.strategy, built.inputs.agreement
+    notes = {**built.notes, **fit.notes, **identity.notes()}
+    if files is None:
+        with Preemption(strategy, limits.grace_seconds) as preemption:
+            yield Session(built, fit, notes, identity.text, preemption)
+        return
+    with _locked(files, start) if is_chief(strategy) else contextlib.nullcontext({}) as lock_notes:
+        checkpoints = Checkpoints(
+            built.state, files.checkpoints, saving.keep, is_chief(strategy), saving.keep_every, saving.in_background,
+            agreement if agreement.workers > 1 else None,
+        )  # fmt: skip
+        resume = Resume(checkpoints, built.state.optimizer, built.settings.num_steps, identity.changed_at)
+        resumed_step = resume() if start is Start.RESUMED else None
+        if checkpoints.skipped:
+            notes["checkpoints"] = "; ".join(checkpoints.skipped)
+        checkpoints.tidy()
+        # Closed before the folder is another's; a signal waits from here on until the run is on the disk.
+        preemption = Preemption(strategy, limits.grace_seconds, lambda: newest_checkpoint(files.checkpoints))
+        with contextlib.closing(checkpoints), preemption:
+            text = identity.as_file(resume.changed_at)
+            yield Session(built, fit, notes | lock_notes, text, preemption, files, checkpoints, resume, resumed_step)
+
+
 class Session:
     """Trains one run from where its state is to its end, or to where a signal or the time ends it.
 
-    files, checkpoints, resume: None for a run that writes nothing.
+    The loop calls `next_steps`, `train`, `log`, `evaluate`, `save` and `leave`, in this order.
+
+    notes: what a person should know before the first step, by heading.
     identity: by which the same command, given again, recognises the run.
+    files, checkpoints, resume: None for a run that writes nothing.  resumed_step: None for a run that begins.
     """
 
-    parts: RunParts
-    files: ModelDir | None
-    checkpoints: Checkpoints | None
-    resume: Resume | None
-    intervals: Intervals
-    deadline: Deadline
-    preemption: Preemption
-    saving: Saving
-    identity: str
-
-    def run(self) -> tuple[bool, dict[str, float], dict[str, float]]:
-        """Whether the run came to its end, and its first and last evaluation on record; these are empty for none."""
-        self._start()
-        with self._progress:
-            finished = self._make_up_evaluation() and self._train()
-        self._finish(finished)
-        return finished, self._initial, self._final
-
-    def _start(self) -> None:
-        """Writes what the run starts from, evaluates it at step 0, and builds the training loop."""
-        parts, state = self.parts, self.parts.state
-        self._is_chief = is_chief(parts.strategy)
-        # After a resume, which brings the step count that the warm-up begins at.
-        warm_up_again(state.optimizer, state.optimizer_step(0), parts.handover_warmup_steps)
-        self._writer = start_files(parts, self.files if self._is_chief else None, self.identity)
-        self._progress = StepProgress(parts.num_steps, state.current_step(), visible=self._is_chief)
-        self._progress.say(describe_start(parts))
-        self._phase_watch = PhaseWatch(state.optimizer, parts.phases, self._progress.say)
-        self._evaluate = build_evaluate(parts.strategy, state.model, parts.task, parts.global_batch_size)
-        self._split = parts.eval_data.split_label if parts.eval_data else ""
+    def __init__(
+        self,
+        built: Built,
+        fit: Fit,
+        notes: Mapping[str, str],
+        identity: str,
+        preemption: Preemption,
+        files: ModelDir | None = None,
+        checkpoints: Checkpoints | None = None,
+        resume: Resume | None = None,
+        resumed_step: int | None = None,
+    ):
+        self.state: TrainState = built.state
+        self._built, self._fit, self._settings = built, fit, built.settings
+        self._files, self._checkpoints, self._resume = files, checkpoints, resume
+        self._resumed_step, self._preemption = resumed_step, preemption
+        self._task, self._eval_data = built.settings.task, built.inputs.eval_data
         self._initial: dict[str, float] = {}
         self._final: dict[str, float] = {}
-        if state.current_step() == 0:
+        self._new_steps = 0  # whose time is not counted yet
+        strategy, state = built.inputs.strategy, self.state
+        self._is_chief = is_chief(strategy)
+        restore = self._settings.restore
+        # After a resume, which brings the step count that the warm-up begins at.
+        warm_up_again(state.optimizer, state.optimizer_step(0), restore.rewarmup_steps if restore else 0)
+        self._writer = start_files(built, files if self._is_chief else None, identity, resumed_step)
+        self._progress = StepProgress(self._settings.num_steps, state.current_step(), visible=self._is_chief)
+        self._progress.say(describe_start(built, notes, resumed_step))
+        self._phase_watch = PhaseWatch(state.optimizer, self._settings.finetune.phases, self._progress.say)
+        self._evaluate_all = build_evaluate(strategy, state.model, self._task, self._settings.global_batch_size)
+        self._split = self._eval_data.split_label if self._eval_data else ""
+        limits = self._settings.limits
+        self._deadline = Deadline(
+            limits.max_seconds,
+            started_at=self._settings.started_at,
+            longest_loop_seconds=limits.grace_seconds / 2 or math.inf,  # the other half is for saving
+            reserved_seconds=self._save_seconds,
+        )
+
+    def run(self) -> TrainResult:
+        if self.state.current_step() == 0:
             self._evaluate_the_start()
-        self._batches = batches_from_here(parts)
+        # From the state's step on, without the batches that the run has left out so far.
+        next_batch, steps_per_loop = self.state.next_batch(), self._settings.intervals.steps_per_loop
+        self._batches = worker_batches(self._settings, self._built.inputs, next_batch, steps_per_loop)
+        step = self._settings.step
         self._train_loop = build_train_loop(
-            parts.strategy, state, parts.task, parts.variables, parts.global_batch_size, self._batches,
-            parts.accumulation_steps, **parts.step_options,
+            self._built.inputs.strategy, self.state, self._task, self._built.variables,
+            self._settings.global_batch_size, self._batches, step.accumulation_steps, step.random_numbers,
+            step.jit_compile, step.update,
         )  # fmt: skip
+        with self._progress:
+            finished = self._make_up_evaluation() and self._train_to_the_end()
+        self._finish(finished)
+        return TrainResult.of(
+            self._built, self._fit.tpu_obstacles, finished, self._initial, self._final, self._files and self._files.path
+        )
+
+    def next_steps(self, due_in: int) -> int:
+        """How many steps to make now, `due_in` or fewer; 0 to leave: for a signal, or at the end of the time."""
+        if self._new_steps:
+            self._deadline.made(self._new_steps)
+        self._new_steps = self._preemption.next_steps(due_in, self._deadline.steps_left())
+        return self._new_steps
+
+    def train(self, num_steps: int) -> Sequence[Mapping]:
+        """Makes steps, and returns the metrics of each loop on the device, which may still compute."""
+        loops = self._batches.run(self._train_loop, num_steps)
+        self._progress.advance(self.state.current_step())
+        return loops
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._log.write(step, values)
+
+    def evaluate(self, step: int) -> None:
+        """Evaluates, keeps the checkpoint if it is the best, and writes it down.
+
+        Raises `Interrupted` where a signal came before it was through.
+        """
+        with self._log.pause(), self._deadline.pause():
+            evaluated = self._evaluate_and_keep()
+            if evaluated is not None:
+                self._writer.write(step, evaluated, split=self._split)
+
+    def save(self) -> None:
+        with self._log.pause(), self._deadline.pause():
+            self._guard(self._save)
+
+    def leave(self) -> None:
+        """Saves what is there; the run ends before its last step."""
+        self._guard(self._save)
 
     def _evaluate_the_start(self) -> None:
         self._write_artifacts()
-        if self.parts.eval_data is None:
+        if self._eval_data is None:
             return
         with contextlib.suppress(Interrupted):  # the loop then leaves at its first look
-            self._initial = self._final = self._evaluate(self.parts.eval_data, self.preemption.until_received)
+            self._initial = self._final = self._evaluate_all(self._eval_data, self._preemption.until_received)
             self._writer.write(0, self._initial, split=self._split)
             self._progress.say(f"step 0           {_show(self._initial)}")
 
-    def _train(self) -> bool:
+    def _train_to_the_end(self) -> bool:
         """Whether it came to the last step."""
         while True:
+            self._log = TrainingLog(
+                self.state, self._settings.global_batch_size, self._writer, self._progress, self._phase_watch.row
+            )
             try:
-                return run_loop(self._loop_parts(), self.parts.num_steps, self.parts.global_batch_size, self.intervals)
+                return run_loop(self, self._settings.num_steps, self._settings.intervals)
             except LossNotFinite as error:
                 self._go_back(error)
-
-    def _loop_parts(self) -> LoopParts:
-        return LoopParts(
-            state=self.parts.state,
-            train=functools.partial(self._batches.run, self._train_loop),
-            evaluate=self._evaluate_and_keep,
-            log_more=self._phase_watch.row,
-            save=lambda: self.saving.guarded(self._save, self._progress.say),
-            writer=self._writer,
-            progress=self._progress,
-            preemption=self.preemption,
-            deadline=self.deadline,
-            split=self._split,
-        )
 
     def _go_back(self, error: LossNotFinite) -> None:
         """Goes back to the last checkpoint, and past the batch whose loss is not finite."""
         # It may come again, and time for it is left from now on.
-        with self.deadline.pause(), _saying_skipped(self.checkpoints, self._progress.say):
-            self._batches, text = recover(
-                self.parts, self.resume, self._train_loop, error, self.parts.max_rollbacks, self._evaluate_again
-            )
-        self._writer.drop_after(self.parts.state.current_step())
+        with self._deadline.pause(), _saying_skipped(self._checkpoints, self._progress.say):
+            self._batches, text = recover(self._built, self._resume, self._train_loop, error, self._evaluate_again)
+        self._writer.drop_after(self.state.current_step())
         self._progress.say(text)
+
+    def _guard(self, save: Callable[[], None]) -> None:
+        """Calls `save`; an error ends the run or is printed, as `Saving.on_error` says."""
+        try:
+            save()
+        except UserError as error:
+            if self._settings.saving.on_error == "stop":
+                raise
+            self._progress.say(f"{error} The run continues without (Saving.on_error = 'continue').")
+
+    def _save_seconds(self) -> float:
+        """What a save takes that is made at the end, as far as it is known."""
+        if self._checkpoints is None:
+            return 0.0
+        return self._checkpoints.longest_seconds or 1 + self.state.size_bytes() / _SLOW_DISK_BYTES_PER_SECOND
 
     def _save(self) -> None:
         self._phase_watch.row()  # a run that is resumed from here does not report again which phases had begun
         self._writer.flush()
-        if self.checkpoints is not None:
-            self.checkpoints.save()
+        if self._checkpoints is not None:
+            self._checkpoints.save()
 
     def _evaluate_and_keep(self) -> dict[str, float] | None:
         """Evaluates the current weights, and keeps the checkpoint if it is the best; None without eval_data."""
-        state, data = self.parts.state, self.parts.eval_data
+        state, data, saving = self.state, self._eval_data, self._settings.saving
         # One that may begin a phase is of the step's state, and too late once that is saved.
-        decides = self._phase_watch.decides_at(state.current_step(), self.intervals.eval_every)
+        decides = self._phase_watch.decides_at(state.current_step(), self._settings.intervals.eval_every)
         with state.evaluated_weights():
             self._write_artifacts()
             if data is None:
                 return None
-            self._final = self._evaluate(data, iter if decides else self.preemption.until_received)
+            self._final = self._evaluate_all(data, iter if decides else self._preemption.until_received)
         if decides:
             self._phase_watch.look_at(self._final)
-        name = self.saving.best_metric
-        if self.checkpoints is not None and name is not None:
+        name = saving.best_metric
+        if self._checkpoints is not None and name is not None:
             # Before the step's own checkpoint, which marks the step as done.
-            keep = functools.partial(
-                self.checkpoints.save_best, self._final[name], name, self.saving.best_mode == "max"
-            )
-            self.saving.guarded(keep, self._progress.say)
+            better = saving.best_mode == "max"
+            self._guard(functools.partial(self._checkpoints.save_best, self._final[name], name, better))
         return self._final
 
     def _make_up_evaluation(self) -> bool:
         """Makes the evaluation that a signal made an earlier process leave; False where one does so again."""
-        step = self.parts.state.current_step()
-        if not _evaluation_is_missing(self.parts, self.files, step, self.intervals, self._phase_watch):
+        step = self.state.current_step()
+        if not self._evaluation_is_missing(step):
             return True
         try:
             evaluated = self._evaluate_and_keep()
@@ -155,36 +246,63 @@ class Session:
         self._writer.write(step, evaluated, split=self._split)
         return True
 
+    def _evaluation_is_missing(self, step: int) -> bool:
+        """Whether the run that is resumed at `step` saved it without the evaluation that was due, as the chief finds."""
+        every, data = self._settings.intervals.eval_every, self._eval_data
+        is_due = step == self._settings.num_steps or (every > 0 and step % every == 0)
+        if self._files is None or data is None or not step or not is_due or self._phase_watch.decides_at(step, every):
+            return False
+        evaluated = [row["step"] for row in read_rows(self._files.metrics) if row.get("split") == data.split_label]
+        return bool(self._built.inputs.agreement.broadcast_from_chief([step not in evaluated])[0])
+
     def _evaluate_again(self) -> None:
-        state, data = self.parts.state, self.parts.eval_data
-        if data is not None and self._phase_watch.decides_at(state.current_step(), self.intervals.eval_every):
+        state, data = self.state, self._eval_data
+        if data is not None and self._phase_watch.decides_at(state.current_step(), self._settings.intervals.eval_every):
             with state.evaluated_weights():
-                self._phase_watch.look_at(self._evaluate(data))
+                self._phase_watch.look_at(self._evaluate_all(data))
 
     def _write_artifacts(self) -> None:
-        parts = self.parts
-        if self._is_chief and self.files is not None:
-            data = parts.train_data if parts.eval_data is None else parts.eval_data
-            parts.task.write_artifacts(parts.state.model, data, self.files.images, parts.state.current_step())
+        if self._is_chief and self._files is not None:
+            data = self._built.inputs.train_data if self._eval_data is None else self._eval_data
+            self._task.write_artifacts(self.state.model, data, self._files.images, self.state.current_step())
 
     def _finish(self, finished: bool) -> None:
         """Waits until all is on the disk, writes what the run reached, and says where it is."""
-        files, say = self.files, self._progress.say
+        files, say = self._files, self._progress.say
         self._writer.flush()
-        if self.checkpoints is not None:
-            self.saving.guarded(self.checkpoints.wait, say)
+        if self._checkpoints is not None:
+            self._guard(self._checkpoints.wait)
         if self._is_chief and files is not None:
             rows = read_rows(files.metrics)
             self._initial, self._final = recorded_metrics(rows, self._initial, self._final)
-            finish_files(self.parts, files, self._writer, self._initial, self._final, finished)
+            finish_files(self._built, files, self._writer, self._initial, self._final, finished)
         self._writer.close()
-        step = self.parts.state.current_step()
+        step = self.state.current_step()
         say(f"{'step' if finished else 'preempted at'} {step:<11} {_show(self._final)}")
         if not finished:
             say("Run the same command again to go on from here.")
         if self._is_chief and files is not None:
             pictures = f"\nimages           {files.images}" if files.images.exists() else ""
             say(f"files            {files.path}\nplot             {files.summary_plot}{pictures}")
+
+
+@contextlib.contextmanager
+def _locked(files: ModelDir, start: Start) -> Iterator[dict[str, str]]:
+    """Makes and locks the folder; gives a note, by heading, on who held it before.
+
+    Raises `RunAgain` where another process went on with the run meanwhile.
+    """
+    files.create()
+    with ModelDirLock(files) as lock:
+        if (newest_checkpoint(files.checkpoints) is not None) != (start is Start.RESUMED):
+            raise RunAgain(f"model_dir {files.path} was written by another process just now. Run the command again.")
+        if not lock.left_by:
+            yield {}
+        else:
+            yield {
+                "lock": f"{lock.left_by} did not let go of it; killed, or still at work where locks do not reach other "
+                "hosts"
+            }
 
 
 @contextlib.contextmanager
@@ -196,18 +314,6 @@ def _saying_skipped(checkpoints: Checkpoints | None, say: Callable[[str], None])
     finally:
         for text in checkpoints.skipped[before:] if checkpoints is not None else []:
             say(text)
-
-
-def _evaluation_is_missing(
-    parts: RunParts, files: ModelDir | None, step: int, intervals: Intervals, phase_watch: PhaseWatch
-) -> bool:
-    """Whether the run that is resumed at `step` saved it without the evaluation that was due, as the chief finds."""
-    every = intervals.eval_every
-    is_due = step == parts.num_steps or (every > 0 and step % every == 0)
-    if files is None or parts.eval_data is None or not step or not is_due or phase_watch.decides_at(step, every):
-        return False
-    evaluated = [row["step"] for row in read_rows(files.metrics) if row.get("split") == parts.eval_data.split_label]
-    return bool(Agreement(parts.strategy).broadcast_from_chief([step not in evaluated])[0])
 
 
 def _show(metrics: dict[str, float]) -> str:

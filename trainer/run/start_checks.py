@@ -1,6 +1,5 @@
 """What `train` is called with makes sense by itself, before anything is built of it."""
 
-import gin
 import keras
 import tensorflow as tf
 
@@ -8,37 +7,34 @@ from trainer.errors import UserError
 from trainer.tasks.task import Task
 
 
-def check_given(**arguments) -> None:
-    """Raises `UserError` for arguments that were neither given nor bound, and for a task that is none."""
-    missing = [name for name, value in arguments.items() if value is gin.REQUIRED]
-    if missing:
-        raise UserError(f"train() was not given {', '.join(missing)}.")
-    if not isinstance(arguments["task"], Task):
-        raise UserError(
-            f"task must be made by supervised(), custom_loss() or style_transfer(), not {arguments['task']!r}."
-        )
-
-
-def check_start(model, init_checkpoint, from_scratch, num_steps, seed, checkpoints_to_keep, strategy) -> None:
-    """Raises `UserError` for what a run can't start from, or count by."""
+def check_model(model) -> None:
+    """Raises `UserError` for a model where the function that builds it is wanted."""
     if isinstance(model, keras.Model) or not callable(model):
         raise UserError(
             "model must be a function that builds the model, not a model: its variables have to be made in "
             "the strategy's scope. Pass e.g. model=lambda: MyModel()."
         )
-    if init_checkpoint and from_scratch:
-        raise UserError("Both init_checkpoint and from_scratch = True are set; say which one is meant.")
-    if not init_checkpoint and not from_scratch:
-        raise UserError(
-            "There is no init_checkpoint to start from. Set INIT_CHECKPOINT = 'path', or say "
-            "train.from_scratch = True if random weights are meant."
-        )
+
+
+def check_task(task) -> None:
+    """Raises `UserError` for what is no task."""
+    if not isinstance(task, Task):
+        raise UserError(f"task must be made by supervised(), custom_loss() or style_transfer(), not {task!r}.")
+
+
+def check_counts(num_steps, seed) -> None:
+    """Raises `UserError` for what is no number of steps, and no seed."""
     if not isinstance(num_steps, int) or num_steps < 1:
         raise UserError(f"num_steps = {num_steps!r} must be a whole number, 1 or more.")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed!r} must be a whole number from 0 to 2**32 - 1.")
-    if checkpoints_to_keep < 1:
-        raise UserError(f"checkpoints_to_keep = {checkpoints_to_keep} must be 1 or more; a run needs its last one.")
+
+
+def check_strategy(strategy) -> None:
+    """Raises `UserError` for what is no strategy, one whose scope is entered already, and devices that are not there.
+
+    strategy: None for one that is yet to be built.
+    """
     if tf.distribute.has_strategy():
         raise UserError(
             "Call train() outside of strategy.scope(), and give it the strategy; it enters the scope itself."

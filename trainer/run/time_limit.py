@@ -5,13 +5,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from trainer.errors import UserError
-
 
 class Deadline:
     """max_seconds: from `started_at` on, of the monotonic clock, None for now; 0 for no end.
 
     longest_loop_seconds: what the steps between two looks of the host may take; a single step may take longer.
+    reserved_seconds: gives what else takes its time at the end: a save in the background, say.
 
     What was measured of this run is what is reckoned with: the mean time of its steps, and the longest
     save or evaluation so far, for which time is left at the end.
@@ -23,24 +22,22 @@ class Deadline:
         clock: Callable[[], float] = time.monotonic,
         longest_loop_seconds: float = math.inf,
         started_at: float | None = None,
+        reserved_seconds: Callable[[], float] = float,
     ):
-        if not isinstance(max_seconds, int | float) or not 0 <= max_seconds < math.inf:
-            raise UserError(f"max_seconds = {max_seconds!r} must be a number, 0 (no end) or more.")
         self._clock = clock
         self._longest_loop = longest_loop_seconds
         self._end = (clock() if started_at is None else started_at) + max_seconds if max_seconds else math.inf
         self._since: float | None = None
         self._loops = self._steps = 0
         self._seconds = self._paused = self._longest_pause = 0.0
-        #: What else takes its time at the end, in seconds: a save in the background, say.
-        self.reserved: Callable[[], float] = lambda: 0.0
+        self._reserved_seconds = reserved_seconds
 
     def steps_left(self) -> float:
         """Whole steps, 0 or more: 1 before any was measured; infinite where neither end nor loop is limited."""
         now = self._clock()
         if self._since is None:
             self._since = now
-        left = self._end - now - max(self._longest_pause, self.reserved())
+        left = self._end - now - max(self._longest_pause, self._reserved_seconds())
         if left <= 0:
             return 0
         if min(left, self._longest_loop) == math.inf:

@@ -16,12 +16,6 @@ _NOT_BY_ROW = ("binomial", "beta", "categorical", "gamma", "shuffle")
 _here = threading.local()  # MirroredStrategy traces every replica in a thread of its own
 
 
-def check_kind(kind: str) -> None:
-    """Raises `UserError` for what is none of `KINDS`."""
-    if kind not in KINDS:
-        raise UserError(f"random_numbers = {kind!r} must be one of {', '.join(map(repr, KINDS))}.")
-
-
 @contextlib.contextmanager
 def drawing(kind: str, num_rows: int) -> Iterator[None]:
     """What the layers of Keras draw inside, in a replica's part of the train step.
@@ -135,7 +129,7 @@ def _refused_by_row(name: str, draw: Callable) -> Callable:
         if _drawing("per_example") is not None:
             raise UserError(
                 f"A layer draws by keras.random.{name}, whose numbers can't be drawn for each example. "
-                "Set train.random_numbers = 'per_replica'."
+                "Set Step.random_numbers = 'per_replica'."
             )
         return draw(*arguments, **options)
 

@@ -44,7 +44,7 @@ def build_train_loop(
     accumulation_steps: int = 1,
     random_numbers: str = "per_replica",
     jit_compile: bool = False,
-    optimizer_update: str = "per_replica",
+    update: str = "per_replica",
 ) -> OneTrace:
     """Returns train_loop(stack, first, end) -> {'loss', 'grad_norm'}, float32 scalars.
 
@@ -55,7 +55,7 @@ def build_train_loop(
       loops of any length are one trace.
     random_numbers: what dropout and noise draw, see `random_numbers.drawing`.
     jit_compile: whether XLA compiles each replica's forward and backward pass; all-reduce and update stay outside.
-    optimizer_update: "per_replica" makes it on every replica's own copies of the variables, "once"
+    update: "per_replica" makes it on every replica's own copies of the variables, "once"
       makes it once and sends the result to all.
 
     The loss is the mean over the *global* batch, `sum(loss * weight) / sum(weight)` over all
@@ -68,7 +68,7 @@ def build_train_loop(
     replicas = strategy.num_replicas_in_sync
     replica_batch = global_batch_size // (accumulation_steps * replicas)
     in_loop = replicas == 1 or not needs_other_replicas(state.model)
-    update = Update(strategy, state, variables, optimizer_update)
+    updates = Update(strategy, state, variables, update)
     skips = isinstance(state.optimizer, keras.optimizers.LossScaleOptimizer)  # steps whose gradient is not finite
 
     def micro_batch_sums(batch, weight):
@@ -94,7 +94,7 @@ def build_train_loop(
             else:
                 gradients, loss, weight = add_up_replicas((gradients, loss, weight))
         sums = {"gradients": gradients, "loss": loss, "weight": weight, "scale": state.optimizer.scale_loss(1.0)}
-        update.on_replica(means(sums))
+        updates.on_replica(means(sums))
         return sums
 
     def means(sums):
@@ -108,7 +108,7 @@ def build_train_loop(
         per_replica = strategy.run(replica_step, args=(inputs,))
         # After the all-reduce every replica holds the same.
         sums = tf.nest.map_structure(lambda each: strategy.experimental_local_results(each)[0], per_replica)
-        update.once(means(sums))
+        updates.once(means(sums))
         # By l2_loss, which no optimizer of Keras' or ours takes: shared with the update on one replica alone, it
         # might round in another way there, and the copies would drift apart.
         halves = tf.add_n([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in sums["gradients"].values()])

@@ -8,15 +8,8 @@ import tensorflow as tf
 
 from trainer.checkpoints.train_state import TrainState
 from trainer.cluster.strategy import local_replicas
-from trainer.errors import UserError
 
 UPDATES = ("per_replica", "once")
-
-
-def check_update(update: str) -> None:
-    """Raises `UserError` for what is none of `UPDATES`."""
-    if update not in UPDATES:
-        raise UserError(f"optimizer_update = {update!r} must be one of {', '.join(map(repr, UPDATES))}.")
 
 
 # Attributes by which Keras and TensorFlow list the variables of an optimizer. Each of them is somewhere else

@@ -12,7 +12,7 @@ from trainer.restore import layers_of
 from trainer.step.trace_checks import batch_specs, trace_metrics
 from trainer.tasks.task import Task
 
-_WHO = "train.jit_compile, and every TPU"
+_WHO = "Step.jit_compile, and every TPU"
 
 
 def describe_fitness(obstacles: Sequence[str]) -> str:
@@ -81,7 +81,7 @@ def _refuse_sums_over_replicas(model: keras.Model) -> None:
     layers = [layer.name for layer in layers_of(model) if getattr(layer, "synchronized", False)]
     if layers:
         raise UserError(
-            f"train.jit_compile: {_list(layers)} takes its statistics over all replicas, for which a pass that "
+            f"Step.jit_compile: {_list(layers)} takes its statistics over all replicas, for which a pass that "
             "XLA compiles cannot wait. Leave jit_compile off, train on one replica, or normalise otherwise, as "
             "GroupNormalization does."
         )

@@ -7,6 +7,7 @@ import gin
 import keras
 import tensorflow as tf
 
+from trainer.config.settings import may_change
 from trainer.data.autograph import in_graph
 from trainer.errors import UserError
 from trainer.tasks.loss_terms import (
@@ -60,6 +61,9 @@ class CustomLossTask(Task):
         count = tf.reduce_sum(ones)
         mean = self._call(self._loss, model, real, False)
         return tf.where(count > 0, mean * count, 0.0), count
+
+
+may_change("custom_loss", "metrics", of_evaluation=True)
 
 
 @gin.register(module="tasks")

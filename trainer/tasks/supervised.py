@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.config.settings import may_change
 from trainer.errors import UserError
 from trainer.tasks.loss_terms import (
     MeanLoss,
@@ -123,6 +124,9 @@ class SupervisedTask(Task):
         if self._class_weight and training:
             weights = times(weights, spread(weights_by_class(self._class_weight, target, outputs), values))
         return values, weights, seen, outputs
+
+
+may_change("supervised", "metrics", of_evaluation=True)
 
 
 @gin.register(module="tasks")

@@ -13,47 +13,21 @@ from trainer.errors import UserError
 from trainer.optimizers.learning_rate import learning_rate_at
 from trainer.optimizers.state_transfer.matrix import matrix_table
 from trainer.optimizers.state_transfer.plan import SlotPlan, late_start, plan_slots, steps_entry
-from trainer.optimizers.state_transfer.report import CarriedSlot, FreshSlot, Handover, LeftEntry
+from trainer.optimizers.state_transfer.report import CarriedSlot, FreshSlot, LeftEntry, StateTransfer
 from trainer.optimizers.state_transfer.warmup import warm_up_again
 from trainer.restore import RestoreError, RestoreReport, open_checkpoint
 from trainer.restore.apply import apply_plan
 from trainer.restore.live import LiveVariable
 from trainer.restore.plan import Pair, Plan
 from trainer.restore.report import Record
-from trainer.suggest import nearest
 
-POLICIES = ("fresh", "keep_step", "carry")
+POLICIES = ("fresh", "step", "slots")  # of Restore.optimizer_state
 
-__all__ = ["CarriedSlot", "FreshSlot", "Handover", "LeftEntry", "check_handover", "hand_over", "matrix_table",
+__all__ = ["CarriedSlot", "FreshSlot", "StateTransfer", "LeftEntry", "transfer_state", "matrix_table",
            "warm_up_again"]  # fmt: skip
 
 
-def check_handover(policy: str, warmup_steps: int, init_checkpoint, in_groups: bool = False) -> None:
-    """Raises `UserError` for what is none of `POLICIES`, and for what has no meaning with it.
-
-    in_groups: whether several optimizers share the variables.
-    """
-    if policy not in POLICIES:
-        raise UserError(
-            f"handover = {policy!r} must be one of {', '.join(map(repr, POLICIES))}.{nearest(str(policy), POLICIES)}"
-        )
-    if not isinstance(warmup_steps, int) or isinstance(warmup_steps, bool) or warmup_steps < 0:
-        raise UserError(f"handover_warmup_steps = {warmup_steps!r} must be a whole number, 0 for no warm-up.")
-    if policy == "fresh" and warmup_steps:
-        raise UserError(
-            f"handover_warmup_steps = {warmup_steps} warms up again after a hand-over, and handover = 'fresh' hands "
-            "nothing over. Put the warm-up into the optimizer's schedule."
-        )
-    if policy != "fresh" and not init_checkpoint:
-        raise UserError(f"handover = {policy!r} takes from init_checkpoint, and there is none.")
-    if policy != "fresh" and in_groups:
-        raise UserError(
-            f"handover = {policy!r} goes with one optimizer for all variables; with groups or layer_decay each part "
-            "has its own. Leave these out, or take handover = 'fresh'."
-        )
-
-
-def hand_over(
+def transfer_state(
     policy: str,
     optimizer: keras.optimizers.Optimizer,
     model: keras.Model,
@@ -61,10 +35,10 @@ def hand_over(
     row_rules: Collection[str] = (),
     num_steps: int = 1,
     warmup_steps: int = 0,
-) -> Handover:
+) -> StateTransfer:
     """Fills a new, built optimizer with what is carried over from the checkpoint's; call in the strategy's scope.
 
-    policy: "keep_step" or "carry".  report: of the restore that filled the model; the optimizer's entries that
+    policy: "step" or "slots", see `Restore.optimizer_state`.  report: of the restore that filled the model; the optimizer's entries that
     are read here are noted in it.  row_rules: the patterns of `grow` and `copy_rows`.
 
     Everything is tested before a variable changes, and every replica's copy compared with the file afterwards.
@@ -75,18 +49,18 @@ def hand_over(
     with contextlib.closing(open_checkpoint(report.checkpoint)) as source:
         count = steps_entry(source)
         slots = SlotPlan("", [], [], [], [])
-        if policy == "carry":
+        if policy == "slots":
             slots = plan_slots(inner, model, source, count, report, row_rules)
         step = int(source.read(count))
         _expect_rate(inner, step, num_steps)
         _expect_finite(source, slots)
         verified = _fill(source, inner, count, slots)
-    report.handed_over_keys = sorted(source.keys_read.intersection(report.optimizer_keys))
-    report.optimizer_keys_read = len(report.handed_over_keys)
+    report.transferred_keys = sorted(source.keys_read.intersection(report.optimizer_keys))
+    report.optimizer_keys_read = len(report.transferred_keys)
     notes = slots.notes + _set_what_follows(inner, step)
-    if policy == "keep_step" and step:
+    if policy == "step" and step:
         notes += late_start(inner)
-    return Handover(
+    return StateTransfer(
         policy=policy,
         source=slots.source,
         target=type(inner).__name__,
@@ -123,8 +97,8 @@ def _expect_finite(source, slots: SlotPlan) -> None:
         bad = sum(int(piece.size - np.count_nonzero(np.isfinite(piece))) for piece in source.pieces(entry))
         if bad:
             raise RestoreError(
-                f"handover = 'carry': {record.meaning} of {record.variable} ({entry.key}) has {bad} values that are "
-                "NaN or infinite; every update would spread them. Take handover = 'keep_step', or 'fresh'."
+                f"Restore.optimizer_state = 'slots': {record.meaning} of {record.variable} ({entry.key}) has {bad} values that are "
+                "NaN or infinite; every update would spread them. Take Restore.optimizer_state = 'step', or 'fresh'."
             )
 
 
@@ -134,7 +108,7 @@ def _expect_rate(inner, step: int, num_steps: int) -> None:
         raise UserError(
             f"The schedule is over: with the step count of the checkpoint, {step}, the run makes the updates "
             f"{step + 1} to {step + num_steps}, all at a learning rate of 0. Let it last {step + num_steps} steps, or "
-            "take handover = 'fresh'."
+            "take Restore.optimizer_state = 'fresh'."
         )
 
 

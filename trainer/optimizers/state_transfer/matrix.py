@@ -103,8 +103,8 @@ def class_of(saved: SavedOptimizer) -> str:
         return known
     if not lists:
         raise UserError(
-            f"handover = 'carry': the file's optimizer {saved.called or saved.place!r} keeps no slots, as plain SGD. "
-            "Take handover = 'keep_step', or 'fresh'."
+            f"Restore.optimizer_state = 'slots': the file's optimizer {saved.called or saved.place!r} keeps no slots, as plain SGD. "
+            "Take Restore.optimizer_state = 'step', or 'fresh'."
         )
     fitting = [one for one in SLOTS if _fits(one, saved, lists)]
     if known in fitting:
@@ -114,9 +114,9 @@ def class_of(saved: SavedOptimizer) -> str:
         return fitting[0]
     kin = [*fitting, *["ScheduleFreeAdamW"] * ("Adam" in fitting and saved.style == "Keras 3")]
     raise UserError(
-        f"handover = 'carry': the file calls its optimizer {saved.called or 'nothing'!r}, and by its slots, "
+        f"Restore.optimizer_state = 'slots': the file calls its optimizer {saved.called or 'nothing'!r}, and by its slots, "
         f"{', '.join(sorted(lists))}, it may be {' or '.join(kin) or 'none that is known here'}. What these slots mean "
-        "is not certain, so nothing is carried. Take handover = 'keep_step', or 'fresh'."
+        "is not certain, so nothing is carried. Take Restore.optimizer_state = 'step', or 'fresh'."
     )
 
 
@@ -132,9 +132,9 @@ def cell(old: str, new: str) -> dict[str, tuple[str, ...]]:
     targets = [target for source, target in MATRIX if source == old]
     why = REASONS.get((old, new), f"{old} keeps {_kept(old)}, {new} keeps {_kept(new)}, and none means the other")
     raise UserError(
-        f"handover = 'carry': nothing can be carried from {old} to {new}: {why}. "
+        f"Restore.optimizer_state = 'slots': nothing can be carried from {old} to {new}: {why}. "
         + (f"From {old} slots can go to {', '.join(targets)}. " if targets else "")
-        + "Take handover = 'keep_step', or 'fresh'."
+        + "Take Restore.optimizer_state = 'step', or 'fresh'."
     )
 
 

@@ -28,8 +28,8 @@ def steps_entry(source: CheckpointSource) -> Entry:
     found = [saved.steps for saved in source.optimizers if saved.steps is not None]
     if any("_accumulated_gradients" in saved.parts for saved in source.optimizers):
         raise UserError(
-            f"handover: the optimizer in {source.path} was built with gradient_accumulation_steps, and so counts "
-            "micro-batches, of which the file does not say how many are a step. Take handover = 'fresh'."
+            f"Restore.optimizer_state: the optimizer in {source.path} was built with gradient_accumulation_steps, and so counts "
+            "micro-batches, of which the file does not say how many are a step. Take Restore.optimizer_state = 'fresh'."
         )
     if not source.optimizers:
         # A format that only numbers an optimizer's variables: the count is the one that is a whole number.
@@ -38,8 +38,8 @@ def steps_entry(source: CheckpointSource) -> Entry:
         return found[0]
     what = f"{len(found)} of them" if found else "none"
     raise UserError(
-        f"handover takes the step count of an optimizer, and {source.path} ({source.format}) holds {what}"
-        f"{': ' + ', '.join(entry.key for entry in found) if found else ''}. Take handover = 'fresh'."
+        f"Restore.optimizer_state takes the step count of an optimizer, and {source.path} ({source.format}) holds {what}"
+        f"{': ' + ', '.join(entry.key for entry in found) if found else ''}. Take Restore.optimizer_state = 'fresh'."
     )
 
 
@@ -61,8 +61,8 @@ def plan_slots(
     new = type(optimizer).__name__
     if new not in SLOTS or type(optimizer) is not getattr(keras.optimizers, new):
         raise UserError(
-            f"handover = 'carry': {type(optimizer).__module__}.{new} is none of the optimizers whose slots are known, "
-            f"{', '.join(SLOTS)}. Take handover = 'keep_step', or 'fresh'."
+            f"Restore.optimizer_state = 'slots': {type(optimizer).__module__}.{new} is none of the optimizers whose slots are known, "
+            f"{', '.join(SLOTS)}. Take Restore.optimizer_state = 'step', or 'fresh'."
         )
     saved = _whose(count, source)
     old = class_of(saved)
@@ -70,8 +70,8 @@ def plan_slots(
     slots = {slot: variables for slot in SLOTS[new] if (variables := getattr(optimizer, slot, None))}
     if not slots:
         raise UserError(
-            f"handover = 'carry': this {new} keeps no slots (momentum = 0), so there is nothing to carry to. "
-            "Give it a momentum, or take handover = 'keep_step', or 'fresh'."
+            f"Restore.optimizer_state = 'slots': this {new} keeps no slots (momentum = 0), so there is nothing to carry to. "
+            "Give it a momentum, or take Restore.optimizer_state = 'step', or 'fresh'."
         )
     return _Pairing(model, saved, report, row_rules, old, takes).plan(new, slots, optimizer)
 
@@ -82,9 +82,9 @@ def _whose(count: Entry, source: CheckpointSource) -> SavedOptimizer:
         if saved.steps is count:
             return saved
     raise UserError(
-        f"handover = 'carry': {source.path} ({source.format}) numbers the slots of an optimizer and does not say whose "
+        f"Restore.optimizer_state = 'slots': {source.path} ({source.format}) numbers the slots of an optimizer and does not say whose "
         "they are. A checkpoint that is written by tf.train.Checkpoint(model=model, optimizer=optimizer) does; or take "
-        "handover = 'keep_step', or 'fresh'."
+        "Restore.optimizer_state = 'step', or 'fresh'."
     )
 
 
@@ -100,9 +100,9 @@ class _Pairing:
         unknown = [slot for slot in saved.slots if slot.variable is None and slot.name not in NO_PART_OF_THE_RULE]
         if unknown:
             raise UserError(
-                f"handover = 'carry': the checkpoint does not say whose the slot {unknown[0].entry.key} is: "
+                f"Restore.optimizer_state = 'slots': the checkpoint does not say whose the slot {unknown[0].entry.key} is: "
                 f"{unknown[0].why}. {len(unknown)} of {len(saved.slots)} slots are so. "
-                "Take handover = 'keep_step', or 'fresh'."
+                "Take Restore.optimizer_state = 'step', or 'fresh'."
             )
         for slot in saved.slots:
             if slot.variable is not None:
@@ -134,8 +134,8 @@ class _Pairing:
         if not pairs:
             why = fresh[0].why if fresh else "there is none"
             raise UserError(
-                f"handover = 'carry': no slot of the checkpoint's {self._old} belongs to a variable that is trained "
-                f"here ({why}). Take handover = 'keep_step', or 'fresh'."
+                f"Restore.optimizer_state = 'slots': no slot of the checkpoint's {self._old} belongs to a variable that is trained "
+                f"here ({why}). Take Restore.optimizer_state = 'step', or 'fresh'."
             )
         return SlotPlan(self._old, pairs, fresh, left, self._notes(new, fresh, optimizer))
 
@@ -198,6 +198,6 @@ def late_start(optimizer) -> list[str]:
     factor = look_ahead * (1 - optimizer.beta_1) / (1 - optimizer.beta_2) ** 0.5
     return [
         f"{type(optimizer).__name__} corrects empty slots by its step count, which does not begin at 0 here: first "
-        f"updates of what starts fresh are up to about {factor:.2g} times the rate; train.handover_warmup_steps "
+        f"updates of what starts fresh are up to about {factor:.2g} times the rate; Restore.rewarmup_steps "
         "softens them"
     ]

@@ -1,4 +1,4 @@
-"""What a hand-over does with every slot of the new optimizer and every entry of the old one, as text and JSON."""
+"""What becomes of every slot of the new optimizer and every entry of the old one, as text and JSON."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ class LeftEntry:
 
 
 @dataclasses.dataclass(frozen=True)
-class Handover:
+class StateTransfer:
     """What became of the old optimizer's state.
 
     source: class of the optimizer in the file, "" where only its step count is taken.  target: that of the new one.
@@ -67,7 +67,7 @@ class Handover:
         plural = "s" * (self.replicas_verified != 1)
         entries = "1 optimizer entry" if self.entries_read == 1 else f"{self.entries_read} optimizer entries"
         lines = [
-            f"hand-over        {self.policy}: {what} go{'es' * (not self.carried)} on in {self.target}, "
+            f"optimizer state  {self.policy}: {what} go{'es' * (not self.carried)} on in {self.target}, "
             f"{entries} read, compared on {self.replicas_verified} replica{plural}",
             *_grouped("carried", [(f"{record.meaning} ({record.slot})", record.variable) for record in self.carried]),
             *_grouped("starts fresh", [(f"{record.slot}: {record.why}", record.variable) for record in self.fresh]),

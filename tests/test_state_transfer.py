@@ -10,6 +10,7 @@ import tensorflow as tf
 import write_optimizers
 from commands import REPOSITORY, run_command
 from conftest import full, make_strategy
+from grouped import train_with
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 from write_optimizers import OPTIMIZERS, STEPS, built, net
 
@@ -17,7 +18,7 @@ import trainer
 from trainer.cluster.replicas import replica_values
 from trainer.data.order import epoch_order
 from trainer.optimizers.build import build_optimizer
-from trainer.optimizers.state_transfer import hand_over, matrix_table
+from trainer.optimizers.state_transfer import matrix_table, transfer_state
 from trainer.optimizers.state_transfer.matrix import MATRIX, SLOTS
 from trainer.output.metric_writer import read_rows
 
@@ -101,14 +102,14 @@ def saved_slot(path: str, style: str, name: str, slot: str, variable: str) -> np
     return reader.get_tensor(key)
 
 
-def handed_over(path: str, new: str, strategy, policy: str = "carry", frozen=(), rules=None, options=None, **more):
+def handed_over(path: str, new: str, strategy, policy: str = "slots", frozen=(), rules=None, options=None, **more):
     """(optimizer, model, restore report, hand-over)."""
     with strategy.scope():
         model = net()
         report = trainer.restore_weights(model, path, **(rules or {}))
         variables = [weight for weight in model.trainable_variables if weight.path.split("/", 1)[1] not in frozen]
         optimizer = build_optimizer(lambda: built(new, **(options or {})), variables)
-        return optimizer, model, report, hand_over(policy, optimizer, model, report, **more)
+        return optimizer, model, report, transfer_state(policy, optimizer, model, report, **more)
 
 
 def slot_values(optimizer, slot: str) -> dict[str, list[np.ndarray]]:
@@ -152,9 +153,9 @@ def test_every_cell_carries_the_checkpoints_values_to_the_variables_they_belong_
     assert (handover.source, handover.target) == (class_of(old), class_of(new))
     assert handover.replicas_verified == strategy.num_replicas_in_sync
     # Everything of the checkpoint's optimizer that is read was said, and the report counts it.
-    assert {record.key for record in handover.carried} <= set(report.handed_over_keys)
-    assert report.optimizer_keys_read == len(report.handed_over_keys)
-    assert len(report.handed_over_keys) == 1 + len({record.key for record in handover.carried})
+    assert {record.key for record in handover.carried} <= set(report.transferred_keys)
+    assert report.optimizer_keys_read == len(report.transferred_keys)
+    assert len(report.transferred_keys) == 1 + len({record.key for record in handover.carried})
 
 
 REFUSED = [
@@ -174,8 +175,8 @@ def test_every_other_cell_is_refused_by_name_and_changes_nothing(old, new, sourc
         optimizer = build_optimizer(lambda: built(new), model.trainable_variables)
         before = [replica_values(variable)[0] for variable in optimizer.variables]
         with pytest.raises(trainer.UserError, match=f"can be carried from {source} to {target}: .{{20}}") as told:
-            hand_over("carry", optimizer, model, report)
-    assert "handover = 'keep_step'" in str(told.value)
+            transfer_state("slots", optimizer, model, report)
+    assert "optimizer_state = 'step'" in str(told.value)
     assert all(f"{new}" in str(told.value) for old_, new in MATRIX if old_ == source)  # what could be carried
     for variable, value in zip(optimizer.variables, before, strict=True):
         np.testing.assert_array_equal(replica_values(variable)[0], value)
@@ -198,9 +199,7 @@ def train(**options):
         model=net, train_data=DATA, task=task(), global_batch_size=6, num_steps=4, seed=3, log_every=1,
         strategy=make_strategy(1),
     )  # fmt: skip
-    if "init_checkpoint" not in options:
-        defaults["from_scratch"] = True
-    return trainer.train(**{**defaults, **options})
+    return train_with(**{**defaults, **options})
 
 
 def second_epoch_first() -> dict[str, np.ndarray]:
@@ -233,7 +232,7 @@ def test_a_run_and_a_carry_end_with_the_bits_of_one_run_of_both_lengths(name, re
     whole = train(optimizer=optimizer, num_steps=8, strategy=strategy)
     train(optimizer=optimizer, model_dir=tmp_path / "first", strategy=strategy)
     second = train(
-        optimizer=optimizer, init_checkpoint=tmp_path / "first", handover="carry", train_data=second_epoch_first(),
+        optimizer=optimizer, checkpoint=tmp_path / "first", optimizer_state="slots", train_data=second_epoch_first(),
         strategy=strategy,
     )  # fmt: skip
     for variable, other in zip(whole.model.variables, second.model.variables, strict=True):
@@ -243,8 +242,8 @@ def test_a_run_and_a_carry_end_with_the_bits_of_one_run_of_both_lengths(name, re
 @pytest.mark.full
 def test_without_the_carry_it_is_another_run(tmp_path):
     train(optimizer=lambda: built("Adam"), model_dir=tmp_path / "first")
-    options = dict(optimizer=lambda: built("Adam"), init_checkpoint=tmp_path / "first")
-    weights = [train(**options, handover=policy).model.get_weights() for policy in ("fresh", "keep_step", "carry")]
+    options = dict(optimizer=lambda: built("Adam"), checkpoint=tmp_path / "first")
+    weights = [train(**options, optimizer_state=policy).model.get_weights() for policy in ("fresh", "step", "slots")]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert not np.array_equal(weights[one][0], weights[other][0])
 
@@ -305,15 +304,15 @@ def test_nadams_product_of_momenta_is_the_one_of_so_many_steps(sources):
 
 def test_by_default_nothing_is_read_and_the_proof_says_so(tmp_path):
     train(optimizer=lambda: built("Adam"), model_dir=tmp_path / "first")
-    result = train(optimizer=lambda: built("Adam"), init_checkpoint=tmp_path / "first")
+    result = train(optimizer=lambda: built("Adam"), checkpoint=tmp_path / "first")
     assert result.handover is None and result.optimizer_proof.checkpoint_keys_read == 0
-    assert result.restore_report.optimizer_keys_read == 0 and not result.restore_report.handed_over_keys
+    assert result.restore_report.optimizer_keys_read == 0 and not result.restore_report.transferred_keys
     assert "0 of the optimizer's entries read" in str(result.restore_report)
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_keep_step_takes_the_step_count_alone(style, strategy, sources):
-    optimizer, _, report, handover = handed_over(sources(style, "RMSprop"), "Adam", strategy, "keep_step")
+    optimizer, _, report, handover = handed_over(sources(style, "RMSprop"), "Adam", strategy, "step")
     assert [int(value) for value in replica_values(optimizer.iterations)] == [STEPS] * strategy.num_replicas_in_sync
     for slot in ("_momentums", "_velocities"):
         assert not any(np.any(values) for values in slot_values(optimizer, slot).values())
@@ -323,7 +322,7 @@ def test_keep_step_takes_the_step_count_alone(style, strategy, sources):
 
 
 def test_the_first_update_of_empty_slots_at_a_late_step_is_as_long_as_the_note_says(sources):
-    optimizer, *_ = handed_over(sources("Keras 3", "SGD"), "Adam", make_strategy(1), "keep_step")
+    optimizer, *_ = handed_over(sources("Keras 3", "SGD"), "Adam", make_strategy(1), "step")
     optimizer.iterations.assign(100_000)
     change = one_update(optimizer, 2.0)["first/kernel"]
     np.testing.assert_allclose(change, -0.01 * 0.1 / np.sqrt(0.001), rtol=1e-3)
@@ -336,14 +335,14 @@ def test_a_step_count_is_taken_from_a_file_that_only_numbers_its_slots_and_slots
     model.fit(DATA["x"], DATA["y"], batch_size=6, verbose=0)
     for file in ("a.weights.h5", "a.keras"):
         model.save_weights(tmp_path / file) if "weights" in file else model.save(tmp_path / file)
-        optimizer, *_ = handed_over(str(tmp_path / file), "Adam", make_strategy(1), "keep_step")
+        optimizer, *_ = handed_over(str(tmp_path / file), "Adam", make_strategy(1), "step")
         assert int(optimizer.iterations) == 4
         with pytest.raises(trainer.UserError, match="numbers the slots .* does not say whose they are"):
             handed_over(str(tmp_path / file), "Adam", make_strategy(1))
     plain = net()
     plain.save_weights(tmp_path / "plain.weights.h5")
     with pytest.raises(trainer.UserError, match="step count of an optimizer, and .* holds none"):
-        handed_over(str(tmp_path / "plain.weights.h5"), "Adam", make_strategy(1), "keep_step")
+        handed_over(str(tmp_path / "plain.weights.h5"), "Adam", make_strategy(1), "step")
 
 
 def test_variables_under_other_names_take_their_slots_with_them_and_reinitialized_ones_begin_anew(sources):
@@ -374,7 +373,7 @@ def test_what_is_frozen_here_or_was_frozen_there_is_said(tmp_path, sources):
     assert [record.why for record in handover.left].count("its variable is not trained here") == 4
 
     train(optimizer=lambda: built("Adam"), model_dir=tmp_path / "first", frozen=["^head/"])
-    result = train(optimizer=lambda: built("Adam"), init_checkpoint=tmp_path / "first", handover="carry")
+    result = train(optimizer=lambda: built("Adam"), checkpoint=tmp_path / "first", optimizer_state="slots")
     assert {record.variable for record in result.handover.fresh} == {"head/kernel", "head/bias"}
     assert {record.why for record in result.handover.fresh} == {"the checkpoint's optimizer has none for its variable"}
 
@@ -388,8 +387,8 @@ def test_a_variable_of_which_some_rows_are_restored_has_new_slots(tmp_path, sour
 
     data = {"x": DATA["x"], "y": RANDOM.normal(size=[24, 5])}
     result = train(
-        model=wider, train_data=data, optimizer=lambda: built("Adam"), init_checkpoint=sources("Keras 3", "Adam"),
-        grow=["^head/"], handover="carry",
+        model=wider, train_data=data, optimizer=lambda: built("Adam"), checkpoint=sources("Keras 3", "Adam"),
+        grow=["^head/"], optimizer_state="slots",
     )  # fmt: skip
     assert {record.variable for record in result.handover.fresh} == {"head/kernel", "head/bias"}
     assert "only some rows of its variable are restored (rule ^head/)" in str(result.handover)
@@ -423,7 +422,7 @@ def test_what_has_no_slots_or_several_optimizers_is_refused(tmp_path):
     model, other = net(), built("Adam")
     other.build(model.trainable_variables)
     path = written(tmp_path, built("Adam"), model, name="two", critic=other)
-    for policy in ("carry", "keep_step"):
+    for policy in ("slots", "step"):
         with pytest.raises(trainer.UserError, match="takes the step count of an optimizer, and .* holds 2 of them"):
             handed_over(path, "Adam", make_strategy(1), policy)
 
@@ -431,7 +430,7 @@ def test_what_has_no_slots_or_several_optimizers_is_refused(tmp_path):
 def test_an_optimizer_that_counts_micro_batches_has_no_step_count(tmp_path):
     path = written(tmp_path, built("Adam", gradient_accumulation_steps=2))
     with pytest.raises(trainer.UserError, match="counts micro-batches"):
-        handed_over(path, "Adam", make_strategy(1), "keep_step")
+        handed_over(path, "Adam", make_strategy(1), "step")
 
 
 class AdamOfMyOwn(keras.optimizers.Adam):
@@ -444,7 +443,7 @@ def test_an_optimizer_of_the_users_own_is_not_carried_to(sources):
         report = trainer.restore_weights(model, sources("Keras 3", "Adam"))
         optimizer = build_optimizer(AdamOfMyOwn, model.trainable_variables)
         with pytest.raises(trainer.UserError, match="AdamOfMyOwn is none of the optimizers whose slots are known"):
-            hand_over("carry", optimizer, model, report)
+            transfer_state("slots", optimizer, model, report)
 
 
 def test_a_keras_2_slot_whose_name_two_variables_have_is_refused(tmp_path, sources):
@@ -497,7 +496,7 @@ def test_an_optimizer_that_scales_the_loss_hands_over_what_it_wraps(tmp_path):
         optimizer = build_optimizer(
             lambda: keras.optimizers.LossScaleOptimizer(built("Adam")), model.trainable_variables
         )
-        handover = hand_over("carry", optimizer, model, report)
+        handover = transfer_state("slots", optimizer, model, report)
     assert handover.step == 1 and len(handover.carried) == 12
     for value, wanted in zip(optimizer.inner_optimizer._momentums, source.inner_optimizer._momentums, strict=True):
         np.testing.assert_array_equal(replica_values(value)[1], wanted)
@@ -509,7 +508,7 @@ def test_a_schedule_goes_on_with_the_step_count_and_one_that_is_over_is_refused(
         return built("Adam", learning_rate=keras.optimizers.schedules.PolynomialDecay(0.8, decay_steps, 0.0))
 
     train(optimizer=optimizer, model_dir=tmp_path / "first")
-    options = dict(optimizer=optimizer, init_checkpoint=tmp_path / "first", handover="keep_step")
+    options = dict(optimizer=optimizer, checkpoint=tmp_path / "first", optimizer_state="step")
     result = train(**options, model_dir=tmp_path / "b")
     assert result.handover.first_learning_rate == pytest.approx(0.4)
     rates = [row["learning_rate"] for row in read_rows(tmp_path / "b/metrics.jsonl")]
@@ -527,7 +526,7 @@ def test_the_rate_is_warmed_up_again_from_the_hand_over_on_and_through_a_resume(
 
     train(optimizer=optimizer, model_dir=tmp_path / "first", num_steps=3)
     options = dict(
-        optimizer=optimizer, init_checkpoint=tmp_path / "first", handover="carry", handover_warmup_steps=4,
+        optimizer=optimizer, checkpoint=tmp_path / "first", optimizer_state="slots", rewarmup_steps=4,
         strategy=make_strategy(replicas), checkpoint_every=1,
     )  # fmt: skip
     whole = train(**options, model_dir=tmp_path / "whole", num_steps=6)
@@ -545,14 +544,16 @@ def test_the_rate_is_warmed_up_again_from_the_hand_over_on_and_through_a_resume(
 def test_a_policy_that_is_none_or_has_no_meaning_is_refused():
     optimizer = lambda: built("Adam")  # noqa: E731
     for options, message in (
-        ({"handover": "cary", "init_checkpoint": "x"}, "handover = 'cary' must be one of .* Did you mean 'carry'"),
-        ({"handover": "carry"}, "takes from init_checkpoint, and there is none"),
-        ({"handover_warmup_steps": 3}, "handover = 'fresh' hands nothing over"),
         (
-            {"handover": "carry", "init_checkpoint": "x", "layer_decay": 0.5},
+            {"optimizer_state": "slot", "checkpoint": "x"},
+            "optimizer_state = 'slot' must be one of .* Did you mean 'slots'",
+        ),
+        ({"rewarmup_steps": 3}, "optimizer_state = 'fresh' hands nothing over"),
+        (
+            {"optimizer_state": "slots", "checkpoint": "x", "layer_decay": 0.5},
             "goes with one optimizer for all variables",
         ),
-        ({"handover_warmup_steps": -1}, "handover_warmup_steps = -1 must be a whole number"),
+        ({"rewarmup_steps": -1}, "rewarmup_steps = -1 must be a whole number"),
     ):
         with pytest.raises(trainer.UserError, match=message):
             train(optimizer=optimizer, **options)
@@ -563,7 +564,7 @@ def test_the_dry_run_the_text_and_the_json_list_what_is_carried_and_a_refusal_en
     flags = (
         "--gin_file=configs/runs/digits_adam_to_sgd.gin",
         f"--gin_param=INIT_CHECKPOINT = '{digits_source}'",
-        "--gin_param=train.handover = 'carry'",
+        "--gin_param=Restore.optimizer_state = 'slots'",
     )
     refused = run_command("launch.train", *flags, "--dry_run")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
@@ -576,10 +577,10 @@ def test_the_dry_run_the_text_and_the_json_list_what_is_carried_and_a_refusal_en
     done = run_command("launch.train", *flags, f"--model_dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run/restore_report.json").read_text())
-    assert report["handover"]["step"] == 60 and len(report["handover"]["carried"]) == 20
-    assert report["optimizer_keys_read"] == len(report["handed_over_keys"]) == 21
-    assert all(record["checksum"].startswith("crc32c:") for record in report["handover"]["carried"])
-    assert "hand-over        carry: step 60" in (tmp_path / "run/restore_report.txt").read_text()
+    assert report["state_transfer"]["step"] == 60 and len(report["state_transfer"]["carried"]) == 20
+    assert report["optimizer_keys_read"] == len(report["transferred_keys"]) == 21
+    assert all(record["checksum"].startswith("crc32c:") for record in report["state_transfer"]["carried"])
+    assert "optimizer state  carry: step 60" in (tmp_path / "run/restore_report.txt").read_text()
 
 
 def test_the_readmes_matrix_is_the_one_that_is_carried_by():

@@ -1,0 +1,158 @@
+"""Settings classes, and what each declares of itself: from this the rest of the program derives its lists of names."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gin
+
+from trainer.config.types import fits, in_words
+from trainer.errors import UserError
+from trainer.suggest import nearest
+
+MAY_DIFFER = {"may_differ": True}  # metadata of a field that may, where the others of its class may not
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """What holds for the fields of a settings class.
+
+    parameter: of `train`, which takes an object of the class.
+    may_change: whether a run that is resumed may have other values without --allow_config_change.
+    may_differ: whether the members of a comparison may have different values.
+    by_flag: whether only the command's flags set it, so that a binding is an error.
+    """
+
+    cls: type
+    parameter: str
+    may_change: bool = False
+    may_differ: bool = False
+    by_flag: bool = False
+
+    @property
+    def fields(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self.cls)]
+
+    @property
+    def fixed_fields(self) -> list[str]:
+        """Those in which the members of a comparison may not differ."""
+        if self.may_differ:
+            return []
+        return [field.name for field in dataclasses.fields(self.cls) if not field.metadata.get("may_differ")]
+
+
+DECLARED: dict[str, Declaration] = {}  # by the class's name
+FLAGS: dict[str, str] = {}  # `train.model_dir` -> the flag by which a command sets it; "" for one that has none
+_CHANGING: dict[str, bool] = {}  # `train.num_steps` -> whether it is a setting of the evaluation
+
+
+def settings(parameter: str, **declared: bool) -> Callable[[type], type]:
+    """Makes a frozen dataclass bindable by gin under its own name; `declared` are fields of `Declaration`."""
+
+    def register(cls):
+        DECLARED[cls.__name__] = Declaration(cls, parameter, **declared)
+        if DECLARED[cls.__name__].may_change:
+            may_change(cls.__name__, *DECLARED[cls.__name__].fields)
+        if DECLARED[cls.__name__].by_flag:
+            flags = {field.name: field.metadata.get("flag", "") for field in dataclasses.fields(cls)}
+            set_by_flag(cls.__name__, **flags)
+        return gin.register(module="settings")(cls)
+
+    return register
+
+
+def may_change(configurable: str, *parameters: str, of_evaluation: bool = False) -> None:
+    """Declares parameters that decide no weight: a resumed run may have others.
+
+    of_evaluation: they say what is evaluated, or when, which does decide weights where a phase waits for a plateau.
+    """
+    _CHANGING.update({f"{configurable}.{parameter}": of_evaluation for parameter in parameters})
+
+
+def set_by_flag(configurable: str, **flags: str) -> None:
+    """Declares parameters that commands set, so that a binding of one is an error that names the flag."""
+    FLAGS.update({f"{configurable}.{parameter}": flag for parameter, flag in flags.items()})
+
+
+def decides_weights(name: str, texts: Sequence[Mapping[str, str]], evaluation_decides: bool = False) -> bool:
+    """Whether a binding, by its name in a config's text, decides what weights a run ends with.
+
+    texts: the configs that are compared, {name: binding}.  A macro decides what the bindings decide that it is used
+    in, and nothing where it is the `num_steps` of `train`: a schedule follows it by `%NUM_STEPS` when a run is longer.
+    """
+    return _decides(name, texts, evaluation_decides, ())
+
+
+def _decides(name: str, texts, evaluation_decides: bool, seen: tuple[str, ...]) -> bool:
+    if name.startswith("eval/"):
+        return evaluation_decides
+    if "." in name:
+        of_evaluation = _CHANGING.get(".".join(name.split("/")[-1].split(".")[-2:]))
+        return of_evaluation is None or (of_evaluation and evaluation_decides)
+    users = [
+        user
+        for text in texts
+        for user, binding in text.items()
+        if user != name and user not in seen and f"%{name}" in _words(binding)
+    ]
+    if "train.num_steps" in users:
+        return False
+    return not users or any(_decides(user, texts, evaluation_decides, (*seen, name)) for user in users)
+
+
+@functools.lru_cache(maxsize=4096)
+def _words(binding: str) -> frozenset[str]:
+    for letter in "()[]{},:=":
+        binding = binding.replace(letter, " ")
+    return frozenset(binding.split())
+
+
+class Checked:
+    """A settings class that tests its values as soon as it is made; `check` is what a class adds to their types."""
+
+    def __post_init__(self):
+        for name, hint in _hints(type(self)).items():
+            value = getattr(self, name)
+            if not fits(value, hint):
+                raise UserError(f"{self._label(name)} must be {in_words(hint)}, not {value!r}.")
+        self.check()
+
+    def check(self) -> None:
+        """Raises `UserError` for values that make no sense together."""
+
+    def one_of(self, name: str, choices: Sequence[str]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            near = nearest(value, choices) if isinstance(value, str) else ""
+            raise UserError(f"{self._label(name)} = {value!r} must be one of {', '.join(map(repr, choices))}.{near}")
+
+    def at_least(self, least: float, *names: str, meaning: str = "") -> None:
+        """meaning: of the least, for the message."""
+        for name in names:
+            value = getattr(self, name)
+            if not least <= value < float("inf"):
+                raise UserError(f"{self._label(name)} = {value!r} must be {least}{meaning} or more.")
+
+    def _label(self, name: str) -> str:
+        return f"{type(self).__name__}.{name}"
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def default_bindings() -> str:
+    """gin text by which `train` takes every settings class with what the config binds to its fields."""
+    taken = [entry for entry in DECLARED.values() if not entry.by_flag]
+    return "".join(f"train.{entry.parameter} = @{entry.cls.__name__}()\n" for entry in taken)
+
+
+def fields_by_name() -> dict[str, str]:
+    """{`eval_every`: `Intervals.eval_every`}, of every field that a config may set."""
+    return {
+        field: f"{cls}.{field}" for cls, entry in DECLARED.items() if not entry.by_flag for field in entry.fields
+    }

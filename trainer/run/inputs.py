@@ -1,0 +1,165 @@
+"""What a run is given, tested as a whole, and what is read of it before a variable is made."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainer.cluster.collectives import Agreement
+from trainer.cluster.strategy import build_strategy, num_workers, worker_index
+from trainer.data.batches import replica_batch_size, train_batches
+from trainer.data.data import Data, as_data
+from trainer.data.step_batches import StackedBatches
+from trainer.errors import UserError
+from trainer.optimizers.phases import check_phases, describe_starts
+from trainer.output.model_dir import ModelDir
+from trainer.run.same_inputs import check_same_run_everywhere
+from trainer.run.settings import Finetune, Intervals, Invocation, Limits, Restore, Saving, Step
+from trainer.run.start_checks import check_counts, check_model, check_strategy, check_task
+from trainer.suggest import nearest
+from trainer.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that `train` is given, see there.
+
+    strategy: None for `build_strategy("auto")`.  started_at: of `time.monotonic()`, from when on the run's time counts.
+    """
+
+    model: Callable[[], keras.Model]
+    task: Task
+    optimizer: Callable[[], keras.optimizers.Optimizer]
+    train_data: Any
+    num_steps: int
+    global_batch_size: int
+    restore: Restore | None
+    eval_data: Any
+    model_dir: str | os.PathLike | None
+    strategy: tf.distribute.Strategy | None
+    seed: int
+    finetune: Finetune
+    step: Step
+    intervals: Intervals
+    saving: Saving
+    limits: Limits
+    invocation: Invocation
+    started_at: float
+
+    def check(self) -> None:
+        """Raises `UserError` for what makes no sense, as far as it shows before anything is built."""
+        for cls in (Finetune, Step, Intervals, Saving, Limits, Invocation):
+            name = cls.__name__.lower()
+            if not isinstance(getattr(self, name), cls):
+                raise UserError(f"{name} must be a {cls.__name__}(...), not {getattr(self, name)!r}.")
+        check_model(self.model)
+        check_task(self.task)
+        check_counts(self.num_steps, self.seed)
+        check_strategy(self.strategy)
+        if self.restore is not None and self.restore.optimizer_state != "fresh" and self.finetune.divides:
+            raise UserError(
+                f"Restore.optimizer_state = {self.restore.optimizer_state!r} goes with one optimizer for all "
+                "variables; with groups or layer_decay each part has its own. Leave these out, or take 'fresh'."
+            )
+        self._check_best_metric()
+        check_phases(
+            self.finetune.phases,
+            list(self.task.new_metrics()),
+            self.eval_data is not None and self.intervals.eval_every > 0,
+            self.finetune.groups,
+            self.finetune.layer_decay,
+            self.restore.optimizer_state if self.restore else "fresh",
+        )
+
+    def decisive(self) -> dict[str, Any]:
+        """{`restore.rename`: value} of what decides the weights and can be compared, data, model and task left out."""
+        given = {"num_steps": self.num_steps, "global_batch_size": self.global_batch_size, "seed": self.seed}
+        phases = describe_starts(self.finetune.phases, self.intervals.eval_every)
+        for name in ("restore", "finetune", "step"):
+            part = getattr(self, name)
+            fields = (
+                {} if part is None else {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+            )
+            given |= {f"{name}.{field}": value for field, value in fields.items()}
+        return given | {"finetune.phases": phases}
+
+    def _check_best_metric(self) -> None:
+        name = self.saving.best_metric
+        if name is None:
+            return
+        if self.eval_data is None:
+            raise UserError(f"Saving.best_metric = {name!r} needs eval_data: nothing is evaluated.")
+        known = list(self.task.new_metrics())
+        if name not in known:
+            raise UserError(
+                f"The evaluation has no metric {name!r} (Saving.best_metric); it has {', '.join(known)}."
+                f"{nearest(name, known)}"
+            )
+
+
+def as_restore(restore: Restore | str | os.PathLike | None) -> Restore | None:
+    """`"path"` is short for `Restore("path")`; None is from scratch."""
+    if isinstance(restore, str | os.PathLike):
+        return Restore(restore)
+    if restore is not None and not isinstance(restore, Restore):
+        raise UserError(f"restore must be a path, Restore(...) or None for random weights, not {restore!r}.")
+    return restore
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The devices and the data of a run, the same on all workers.
+
+    files: None for a run that writes nothing.
+    replica_batch_size: examples that one replica sees in one micro-batch.
+    """
+
+    strategy: tf.distribute.Strategy
+    agreement: Agreement
+    files: ModelDir | None
+    train_data: Data
+    eval_data: Data | None
+    replica_batch_size: int
+
+
+def load_inputs(settings: Settings) -> Inputs:
+    """Reads the data and seeds what is random; a collective of all workers, which must find the same.
+
+    Raises `UserError` for data that cannot be read, a batch that does not divide, and workers that differ.
+    """
+    strategy = settings.strategy or build_strategy("auto")
+    replica_batch = replica_batch_size(
+        settings.global_batch_size, strategy.num_replicas_in_sync, settings.step.accumulation_steps
+    )
+    train_data = as_data(settings.train_data, "train_data")
+    eval_data = None if settings.eval_data is None else as_data(settings.eval_data, "eval_data")
+    keras.utils.set_random_seed(settings.seed)
+    agreement = Agreement(strategy)
+    check_same_run_everywhere(agreement, train_data, eval_data, settings.decisive())
+    return Inputs(
+        strategy=strategy,
+        agreement=agreement,
+        files=ModelDir(Path(settings.model_dir)) if settings.model_dir else None,
+        # After the comparison: what is computed is not the same to the last bit on every kind of machine.
+        train_data=settings.task.completed(train_data),
+        eval_data=None if eval_data is None else settings.task.completed(eval_data),
+        replica_batch_size=replica_batch,
+    )
+
+
+def worker_batches(settings: Settings, inputs: Inputs, first_batch: int, steps_per_loop: int) -> StackedBatches:
+    """This worker's part of the run's batches, from the global batch `first_batch` on, without end."""
+    return train_batches(
+        inputs.train_data,
+        settings.global_batch_size,
+        settings.seed,
+        first_batch,
+        num_workers(inputs.strategy),
+        worker_index(inputs.strategy),
+        settings.step.accumulation_steps,
+        steps_per_loop,
+    )
