@@ -196,7 +196,9 @@ def test_the_averages_are_restored_by_their_root(finished):
 
 @pytest.mark.parametrize("decay", [1.5, 1.0, 0.0, -0.1, float("nan"), "0.9", True])
 def test_a_decay_that_is_none_is_named_before_anything_is_written(decay, tmp_path):
-    with pytest.raises(trainer.UserError, match=r"ema_decay = .* must lie between 0 and 1, e\.g\. 0\.999"):
+    with pytest.raises(
+        trainer.UserError, match=r"Step\.ema_decay (= .* must lie between 0 and 1, e\.g\. 0\.999|must be a number)"
+    ):
         run(tmp_path / "run", 1, make_strategy(1), ema_decay=decay)
     assert not (tmp_path / "run").exists()
 

@@ -177,7 +177,7 @@ def constrained():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora": 4}, "Finetune.lora must be made by @lora\\(\\) with parentheses; it is 4"),
+        ({"lora": 4}, "Finetune.lora must be @lora\\(\\), not 4"),
         ({"lora": trainer.lora(2), "trained": "bitfit"}, "both say what is trained"),
         ({"lora": trainer.lora(2, layers=["^haed"])}, "lora.layers: '\\^haed' matches no layer"),
         ({"lora": trainer.lora(2, layers=["^flatten"])}, "finds flatten, which cannot learn.*conv, head"),

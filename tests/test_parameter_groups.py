@@ -238,8 +238,8 @@ def test_a_preset_says_what_is_trained(preset, names):
             {"groups": [trainer.group("^dense"), trainer.group("bias$")]},
             r"Two groups claim dense\w*/bias: '\^dense' and 'bias\$'",
         ),
-        ({"groups": [trainer.group]}, r"each must be made by @group\(\) with parentheses"),
-        ({"groups": trainer.group("a")}, "groups is a list"),
+        ({"groups": [trainer.group]}, r"must be a list of @group\(\), not"),
+        ({"groups": trainer.group("a")}, "must be a list of @group"),
         ({"trained": "last_layr"}, "Finetune.trained = 'last_layr' is no preset. Did you mean 'last_layer'"),
         ({"layer_decay": 1.5}, "Finetune.layer_decay = 1.5 must lie between 0 and 1"),
         ({"layer_blocks": "conv"}, "for Finetune.layer_decay, which is not set"),
@@ -363,7 +363,7 @@ PAGE = [
 def test_the_dry_run_shows_every_group(capsys):
     register_keras()
     parse_config(["configs/runs/digits_source.gin"], PAGE)
-    gin.get_configurable("experiment.train")(strategy=make_strategy(1), dry_run=True)
+    gin.get_configurable("experiment.train")(strategy=make_strategy(1), invocation=trainer.Invocation(dry_run=True))
     page = " ".join(capsys.readouterr().out.split())
     assert "SGD and Adam in 3 groups is new" in page
     assert (

@@ -332,8 +332,8 @@ SOME = [trainer.phase(sgd(), 5)]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"phases": trainer.phase(sgd(), 5)}, "phases is a list; write phases = \\["),
-        ({"phases": [sgd()]}, "must be made by @phase\\(\\) with parentheses"),
+        ({"phases": trainer.phase(sgd(), 5)}, "must be a list of @phase"),
+        ({"phases": [sgd()]}, "must be a list of @phase\\(\\), not"),
         ({"phases": [trainer.phase(sgd(), 5), trainer.phase(sgd(), 5)]}, "each must begin after the one before"),
         (
             {"phases": [trainer.phase(sgd(), trainer.plateau())], "eval_data": None},
@@ -413,7 +413,7 @@ PAGE = [
 def test_the_dry_run_shows_every_phase_and_plots_the_rate_of_all(capsys):
     register_keras()
     parse_config(["configs/runs/digits_source.gin"], PAGE)
-    gin.get_configurable("experiment.train")(strategy=make_strategy(1), dry_run=True)
+    gin.get_configurable("experiment.train")(strategy=make_strategy(1), invocation=trainer.Invocation(dry_run=True))
     printed = capsys.readouterr().out
     page = " ".join(printed.split())
     assert "Adam, then SGD, then RMSprop is new" in page

@@ -177,7 +177,7 @@ def test_a_constraint_holds_on_every_replica():
 
 
 def test_a_word_that_is_no_kind_of_update_is_refused():
-    with pytest.raises(trainer.UserError, match="optimizer_update = 'twice' must be one of 'per_replica', 'once'"):
+    with pytest.raises(trainer.UserError, match="Step.update = 'twice' must be one of 'per_replica', 'once'"):
         train(make_strategy(1), update="twice")
 
 

@@ -105,10 +105,13 @@ def test_some_are_kept_for_good(tmp_path):
 
 def test_what_cannot_be_kept_is_named_before_anything_is_written(tmp_path):
     for wrong, message in (
-        ({"best_metric": "acuracy"}, r"no metric 'acuracy'; it has loss, accuracy.*Did you mean 'accuracy'"),
+        (
+            {"best_metric": "acuracy"},
+            r"no metric 'acuracy' .Saving.best_metric.; it has loss, accuracy.*Did you mean 'accuracy'",
+        ),
         ({"best_metric": "loss", "eval_data": None}, "best_metric = 'loss' needs eval_data"),
         ({"best_metric": "loss", "best_mode": "lowest"}, "best_mode = 'lowest' must be one of 'max', 'min'"),
-        ({"on_error": "ignore"}, "on_save_error = 'ignore' must be one of 'stop', 'continue'"),
+        ({"on_error": "ignore"}, "Saving.on_error = 'ignore' must be one of 'stop', 'continue'"),
         ({"keep_every": -1}, "keep_every = -1 must be 0 or more"),
     ):
         with pytest.raises(trainer.UserError, match=message):
@@ -172,7 +175,7 @@ def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
     with pytest.raises(trainer.UserError, match="final.weights.h5 cannot be written: No space left on device"):
         train(on_error="continue", **options)
     printed = capsys.readouterr().out
-    assert "cannot be written" in printed and "The run continues without (on_save_error = 'continue')" in printed
+    assert "cannot be written" in printed and "The run continues without (Saving.on_error = 'continue')" in printed
     assert [row["step"] for row in read_rows(small_disk / "run/metrics.jsonl") if "split" in row][-1] == 12
     assert kept(small_disk / "run/checkpoints"), "the older ones are there"
 

@@ -238,7 +238,7 @@ def test_a_config_binds_a_warmup_around_a_schedule_of_keras(capsys):
             "NUM_STEPS = 100",
         ],
     )
-    gin.get_configurable("experiment.train")(strategy=make_strategy(1), dry_run=True)
+    gin.get_configurable("experiment.train")(strategy=make_strategy(1), invocation=trainer.Invocation(dry_run=True))
     page = capsys.readouterr().out
     assert "learning rate    step 0: 0, step 24: 0.398" in page
     assert "WARNING          the schedule ends at step 120 = 20 of warmup + 100, the run at step 100" in page

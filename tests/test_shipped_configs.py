@@ -57,14 +57,14 @@ SLOW = (
 def test_a_run_config_parses_builds_and_dry_runs(path, source, tmp_path, capsys):
     register_keras()
     parse_config([shown(path)], [])
-    start_from = gin.query_parameter("%INIT_CHECKPOINT")
+    start_from = None if gin.query_parameter("train.restore") is None else gin.query_parameter("%INIT_CHECKPOINT")
     given = []
     if start_from is not None:
         where, name, last = Path(start_from).parts
         assert (where, last) == ("runs", "checkpoints"), "a config starts from what another shipped config wrote"
         given = [f"INIT_CHECKPOINT = '{source(name)}'"]
     capsys.readouterr()
-    start(shown(path), *given, model_dir=tmp_path / "run", dry_run=True)
+    start(shown(path), *given, model_dir=tmp_path / "run", invocation=trainer.Invocation(dry_run=True))
     page = capsys.readouterr().out
     for word in ("strategy", "trained", "frozen", "learning rate", "memory a replica"):
         assert word in page
@@ -98,7 +98,8 @@ def test_the_members_of_a_comparison_build_and_start_alike(path, source, tmp_pat
 def test_a_part_says_what_it_is_for_and_goes_together_with_a_run(path):
     assert path.read_text().startswith("# ")
     register_keras()
-    parse_config(["configs/runs/digits_source.gin", shown(path)], [])
+    run = "configs/runs/digits_source.gin"
+    parse_config([shown(path), run] if path.name == "base.gin" else [run, shown(path)], [])
 
 
 @pytest.mark.skipif(
@@ -124,6 +125,6 @@ def test_an_optimizer_goes_with_the_shipped_run_without_a_warning(path, source, 
     gin.clear_config()  # the source's, where it was trained just now
     register_keras()
     parse_config(["configs/runs/digits_adam_to_sgd.gin", shown(path)], given)
-    gin.get_configurable("experiment.train")(strategy=make_strategy(1), dry_run=True)
+    gin.get_configurable("experiment.train")(strategy=make_strategy(1), invocation=trainer.Invocation(dry_run=True))
     page = capsys.readouterr().out
     assert "WARNING" not in page and "is new: iterations 0" in page

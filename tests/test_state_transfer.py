@@ -102,8 +102,8 @@ def saved_slot(path: str, style: str, name: str, slot: str, variable: str) -> np
     return reader.get_tensor(key)
 
 
-def handed_over(path: str, new: str, strategy, policy: str = "slots", frozen=(), rules=None, options=None, **more):
-    """(optimizer, model, restore report, hand-over)."""
+def transferred(path: str, new: str, strategy, policy: str = "slots", frozen=(), rules=None, options=None, **more):
+    """(optimizer, model, restore report, transfer)."""
     with strategy.scope():
         model = net()
         report = trainer.restore_weights(model, path, **(rules or {}))
@@ -135,7 +135,7 @@ def test_every_cell_carries_the_checkpoints_values_to_the_variables_they_belong_
     """On two replicas, of which each copy is compared with the file."""
     strategy = make_strategy(2)
     path = sources(style, old)
-    optimizer, _, report, handover = handed_over(path, new, strategy)
+    optimizer, _, report, transfer = transferred(path, new, strategy)
     expected = 0
     for slot, candidates in MATRIX[class_of(old), class_of(new)].items():
         if not has(new, slot):
@@ -149,13 +149,13 @@ def test_every_cell_carries_the_checkpoints_values_to_the_variables_they_belong_
             assert source is None or np.any(values[0])
             expected += source is not None
     assert [int(value) for value in replica_values(optimizer.iterations)] == [STEPS] * strategy.num_replicas_in_sync
-    assert handover.step == STEPS and len(handover.carried) == expected > 0
-    assert (handover.source, handover.target) == (class_of(old), class_of(new))
-    assert handover.replicas_verified == strategy.num_replicas_in_sync
+    assert transfer.step == STEPS and len(transfer.carried) == expected > 0
+    assert (transfer.source, transfer.target) == (class_of(old), class_of(new))
+    assert transfer.replicas_verified == strategy.num_replicas_in_sync
     # Everything of the checkpoint's optimizer that is read was said, and the report counts it.
-    assert {record.key for record in handover.carried} <= set(report.transferred_keys)
+    assert {record.key for record in transfer.carried} <= set(report.transferred_keys)
     assert report.optimizer_keys_read == len(report.transferred_keys)
-    assert len(report.transferred_keys) == 1 + len({record.key for record in handover.carried})
+    assert len(report.transferred_keys) == 1 + len({record.key for record in transfer.carried})
 
 
 REFUSED = [
@@ -259,16 +259,16 @@ def one_update(optimizer, value: float) -> dict[str, np.ndarray]:
 
 def test_a_carried_velocity_moves_the_weights_by_the_rate_that_it_was_made_with(sources):
     path = sources("Keras 2 legacy", "SGD")
-    optimizer, _, _, handover = handed_over(path, "SGD", make_strategy(1), options={"learning_rate": 0.5})
+    optimizer, _, _, transfer = transferred(path, "SGD", make_strategy(1), options={"learning_rate": 0.5})
     for variable, change in one_update(optimizer, 2.0).items():
         velocity = saved_slot(path, "Keras 2 legacy", "SGD", "momentums", variable)
         np.testing.assert_allclose(change, 0.9 * velocity - 0.5 * 2.0, atol=1e-6)
-    assert any("has the rate of its own steps inside" in note for note in handover.notes)
+    assert any("has the rate of its own steps inside" in note for note in transfer.notes)
 
 
 def test_nesterov_goes_on_with_the_velocity_of_plain_momentum(sources):
     path = sources("Keras 3", "SGD")
-    optimizer, *_ = handed_over(path, "SGD nesterov", make_strategy(1), options={"learning_rate": 0.5})
+    optimizer, *_ = transferred(path, "SGD nesterov", make_strategy(1), options={"learning_rate": 0.5})
     for variable, change in one_update(optimizer, 2.0).items():
         velocity = 0.8 * saved_slot(path, "Keras 3", "SGD", "momentums", variable) - 0.5 * 2.0
         np.testing.assert_allclose(change, 0.8 * velocity - 0.5 * 2.0, atol=1e-6)
@@ -276,7 +276,7 @@ def test_nesterov_goes_on_with_the_velocity_of_plain_momentum(sources):
 
 def test_an_adam_of_keras_2_goes_on_as_adam_with_its_bias_correction(sources):
     path = sources("Keras 2", "Adam")
-    optimizer, *_ = handed_over(path, "Adam", make_strategy(1))
+    optimizer, *_ = transferred(path, "Adam", make_strategy(1))
     for variable, change in one_update(optimizer, 2.0).items():
         m, v = (saved_slot(path, "Keras 2", "Adam", slot, variable) for slot in ("_momentums", "_velocities"))
         m, v, t = 0.9 * m + 0.1 * 2.0, 0.999 * v + 0.001 * 4.0, STEPS + 1
@@ -286,15 +286,15 @@ def test_an_adam_of_keras_2_goes_on_as_adam_with_its_bias_correction(sources):
 
 def test_rmsprop_goes_on_with_adams_mean_square(sources):
     path = sources("Keras 3", "Adam")
-    optimizer, _, _, handover = handed_over(path, "RMSprop", make_strategy(1))
+    optimizer, _, _, transfer = transferred(path, "RMSprop", make_strategy(1))
     for variable, change in one_update(optimizer, 2.0).items():
         v = 0.9 * saved_slot(path, "Keras 3", "Adam", "_velocities", variable) + 0.1 * 4.0
         np.testing.assert_allclose(change, -0.01 * 2.0 / np.sqrt(v + 1e-7), rtol=1e-4)
-    assert any("short of the mean square" in note for note in handover.notes)
+    assert any("short of the mean square" in note for note in transfer.notes)
 
 
 def test_nadams_product_of_momenta_is_the_one_of_so_many_steps(sources):
-    nadam, *_ = handed_over(sources("Keras 2 legacy", "Adam"), "Nadam", make_strategy(2))
+    nadam, *_ = transferred(sources("Keras 2 legacy", "Adam"), "Nadam", make_strategy(2))
     product = np.prod([0.9 * (1 - 0.5 * 0.96**t) for t in range(1, STEPS + 1)])
     assert [float(value) for value in replica_values(nadam._u_product)] == pytest.approx([product] * 2)
 
@@ -305,24 +305,24 @@ def test_nadams_product_of_momenta_is_the_one_of_so_many_steps(sources):
 def test_by_default_nothing_is_read_and_the_proof_says_so(tmp_path):
     train(optimizer=lambda: built("Adam"), model_dir=tmp_path / "first")
     result = train(optimizer=lambda: built("Adam"), checkpoint=tmp_path / "first")
-    assert result.handover is None and result.optimizer_proof.checkpoint_keys_read == 0
+    assert result.state_transfer is None and result.optimizer_proof.checkpoint_keys_read == 0
     assert result.restore_report.optimizer_keys_read == 0 and not result.restore_report.transferred_keys
     assert "0 of the optimizer's entries read" in str(result.restore_report)
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_keep_step_takes_the_step_count_alone(style, strategy, sources):
-    optimizer, _, report, handover = handed_over(sources(style, "RMSprop"), "Adam", strategy, "step")
+    optimizer, _, report, transfer = transferred(sources(style, "RMSprop"), "Adam", strategy, "step")
     assert [int(value) for value in replica_values(optimizer.iterations)] == [STEPS] * strategy.num_replicas_in_sync
     for slot in ("_momentums", "_velocities"):
         assert not any(np.any(values) for values in slot_values(optimizer, slot).values())
-    assert report.optimizer_keys_read == 1 and handover.carried == []
+    assert report.optimizer_keys_read == 1 and transfer.carried == []
     # (1 - 0.9) / sqrt(1 - 0.999) = 3.2: the first update of empty slots with nothing corrected.
-    assert any("up to about 3.2 times the rate" in note for note in handover.notes)
+    assert any("up to about 3.2 times the rate" in note for note in transfer.notes)
 
 
 def test_the_first_update_of_empty_slots_at_a_late_step_is_as_long_as_the_note_says(sources):
-    optimizer, *_ = handed_over(sources("Keras 3", "SGD"), "Adam", make_strategy(1), "step")
+    optimizer, *_ = transferred(sources("Keras 3", "SGD"), "Adam", make_strategy(1), "step")
     optimizer.iterations.assign(100_000)
     change = one_update(optimizer, 2.0)["first/kernel"]
     np.testing.assert_allclose(change, -0.01 * 0.1 / np.sqrt(0.001), rtol=1e-3)
@@ -335,30 +335,30 @@ def test_a_step_count_is_taken_from_a_file_that_only_numbers_its_slots_and_slots
     model.fit(DATA["x"], DATA["y"], batch_size=6, verbose=0)
     for file in ("a.weights.h5", "a.keras"):
         model.save_weights(tmp_path / file) if "weights" in file else model.save(tmp_path / file)
-        optimizer, *_ = handed_over(str(tmp_path / file), "Adam", make_strategy(1), "step")
+        optimizer, *_ = transferred(str(tmp_path / file), "Adam", make_strategy(1), "step")
         assert int(optimizer.iterations) == 4
         with pytest.raises(trainer.UserError, match="numbers the slots .* does not say whose they are"):
-            handed_over(str(tmp_path / file), "Adam", make_strategy(1))
+            transferred(str(tmp_path / file), "Adam", make_strategy(1))
     plain = net()
     plain.save_weights(tmp_path / "plain.weights.h5")
     with pytest.raises(trainer.UserError, match="step count of an optimizer, and .* holds none"):
-        handed_over(str(tmp_path / "plain.weights.h5"), "Adam", make_strategy(1), "step")
+        transferred(str(tmp_path / "plain.weights.h5"), "Adam", make_strategy(1), "step")
 
 
 def test_variables_under_other_names_take_their_slots_with_them_and_reinitialized_ones_begin_anew(sources):
     path = sources("Keras 3", "Adam")
     rules = {"rename": [("^first/", "second/"), ("^second/", "first/")], "reinitialize": ["^head/"]}
-    optimizer, _, _, handover = handed_over(path, "AdamW", make_strategy(1), rules=rules)
+    optimizer, _, _, transfer = transferred(path, "AdamW", make_strategy(1), rules=rules)
     for slot in ("_momentums", "_velocities"):
         values = slot_values(optimizer, slot)
         np.testing.assert_array_equal(
             values["first/kernel"][0], saved_slot(path, "Keras 3", "Adam", slot, "second/kernel")
         )
         assert not np.any(values["head/kernel"][0])
-    assert {(record.variable, record.why) for record in handover.fresh} == {
+    assert {(record.variable, record.why) for record in transfer.fresh} == {
         (name, "its variable is reinitialized") for name in ("head/kernel", "head/bias")
     }
-    text = str(handover)
+    text = str(transfer)
     assert "starts fresh    2  _momentums: its variable is reinitialized: head/kernel, head/bias" in text
     assert "left behind" in text and "its variable is not restored" in text
     assert "up to about 3.2 times the rate" in text
@@ -366,16 +366,18 @@ def test_variables_under_other_names_take_their_slots_with_them_and_reinitialize
 
 @pytest.mark.full
 def test_what_is_frozen_here_or_was_frozen_there_is_said(tmp_path, sources):
-    optimizer, _, _, handover = handed_over(
+    optimizer, _, _, transfer = transferred(
         sources("Keras 3", "Adam"), "Adam", make_strategy(1), frozen=("first/kernel", "first/bias")
     )
-    assert len(handover.carried) == 8
-    assert [record.why for record in handover.left].count("its variable is not trained here") == 4
+    assert len(transfer.carried) == 8
+    assert [record.why for record in transfer.left].count("its variable is not trained here") == 4
 
     train(optimizer=lambda: built("Adam"), model_dir=tmp_path / "first", frozen=["^head/"])
     result = train(optimizer=lambda: built("Adam"), checkpoint=tmp_path / "first", optimizer_state="slots")
-    assert {record.variable for record in result.handover.fresh} == {"head/kernel", "head/bias"}
-    assert {record.why for record in result.handover.fresh} == {"the checkpoint's optimizer has none for its variable"}
+    assert {record.variable for record in result.state_transfer.fresh} == {"head/kernel", "head/bias"}
+    assert {record.why for record in result.state_transfer.fresh} == {
+        "the checkpoint's optimizer has none for its variable"
+    }
 
 
 def test_a_variable_of_which_some_rows_are_restored_has_new_slots(tmp_path, sources):
@@ -390,8 +392,8 @@ def test_a_variable_of_which_some_rows_are_restored_has_new_slots(tmp_path, sour
         model=wider, train_data=data, optimizer=lambda: built("Adam"), checkpoint=sources("Keras 3", "Adam"),
         grow=["^head/"], optimizer_state="slots",
     )  # fmt: skip
-    assert {record.variable for record in result.handover.fresh} == {"head/kernel", "head/bias"}
-    assert "only some rows of its variable are restored (rule ^head/)" in str(result.handover)
+    assert {record.variable for record in result.state_transfer.fresh} == {"head/kernel", "head/bias"}
+    assert "only some rows of its variable are restored (rule ^head/)" in str(result.state_transfer)
 
 
 def written(tmp_path, optimizer, model=None, name="source", **more) -> str:
@@ -404,33 +406,33 @@ def test_an_optimizer_whose_class_the_file_does_not_tell_is_not_carried_from(tmp
     # ScheduleFreeAdamW keeps a copy of the weights where Adam keeps its mean gradient.
     path = written(tmp_path, built("Adam", name="mine"))
     with pytest.raises(trainer.UserError, match="calls its optimizer 'mine', .* Adam or .*ScheduleFreeAdamW"):
-        handed_over(path, "Adam", make_strategy(1))
+        transferred(path, "Adam", make_strategy(1))
     path = written(tmp_path, built("SGD", name="mine"), name="sgd")  # no other one has its slots
-    assert handed_over(path, "SGD", make_strategy(1))[-1].carried
+    assert transferred(path, "SGD", make_strategy(1))[-1].carried
     path = written(tmp_path, built("SGD", name="adam"), name="liar")
     with pytest.raises(trainer.UserError, match="calls its optimizer 'adam', .* it may be SGD"):
-        handed_over(path, "SGD", make_strategy(1))
+        transferred(path, "SGD", make_strategy(1))
 
 
 def test_what_has_no_slots_or_several_optimizers_is_refused(tmp_path):
     path = written(tmp_path, keras.optimizers.SGD(0.1))
     with pytest.raises(trainer.UserError, match="keeps no slots, as plain SGD"):
-        handed_over(path, "SGD", make_strategy(1))
+        transferred(path, "SGD", make_strategy(1))
     path = written(tmp_path, built("SGD"), name="momentum")
     with pytest.raises(trainer.UserError, match=r"this SGD keeps no slots \(momentum = 0\)"):
-        handed_over(path, "SGD", make_strategy(1), options={"momentum": 0.0})
+        transferred(path, "SGD", make_strategy(1), options={"momentum": 0.0})
     model, other = net(), built("Adam")
     other.build(model.trainable_variables)
     path = written(tmp_path, built("Adam"), model, name="two", critic=other)
     for policy in ("slots", "step"):
         with pytest.raises(trainer.UserError, match="takes the step count of an optimizer, and .* holds 2 of them"):
-            handed_over(path, "Adam", make_strategy(1), policy)
+            transferred(path, "Adam", make_strategy(1), policy)
 
 
 def test_an_optimizer_that_counts_micro_batches_has_no_step_count(tmp_path):
     path = written(tmp_path, built("Adam", gradient_accumulation_steps=2))
     with pytest.raises(trainer.UserError, match="counts micro-batches"):
-        handed_over(path, "Adam", make_strategy(1), "step")
+        transferred(path, "Adam", make_strategy(1), "step")
 
 
 class AdamOfMyOwn(keras.optimizers.Adam):
@@ -463,7 +465,7 @@ def test_a_keras_2_slot_whose_name_two_variables_have_is_refused(tmp_path, sourc
         tensors=[tf.constant(values[name]) for name in names],
     )  # fmt: skip
     with pytest.raises(trainer.UserError, match="2 variables of the file are called so"):
-        handed_over(str(tmp_path / "twice"), "Adam", make_strategy(1))
+        transferred(str(tmp_path / "twice"), "Adam", make_strategy(1))
 
 
 def test_slots_that_are_not_finite_are_refused(tmp_path):
@@ -473,18 +475,18 @@ def test_slots_that_are_not_finite_are_refused(tmp_path):
     optimizer._velocities[0].assign(np.full(optimizer._velocities[0].shape, np.inf))
     path = tf.train.Checkpoint(optimizer=optimizer, model=model).write(str(tmp_path / "inf"))
     with pytest.raises(trainer.UserError, match="mean square of first/kernel .* has 16 values that are NaN"):
-        handed_over(path, "Adam", make_strategy(1))
+        transferred(path, "Adam", make_strategy(1))
 
 
 def test_keras_own_averages_begin_at_the_restored_weights(sources):
     # Keras starts them in the update at step 0, which does not come.
-    optimizer, model, _, handover = handed_over(
+    optimizer, model, _, transfer = transferred(
         sources("Keras 3", "Adam"), "Adam", make_strategy(2), options={"use_ema": True}
     )
     for average, variable in zip(optimizer._model_variables_moving_average, model.trainable_variables, strict=True):
         for value, weight in zip(replica_values(average), replica_values(variable), strict=True):
             np.testing.assert_array_equal(value, weight)
-    assert any("use_ema" in note for note in handover.notes)
+    assert any("use_ema" in note for note in transfer.notes)
 
 
 def test_an_optimizer_that_scales_the_loss_hands_over_what_it_wraps(tmp_path):
@@ -496,8 +498,8 @@ def test_an_optimizer_that_scales_the_loss_hands_over_what_it_wraps(tmp_path):
         optimizer = build_optimizer(
             lambda: keras.optimizers.LossScaleOptimizer(built("Adam")), model.trainable_variables
         )
-        handover = transfer_state("slots", optimizer, model, report)
-    assert handover.step == 1 and len(handover.carried) == 12
+        transfer = transfer_state("slots", optimizer, model, report)
+    assert transfer.step == 1 and len(transfer.carried) == 12
     for value, wanted in zip(optimizer.inner_optimizer._momentums, source.inner_optimizer._momentums, strict=True):
         np.testing.assert_array_equal(replica_values(value)[1], wanted)
 
@@ -510,7 +512,7 @@ def test_a_schedule_goes_on_with_the_step_count_and_one_that_is_over_is_refused(
     train(optimizer=optimizer, model_dir=tmp_path / "first")
     options = dict(optimizer=optimizer, checkpoint=tmp_path / "first", optimizer_state="step")
     result = train(**options, model_dir=tmp_path / "b")
-    assert result.handover.first_learning_rate == pytest.approx(0.4)
+    assert result.state_transfer.first_learning_rate == pytest.approx(0.4)
     rates = [row["learning_rate"] for row in read_rows(tmp_path / "b/metrics.jsonl")]
     assert rates == pytest.approx([0.3, 0.2, 0.1, 0.0], abs=1e-6)
     with pytest.raises(trainer.UserError, match="The schedule is over: with the step count .*, 4, .* 5 to 8"):
@@ -533,10 +535,10 @@ def test_the_rate_is_warmed_up_again_from_the_hand_over_on_and_through_a_resume(
     rates = [row["learning_rate"] for row in read_rows(tmp_path / "whole/metrics.jsonl")]
     top = 0.4 if rate == 0.4 else 0.8
     assert rates == pytest.approx([top * part for part in (0.5, 0.75, 1, 1, 1, 1)])
-    assert whole.handover.first_learning_rate == pytest.approx(top / 4)
+    assert whole.state_transfer.first_learning_rate == pytest.approx(top / 4)
     train(**options, model_dir=tmp_path / "parts", num_steps=2)
     rest = train(**options, model_dir=tmp_path / "parts", num_steps=6)
-    assert rest.handover is None  # a resume hands nothing over again
+    assert rest.state_transfer is None  # a resume hands nothing over again
     for variable, other in zip(whole.model.variables, rest.model.variables, strict=True):
         assert replica_values(variable)[0].tobytes() == replica_values(other)[0].tobytes()
 
@@ -548,12 +550,12 @@ def test_a_policy_that_is_none_or_has_no_meaning_is_refused():
             {"optimizer_state": "slot", "checkpoint": "x"},
             "optimizer_state = 'slot' must be one of .* Did you mean 'slots'",
         ),
-        ({"rewarmup_steps": 3}, "optimizer_state = 'fresh' hands nothing over"),
+        ({"rewarmup_steps": 3, "checkpoint": "x"}, "optimizer_state = 'fresh' takes none"),
         (
             {"optimizer_state": "slots", "checkpoint": "x", "layer_decay": 0.5},
             "goes with one optimizer for all variables",
         ),
-        ({"rewarmup_steps": -1}, "rewarmup_steps = -1 must be a whole number"),
+        ({"rewarmup_steps": -1, "checkpoint": "x"}, "rewarmup_steps = -1 must be 0"),
     ):
         with pytest.raises(trainer.UserError, match=message):
             train(optimizer=optimizer, **options)
@@ -572,7 +574,9 @@ def test_the_dry_run_the_text_and_the_json_list_what_is_carried_and_a_refusal_en
     flags += ("--gin_param=OPTIMIZER = @AdamW", "--gin_param=NUM_STEPS = 2")
     done = run_command("launch.train", *flags, "--dry_run")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"hand-over +carry: step 60 and 20 slots of the checkpoint's Adam go on in AdamW", done.stdout)
+    assert re.search(
+        r"optimizer state +slots: step 60 and 20 slots of the checkpoint's Adam go on in AdamW", done.stdout
+    )
     assert "carried        10  mean gradient (_momentums)" in done.stdout
     done = run_command("launch.train", *flags, f"--model_dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr

@@ -153,6 +153,4 @@ def default_bindings() -> str:
 
 def fields_by_name() -> dict[str, str]:
     """{`eval_every`: `Intervals.eval_every`}, of every field that a config may set."""
-    return {
-        field: f"{cls}.{field}" for cls, entry in DECLARED.items() if not entry.by_flag for field in entry.fields
-    }
+    return {field: f"{cls}.{field}" for cls, entry in DECLARED.items() if not entry.by_flag for field in entry.fields}

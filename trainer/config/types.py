@@ -57,4 +57,6 @@ def in_words(hint) -> str:
         return "a reference such as @name"
     if hint is collections.abc.Mapping or origin is collections.abc.Mapping:
         return "a dict {'name': value}"
+    if hasattr(hint, "made_by"):
+        return f"@{hint.made_by}()"
     return _WORDS.get(hint) or f"a {getattr(hint, '__name__', hint)}"

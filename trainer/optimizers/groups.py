@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import gin
 import keras
@@ -23,6 +24,8 @@ _UNDECAYED = {*_BIASES, "gamma", "scale"}
 @dataclasses.dataclass(frozen=True)
 class ParameterGroup:
     """What `group` makes."""
+
+    made_by: ClassVar = "group"  # for messages
 
     pattern: str
     learning_rate_multiplier: float = 1.0

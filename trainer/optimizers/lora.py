@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 import gin
 import keras
@@ -17,6 +18,8 @@ from trainer.suggest import nearest
 @dataclasses.dataclass(frozen=True)
 class Lora:
     """What `lora` makes."""
+
+    made_by: ClassVar = "lora"  # for messages
 
     rank: int
     alpha: float | None = None

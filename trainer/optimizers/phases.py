@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import gin
 import keras
@@ -31,6 +32,8 @@ class Swats:
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """What `phase` makes."""
+
+    made_by: ClassVar = "phase"  # for messages
 
     optimizer: Callable
     start: int | Plateau | Swats

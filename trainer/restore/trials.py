@@ -31,7 +31,7 @@ class Proposal:
         """The lines of gin for what differs from the rules as they were."""
         names = [field.name for field in dataclasses.fields(Rules)]
         changed = [name for name in names if getattr(self.rules, name) != getattr(before, name)]
-        return [f"  train.{name} = {getattr(self.rules, name)!r}" for name in changed]
+        return [f"  Restore.{name} = {getattr(self.rules, name)!r}" for name in changed]
 
 
 class Trials:
