@@ -510,7 +510,8 @@ def test_progress_is_read_from_a_log_behind_what_an_earlier_process_wrote(tmp_pa
 LONG = [
     f"--gin_param={binding}"
     for binding in (
-        "NUM_STEPS = 500", "Intervals.eval_every = 125", "Intervals.checkpoint_every = 50", "Intervals.steps_per_loop = 10",
+        "NUM_STEPS = 500", "Intervals.eval_every = 125", "Intervals.checkpoint_every = 50",
+        "Intervals.steps_per_loop = 10",
         "compare.members = ['sgd', 'adam']",
     )
 ]  # fmt: skip

@@ -23,14 +23,14 @@ def refusal(model, path, **rules) -> str:
 
 def proposed(message: str) -> list[dict]:
     """The alternatives in a message, each as what gin reads from its lines."""
-    lines = [line for line in message.splitlines() if line.startswith(("  train.", "  # "))]
+    lines = [line for line in message.splitlines() if line.startswith(("  Restore.", "  # "))]
     blocks = re.split(r"^  # or.*$", "\n".join(lines), flags=re.M)
     found = []
     for block in filter(str.strip, blocks):
         with gin.unlock_config():
             gin.clear_config()
             gin.parse_config(block.replace("\n  ", "\n").strip(), skip_unknown=False)
-        found.append(gin.get_bindings("train"))
+        found.append(gin.get_bindings("Restore"))
     return found
 
 

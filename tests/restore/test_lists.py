@@ -118,7 +118,7 @@ def test_rows_are_taken_from_a_list_too(tmp_path):
 
 def pasted(error: trainer.RestoreError) -> list[dict]:
     """The proposals of a message, each as the rule that gin would bind."""
-    lines = re.findall(r"^  train\.(\w+) = (.+)$", str(error), re.MULTILINE)
+    lines = re.findall(r"^  Restore\.(\w+) = (.+)$", str(error), re.MULTILINE)
     return [{rule: ast.literal_eval(value)} for rule, value in lines]
 
 

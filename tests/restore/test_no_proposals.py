@@ -79,14 +79,14 @@ def test_floats_for_a_quantized_model_are_named_and_no_line_is_proposed(write, t
     message = refusal(quantized(), WRITERS[write](tmp_path, built(TwoDense())))
     assert "encoder/kernel is int8 in the model, and the checkpoint has floats only" in message
     assert "restore first, quantise afterwards" in message
-    assert "train." not in message
+    assert "  Restore." not in message
 
 
 @pytest.mark.parametrize("write", ["Checkpoint(model)", full(".weights.h5")])
 def test_a_quantized_file_for_a_model_of_floats_is_named(write, tmp_path):
     message = refusal(built(TwoDense()), WRITERS[write](tmp_path, quantized()))
     assert "is int8 in the checkpoint, and the model has floats only" in message
-    assert "train." not in message
+    assert "  Restore." not in message
 
 
 def test_integers_for_floats_are_named_and_no_line_is_proposed(tmp_path):
@@ -94,4 +94,4 @@ def test_integers_for_floats_are_named_and_no_line_is_proposed(tmp_path):
     integers = tf.train.Checkpoint(kernel=tf.Variable(tf.ones([4, 2], tf.int32)), bias=tf.Variable([0.0, 0.0]))
     message = refusal(built(TwoDense(), seed=2), saved(tmp_path, encoder=source.encoder, head=integers))
     assert "head/kernel is float32 in the model and int32 in the checkpoint" in message
-    assert "train." not in message
+    assert "  Restore." not in message

@@ -61,8 +61,8 @@ def refused(model, path, message: str, **rules) -> str:
 
 def pasted(message: str) -> dict:
     """The rules that a message proposes, as gin would read them."""
-    lines = [line.strip().split(" = ", 1) for line in message.splitlines() if line.startswith("  train.")]
-    return {name.removeprefix("train."): eval(value) for name, value in lines}  # noqa: S307
+    lines = [line.strip().split(" = ", 1) for line in message.splitlines() if line.startswith("  Restore.")]
+    return {name.removeprefix("Restore."): eval(value) for name, value in lines}  # noqa: S307
 
 
 @pytest.mark.parametrize("write", WRITERS)

@@ -113,10 +113,11 @@ class Checked:
     """A settings class that tests its values as soon as it is made; `check` is what a class adds to their types."""
 
     def __post_init__(self):
-        for name, hint in _hints(type(self)).items():
-            value = getattr(self, name)
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  a dataclass is what is derived from this
+            value, hint = getattr(self, field.name), hints[field.name]
             if not fits(value, hint):
-                raise UserError(f"{self._label(name)} must be {in_words(hint)}, not {value!r}.")
+                raise UserError(f"{self._label(field.name)} must be {in_words(hint)}, not {value!r}.")
         self.check()
 
     def check(self) -> None:
@@ -137,12 +138,6 @@ class Checked:
 
     def _label(self, name: str) -> str:
         return f"{type(self).__name__}.{name}"
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def default_bindings() -> str:

@@ -205,7 +205,8 @@ def _depths(model: keras.Model, names, layer_decay: float | None, layer_blocks: 
         raise UserError(f"Finetune.layer_decay = {layer_decay!r} must lie between 0 and 1, e.g. 0.8.")
     if layer_blocks is not None and not find_pattern("Finetune.layer_blocks", layer_blocks, list(names)):
         raise UserError(
-            f"Finetune.layer_blocks: {layer_blocks!r} matches no trained variable; there are {', '.join(list(names)[:8])}."
+            f"Finetune.layer_blocks: {layer_blocks!r} matches no trained variable; there are "
+            f"{', '.join(list(names)[:8])}."
         )
     layers = layer_paths(model)
     units = {name: _unit(name, layers, layer_blocks) for name in names}

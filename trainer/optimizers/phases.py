@@ -141,7 +141,8 @@ def check_phases(
             )
     if optimizer_state != "fresh":
         raise UserError(
-            f"Restore.optimizer_state = {optimizer_state!r} goes with one optimizer for the whole run; a run with phases begins with a new "
+            f"Restore.optimizer_state = {optimizer_state!r} goes with one optimizer for the whole run; a run with "
+            "phases begins with a new "
             "one. Set Restore.optimizer_state = 'fresh', or leave phases out."
         )
 

@@ -244,7 +244,8 @@ def _warn_of_phases(built: Built) -> list[str]:
     for number, (optimizer, span) in enumerate(_spans(built)):
         if span is not None and span[0] >= built.settings.num_steps:
             sentences.append(
-                f"phase {number + 1} begins at step {span[0]:,}, and the run ends at {built.settings.num_steps:,}: it never "
+                f"phase {number + 1} begins at step {span[0]:,}, and the run ends at {built.settings.num_steps:,}: "
+                "it never "
                 "begins"
             )
         elif span is not None:

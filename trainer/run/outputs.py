@@ -71,7 +71,7 @@ def finish_files(built: Built, files: ModelDir, writer: MetricWriter, initial, f
             "global_batch_size": built.settings.global_batch_size,
             "optimizer": describe_kind(built.state.optimizer),
             "ema_decay": built.settings.step.ema_decay,
-            "init_checkpoint": os.fspath(restore.checkpoint) if restore else None,
+            "init_checkpoint": str(restore.checkpoint) if restore else None,
             "initial_metrics": initial,
             "final_metrics": final,
             "examples_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,

@@ -46,7 +46,8 @@ def open_session(built: Built, fit: Fit, start: Start, identity: Identity) -> It
         with Preemption(strategy, limits.grace_seconds) as preemption:
             yield Session(built, fit, notes, identity.text, preemption)
         return
-    with _locked(files, start) if is_chief(strategy) else contextlib.nullcontext({}) as lock_notes:
+    no_lock: contextlib.AbstractContextManager[dict[str, str]] = contextlib.nullcontext({})
+    with _locked(files, start) if is_chief(strategy) else no_lock as lock_notes:
         checkpoints = Checkpoints(
             built.state, files.checkpoints, saving.keep, is_chief(strategy), saving.keep_every, saving.in_background,
             agreement if agreement.workers > 1 else None,
@@ -128,7 +129,12 @@ class Session:
             finished = self._make_up_evaluation() and self._train_to_the_end()
         self._finish(finished)
         return TrainResult.of(
-            self._built, self._fit.tpu_obstacles, finished, self._initial, self._final, self._files and self._files.path
+            self._built,
+            self._fit.tpu_obstacles,
+            finished,
+            self._initial,
+            self._final,
+            self._files.path if self._files else None,
         )
 
     def next_steps(self, due_in: int) -> int:
@@ -193,7 +199,7 @@ class Session:
         self._writer.drop_after(self.state.current_step())
         self._progress.say(text)
 
-    def _guard(self, save: Callable[[], None]) -> None:
+    def _guard(self, save: Callable[[], object]) -> None:
         """Calls `save`; an error ends the run or is printed, as `Saving.on_error` says."""
         try:
             save()
@@ -247,7 +253,7 @@ class Session:
         return True
 
     def _evaluation_is_missing(self, step: int) -> bool:
-        """Whether the run that is resumed at `step` saved it without the evaluation that was due, as the chief finds."""
+        """Whether `step`, where the run is resumed, was saved without the evaluation that was due; the chief says."""
         every, data = self._settings.intervals.eval_every, self._eval_data
         is_due = step == self._settings.num_steps or (every > 0 and step % every == 0)
         if self._files is None or data is None or not step or not is_due or self._phase_watch.decides_at(step, every):

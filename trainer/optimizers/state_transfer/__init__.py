@@ -38,7 +38,8 @@ def transfer_state(
 ) -> StateTransfer:
     """Fills a new, built optimizer with what is carried over from the checkpoint's; call in the strategy's scope.
 
-    policy: "step" or "slots", see `Restore.optimizer_state`.  report: of the restore that filled the model; the optimizer's entries that
+    policy: "step" or "slots", see `Restore.optimizer_state`.
+    report: of the restore that filled the model; the optimizer's entries that
     are read here are noted in it.  row_rules: the patterns of `grow` and `copy_rows`.
 
     Everything is tested before a variable changes, and every replica's copy compared with the file afterwards.
@@ -97,7 +98,8 @@ def _expect_finite(source, slots: SlotPlan) -> None:
         bad = sum(int(piece.size - np.count_nonzero(np.isfinite(piece))) for piece in source.pieces(entry))
         if bad:
             raise RestoreError(
-                f"Restore.optimizer_state = 'slots': {record.meaning} of {record.variable} ({entry.key}) has {bad} values that are "
+                f"Restore.optimizer_state = 'slots': {record.meaning} of {record.variable} ({entry.key}) has {bad} "
+                "values that are "
                 "NaN or infinite; every update would spread them. Take Restore.optimizer_state = 'step', or 'fresh'."
             )
 

@@ -103,7 +103,8 @@ def class_of(saved: SavedOptimizer) -> str:
         return known
     if not lists:
         raise UserError(
-            f"Restore.optimizer_state = 'slots': the file's optimizer {saved.called or saved.place!r} keeps no slots, as plain SGD. "
+            f"Restore.optimizer_state = 'slots': the file's optimizer {saved.called or saved.place!r} keeps no "
+            "slots, as plain SGD. "
             "Take Restore.optimizer_state = 'step', or 'fresh'."
         )
     fitting = [one for one in SLOTS if _fits(one, saved, lists)]
@@ -114,7 +115,8 @@ def class_of(saved: SavedOptimizer) -> str:
         return fitting[0]
     kin = [*fitting, *["ScheduleFreeAdamW"] * ("Adam" in fitting and saved.style == "Keras 3")]
     raise UserError(
-        f"Restore.optimizer_state = 'slots': the file calls its optimizer {saved.called or 'nothing'!r}, and by its slots, "
+        f"Restore.optimizer_state = 'slots': the file calls its optimizer {saved.called or 'nothing'!r}, and by its "
+        "slots, "
         f"{', '.join(sorted(lists))}, it may be {' or '.join(kin) or 'none that is known here'}. What these slots mean "
         "is not certain, so nothing is carried. Take Restore.optimizer_state = 'step', or 'fresh'."
     )

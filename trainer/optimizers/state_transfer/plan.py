@@ -28,7 +28,8 @@ def steps_entry(source: CheckpointSource) -> Entry:
     found = [saved.steps for saved in source.optimizers if saved.steps is not None]
     if any("_accumulated_gradients" in saved.parts for saved in source.optimizers):
         raise UserError(
-            f"Restore.optimizer_state: the optimizer in {source.path} was built with gradient_accumulation_steps, and so counts "
+            f"Restore.optimizer_state: the optimizer in {source.path} was built with gradient_accumulation_steps, "
+            "and so counts "
             "micro-batches, of which the file does not say how many are a step. Take Restore.optimizer_state = 'fresh'."
         )
     if not source.optimizers:
@@ -38,7 +39,8 @@ def steps_entry(source: CheckpointSource) -> Entry:
         return found[0]
     what = f"{len(found)} of them" if found else "none"
     raise UserError(
-        f"Restore.optimizer_state takes the step count of an optimizer, and {source.path} ({source.format}) holds {what}"
+        f"Restore.optimizer_state takes the step count of an optimizer, and {source.path} ({source.format}) holds "
+        f"{what}"
         f"{': ' + ', '.join(entry.key for entry in found) if found else ''}. Take Restore.optimizer_state = 'fresh'."
     )
 
@@ -61,7 +63,8 @@ def plan_slots(
     new = type(optimizer).__name__
     if new not in SLOTS or type(optimizer) is not getattr(keras.optimizers, new):
         raise UserError(
-            f"Restore.optimizer_state = 'slots': {type(optimizer).__module__}.{new} is none of the optimizers whose slots are known, "
+            f"Restore.optimizer_state = 'slots': {type(optimizer).__module__}.{new} is none of the optimizers whose "
+            "slots are known, "
             f"{', '.join(SLOTS)}. Take Restore.optimizer_state = 'step', or 'fresh'."
         )
     saved = _whose(count, source)
@@ -70,7 +73,8 @@ def plan_slots(
     slots = {slot: variables for slot in SLOTS[new] if (variables := getattr(optimizer, slot, None))}
     if not slots:
         raise UserError(
-            f"Restore.optimizer_state = 'slots': this {new} keeps no slots (momentum = 0), so there is nothing to carry to. "
+            f"Restore.optimizer_state = 'slots': this {new} keeps no slots (momentum = 0), so there is nothing to "
+            "carry to. "
             "Give it a momentum, or take Restore.optimizer_state = 'step', or 'fresh'."
         )
     return _Pairing(model, saved, report, row_rules, old, takes).plan(new, slots, optimizer)
@@ -82,7 +86,8 @@ def _whose(count: Entry, source: CheckpointSource) -> SavedOptimizer:
         if saved.steps is count:
             return saved
     raise UserError(
-        f"Restore.optimizer_state = 'slots': {source.path} ({source.format}) numbers the slots of an optimizer and does not say whose "
+        f"Restore.optimizer_state = 'slots': {source.path} ({source.format}) numbers the slots of an optimizer and "
+        "does not say whose "
         "they are. A checkpoint that is written by tf.train.Checkpoint(model=model, optimizer=optimizer) does; or take "
         "Restore.optimizer_state = 'step', or 'fresh'."
     )
@@ -100,7 +105,8 @@ class _Pairing:
         unknown = [slot for slot in saved.slots if slot.variable is None and slot.name not in NO_PART_OF_THE_RULE]
         if unknown:
             raise UserError(
-                f"Restore.optimizer_state = 'slots': the checkpoint does not say whose the slot {unknown[0].entry.key} is: "
+                "Restore.optimizer_state = 'slots': the checkpoint does not say whose the slot "
+                f"{unknown[0].entry.key} is: "
                 f"{unknown[0].why}. {len(unknown)} of {len(saved.slots)} slots are so. "
                 "Take Restore.optimizer_state = 'step', or 'fresh'."
             )
@@ -134,7 +140,8 @@ class _Pairing:
         if not pairs:
             why = fresh[0].why if fresh else "there is none"
             raise UserError(
-                f"Restore.optimizer_state = 'slots': no slot of the checkpoint's {self._old} belongs to a variable that is trained "
+                f"Restore.optimizer_state = 'slots': no slot of the checkpoint's {self._old} belongs to a variable "
+                "that is trained "
                 f"here ({why}). Take Restore.optimizer_state = 'step', or 'fresh'."
             )
         return SlotPlan(self._old, pairs, fresh, left, self._notes(new, fresh, optimizer))

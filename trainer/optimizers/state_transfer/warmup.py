@@ -1,4 +1,4 @@
-"""Raises the learning rate from near zero again after the optimizer's state was taken over, whatever the schedule says."""
+"""Raises the learning rate from near zero again once the optimizer's state was taken over, beside the schedule."""
 
 import keras
 import tensorflow as tf
