@@ -1,10 +1,9 @@
 """Settings classes, and what each declares of itself: from this the rest of the program derives its lists of names."""
 
 import dataclasses
-import functools
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import gin
 
@@ -12,7 +11,9 @@ from trainer.config.types import fits, in_words
 from trainer.errors import UserError
 from trainer.suggest import nearest
 
-MAY_DIFFER = {"may_differ": True}  # metadata of a field that may, where the others of its class may not
+# Metadata of a field: that members of a comparison may differ in it, where they may not in the rest of its class; and
+# that it says when, or what, is evaluated.
+MAY_DIFFER, OF_EVALUATION = {"may_differ": True}, {"of_evaluation": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +53,14 @@ def settings(parameter: str, **declared: bool) -> Callable[[type], type]:
     """Makes a frozen dataclass bindable by gin under its own name; `declared` are fields of `Declaration`."""
 
     def register(cls):
-        DECLARED[cls.__name__] = Declaration(cls, parameter, **declared)
-        if DECLARED[cls.__name__].may_change:
-            may_change(cls.__name__, *DECLARED[cls.__name__].fields)
-        if DECLARED[cls.__name__].by_flag:
-            flags = {field.name: field.metadata.get("flag", "") for field in dataclasses.fields(cls)}
-            set_by_flag(cls.__name__, **flags)
+        name, fields = cls.__name__, dataclasses.fields(cls)
+        declaration = DECLARED[name] = Declaration(cls, parameter, **declared)
+        if declaration.may_change:
+            may_change("train", parameter)
+            for field in fields:
+                may_change(name, field.name, of_evaluation=field.metadata.get("of_evaluation", False))
+        if declaration.by_flag:
+            set_by_flag(name, **{field.name: field.metadata.get("flag", "") for field in fields})
         return gin.register(module="settings")(cls)
 
     return register
@@ -95,29 +98,21 @@ def _decides(name: str, texts, evaluation_decides: bool, seen: tuple[str, ...]) 
         user
         for text in texts
         for user, binding in text.items()
-        if user != name and user not in seen and f"%{name}" in _words(binding)
+        if user != name and user not in seen and name in re.findall(r"%([\w./]+)", binding)
     ]
     if "train.num_steps" in users:
         return False
     return not users or any(_decides(user, texts, evaluation_decides, (*seen, name)) for user in users)
 
 
-@functools.lru_cache(maxsize=4096)
-def _words(binding: str) -> frozenset[str]:
-    for letter in "()[]{},:=":
-        binding = binding.replace(letter, " ")
-    return frozenset(binding.split())
-
-
 class Checked:
     """A settings class that tests its values as soon as it is made; `check` is what a class adds to their types."""
 
     def __post_init__(self):
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]  a dataclass is what is derived from this
-            value, hint = getattr(self, field.name), hints[field.name]
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
             if not fits(value, hint):
-                raise UserError(f"{self._label(field.name)} must be {in_words(hint)}, not {value!r}.")
+                raise UserError(f"{self._label(name)} must be {in_words(hint)}, not {value!r}.")
         self.check()
 
     def check(self) -> None:

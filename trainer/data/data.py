@@ -106,7 +106,7 @@ class Data:
 
 
 @gin.register(module="pipeline")
-def in_memory(examples=gin.REQUIRED, name: str = "in_memory", preprocess: Callable | None = None) -> Data:
+def in_memory(examples, name: str = "in_memory", preprocess: Callable | None = None) -> Data:
     """Data given outright: `examples` maps feature names to equally long lists or arrays."""
     if not isinstance(examples, Mapping):
         raise UserError(f"in_memory.examples maps feature names to lists or arrays; it is {type(examples).__name__}.")
@@ -122,8 +122,8 @@ may_change("tfds_data", "download", "data_dir")
 
 @gin.register(module="pipeline")
 def tfds_data(
-    tfds_name: str = gin.REQUIRED,
-    split: str = gin.REQUIRED,
+    tfds_name: str,
+    split: str,
     data_dir: str | None = None,
     download: bool = False,
     features: list[str] | None = None,
@@ -174,7 +174,7 @@ def scale_image(batch, key: str = "image"):
 
 
 @gin.register(module="pipeline")
-def resize_image(example, height: int = gin.REQUIRED, width: int = gin.REQUIRED, key: str = "image"):
+def resize_image(example, height: int, width: int, key: str = "image"):
     """Brings an image to one size, as uint8; for `tfds_data.prepare`."""
     image = tf.image.resize(example[key], [height, width], antialias=True)
     return {**example, key: tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)}

@@ -52,7 +52,7 @@ class Part:
 
 @gin.register(module="parameter_groups")
 def group(
-    pattern: str = gin.REQUIRED,
+    pattern: str,
     learning_rate_multiplier: float = 1.0,
     learning_rate: float | LearningRateSchedule | None = None,
     weight_decay: float | bool | None = None,

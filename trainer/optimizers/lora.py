@@ -28,9 +28,7 @@ class Lora:
 
 
 @gin.register(module="lora")
-def lora(
-    rank: int = gin.REQUIRED, alpha: float | None = None, layers: Sequence[str] = (), also_trained: Sequence[str] = ()
-) -> Lora:
+def lora(rank: int, alpha: float | None = None, layers: Sequence[str] = (), also_trained: Sequence[str] = ()) -> Lora:
     """Trains, for each chosen layer, kernel + alpha / rank * A B, with A [inputs, rank] and B [rank, outputs] alone.
 
     A is drawn at random and B is 0: the model begins as it was restored. Whatever is written for use holds the

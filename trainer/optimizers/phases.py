@@ -40,7 +40,7 @@ class Phase:
 
 
 @gin.register(module="phases")
-def phase(optimizer: Callable = gin.REQUIRED, start: int | Plateau | Swats = gin.REQUIRED) -> Phase:
+def phase(optimizer: Callable, start: int | Plateau | Swats) -> Phase:
     """A further phase of the run: from `start` on another optimizer makes the updates; it is new when it begins.
 
     optimizer: a function that returns a Keras optimizer; its steps, and its schedule's, begin at 0 with the phase.

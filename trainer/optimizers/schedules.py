@@ -59,9 +59,7 @@ class OneCycle(LearningRateSchedule):
 
 
 @gin.register(module="schedules")
-def inverse_square_root(
-    initial_learning_rate: float = gin.REQUIRED, decay_steps: int = gin.REQUIRED
-) -> LearningRateSchedule:
+def inverse_square_root(initial_learning_rate: float, decay_steps: int) -> LearningRateSchedule:
     """initial_learning_rate / sqrt(1 + step / decay_steps): half of it after three times `decay_steps`; no end.
 
     After a warmup of as many steps as `decay_steps` it is the schedule of Vaswani et al. 2017.
@@ -73,9 +71,9 @@ def inverse_square_root(
 
 @gin.register(module="schedules")
 def one_cycle(
-    peak_learning_rate: float = gin.REQUIRED,
-    warmup_steps: int = gin.REQUIRED,
-    decay_steps: int = gin.REQUIRED,
+    peak_learning_rate: float,
+    warmup_steps: int,
+    decay_steps: int,
     start_division: float = 25.0,
     end_division: float = 250_000.0,
 ) -> LearningRateSchedule:
@@ -137,8 +135,8 @@ class Warmup(LearningRateSchedule):
 
 @gin.register(module="schedules")
 def warmup(
-    schedule: float | LearningRateSchedule = gin.REQUIRED,
-    warmup_steps: int = gin.REQUIRED,
+    schedule: float | LearningRateSchedule,
+    warmup_steps: int,
     start_learning_rate: float = 0.0,
 ) -> LearningRateSchedule:
     """`warmup_steps` updates along a line from the start rate to the first of `schedule`, which begins after them.

@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from trainer.config.settings import MAY_DIFFER, Checked, settings
+from trainer.config.settings import MAY_DIFFER, OF_EVALUATION, Checked, settings
 from trainer.errors import UserError
 from trainer.optimizers.groups import ParameterGroup
 from trainer.optimizers.lora import Lora
@@ -141,7 +141,7 @@ class Intervals(Checked):
     log_every: int = 10
     """Steps from one row of training metrics to the next."""
 
-    eval_every: int = 100
+    eval_every: int = dataclasses.field(default=100, metadata=OF_EVALUATION)
     """Steps from one evaluation to the next."""
 
     checkpoint_every: int = 100

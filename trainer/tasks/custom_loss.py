@@ -68,7 +68,7 @@ may_change("custom_loss", "metrics", of_evaluation=True)
 
 @gin.register(module="tasks")
 def custom_loss(
-    loss: Callable = gin.REQUIRED,
+    loss: Callable,
     inputs: str | Sequence[str] | Mapping[str, str] = "image",
     metrics: Mapping[str, Callable] | None = None,
 ) -> Task:

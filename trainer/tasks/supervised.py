@@ -131,7 +131,7 @@ may_change("supervised", "metrics", of_evaluation=True)
 
 @gin.register(module="tasks")
 def supervised(
-    loss=gin.REQUIRED,
+    loss,
     inputs: str | Sequence[str] | Mapping[str, str] = "image",
     target: str = "label",
     metrics: Mapping | None = None,

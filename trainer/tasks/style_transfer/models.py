@@ -95,7 +95,7 @@ def _mirror_edges(x, margin: int):
 
 
 @gin.register(module="models")
-def trained_images(contents: Sequence[str] = gin.REQUIRED, size: int = 128, start: str = "noise") -> keras.Model:
+def trained_images(contents: Sequence[str], size: int = 128, start: str = "noise") -> keras.Model:
     """Pictures that are trained pixel by pixel (Gatys et al. 2016).
 
     contents, size: as `target_images` has them.

@@ -19,9 +19,7 @@ class TargetImages(Data):
 
 
 @gin.register(module="pipeline")
-def target_images(
-    contents: Sequence[str] = gin.REQUIRED, styles: Sequence[str] = gin.REQUIRED, size: int = 128
-) -> Data:
+def target_images(contents: Sequence[str], styles: Sequence[str], size: int = 128) -> Data:
     """One example for each image that is to be made, in memory.
 
     contents: the content photographs, each a path or a shipped one's name, see `read_photograph`.

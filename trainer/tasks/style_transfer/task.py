@@ -161,9 +161,9 @@ class StyleTransferTask(Task):
 
 @gin.register(module="tasks")
 def style_transfer(
-    extractor: Vgg19 = gin.REQUIRED,
-    content_layers: Mapping[str, float] = gin.REQUIRED,
-    style_layers: Mapping[str, float] = gin.REQUIRED,
+    extractor: Vgg19,
+    content_layers: Mapping[str, float],
+    style_layers: Mapping[str, float],
     content_weight: float = 1.0,
     style_weight: float = 1.0,
     total_variation_weight: float = 0.0,
