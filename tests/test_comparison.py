@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import gin
 import h5py
-import keras
-import numpy as np
 import pytest
 from commands import run_command, start_command
 from conftest import full, make_strategy
@@ -22,11 +20,12 @@ from conftest import full, make_strategy
 import trainer
 from trainer.comparison.display import progress_in
 from trainer.comparison.plan import Plan
+from trainer.comparison.process import Devices
 from trainer.comparison.record import RunRecord
 from trainer.comparison.results import Result
 from trainer.comparison.spread import chance_of_parting, starts_alike, verdict
 from trainer.comparison.table import table_rows
-from trainer.config import bindings_in, config_of, parse_config, register_keras
+from trainer.config import bindings_in, differing_lines, parse_config, register_keras, text_of
 from trainer.output.metric_writer import read_rows
 
 CONFIG = """
@@ -52,23 +51,7 @@ rmsprop/RMSprop.learning_rate = 0.05
 """
 
 
-@gin.register(module="test_comparison")
-def hidden_width(width: int = 4) -> int:
-    return width
-
-
-@gin.register(module="test_comparison")
-def dropout_net() -> keras.Model:
-    """Draws from Keras' own generator, whose state lives as long as the process."""
-    width = gin.get_configurable("test_comparison.hidden_width")()  # which no reference in a config leads to
-    return keras.Sequential([keras.layers.Dense(width), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
-
-
-@gin.register(module="test_comparison")
-def first_rows(count: int = 6):
-    x = np.arange(1.0, 7.0, dtype=np.float32)[:, None]
-    scale = 1.0 if gin.get_configurable("test_comparison.hidden_width")() < 9 else 2.0
-    return trainer.in_memory({"x": x[:count] * scale, "y": 2 * x[:count]}, name="rows")
+IMPORT = "import comparison_parts\n"
 
 
 def prepare(folder, *gin_params, text=CONFIG):
@@ -83,8 +66,12 @@ def prepare(folder, *gin_params, text=CONFIG):
 def run_compare(folder, *gin_params, replicas=1, text=CONFIG, **more):
     prepare(folder, *gin_params, text=text)
     return gin.get_configurable("comparison.compare")(
-        model_dir=folder / "out", strategy=make_strategy(replicas), **more
+        model_dir=folder / "out", devices=devices(replicas), source_data=None, **more
     )
+
+
+def devices(replicas: int) -> Devices:
+    return Devices("one_device") if replicas == 1 else Devices("mirrored", virtual_devices=replicas)
 
 
 def rows_of(folder):
@@ -115,13 +102,16 @@ def weights_in(path) -> dict[str, bytes]:
 def test_a_members_bindings_are_those_of_its_runs_alone(tmp_path):
     prepare(tmp_path, "sgd/SGD.momentum = 0.5")
     assert bindings_in("adam") == {"Adam.learning_rate": "0.1", "OPTIMIZER": "@Adam"}
-    with config_of("adam", seed=7):
-        assert gin.query_parameter("%SEED") == 7, "the macro, which may be used elsewhere too"
-        assert repr(gin.query_parameter("%OPTIMIZER")) == "@Adam"
-        assert "compare" not in gin.config_str() and "momentum" not in gin.config_str()
-    with config_of("sgd"):
-        assert gin.query_parameter("SGD.momentum") == 0.5 and repr(gin.query_parameter("%OPTIMIZER")) == "@SGD"
+    text = text_of("adam", seed=7)
+    assert "\nSEED = 7\n" in text, "the macro, which may be used elsewhere too"
+    assert "\nOPTIMIZER = @Adam\n" in text and "compare" not in text and "momentum" not in text
+    text = text_of("sgd", seed=0)
+    assert "\nSGD.momentum = 0.5\n" in text and "\nOPTIMIZER = @SGD\n" in text
     assert gin.query_parameter("%SEED") == 0 and "sgd/SGD.momentum = 0.5" in gin.config_str()
+    gin.clear_config()
+    with_sgd = CONFIG.partition("compare.members")[0]
+    prepare(tmp_path, "SGD.learning_rate = 0.005", "SGD.momentum = 0.5", text=with_sgd)
+    assert differing_lines(text, gin.config_str(), harmless_too=True) == [], "the config of such a run alone"
 
 
 def test_a_scope_that_only_a_member_refers_to_is_in_its_config_and_a_former_members_is_not(tmp_path):
@@ -130,10 +120,8 @@ def test_a_scope_that_only_a_member_refers_to_is_in_its_config_and_a_former_memb
         tmp_path, "adam/Finetune.groups = [@head/group()]", "compare.members = ['sgd', 'adam']",
         "rmsprop/train.optimizer = @rmsprop/RMSprop", text=text,
     )  # fmt: skip
-    with config_of("adam"):
-        assert "head/group.pattern = 'bias'" in gin.config_str() and "rmsprop" not in gin.config_str()
-    with config_of("sgd"):
-        assert "head/group" not in gin.config_str() and "rmsprop" not in gin.config_str()
+    assert "head/group.pattern = 'bias'" in text_of("adam", 0) and "rmsprop" not in text_of("adam", 0)
+    assert "head/group" not in text_of("sgd", 0) and "rmsprop" not in text_of("sgd", 0)
 
 
 # what is wrong -> (bindings, those with a + in the file and not on the command line; the message)
@@ -166,10 +154,10 @@ WRONG = {
     "a mistyped macro": (["adam/OPTIMISER = @Adam"], "adam/OPTIMISER is set, .* Did you mean 'OPTIMIZER'?"),
     "a wrong type": (["compare.num_seeds = 'three'"], "compare.num_seeds must be a whole number, not 'three'"),
     "a model that differs by what Python calls": (
-        ["MODEL = @dropout_net", "+adam/hidden_width.width = 8"],
+        ["MODEL = @dropout_net", "+import comparison_parts", "+adam/hidden_width.width = 8"],
         r"'sgd' and 'adam' do not start alike.*variable.*\n  of sgd: \(1, 4\) float32\n  of adam: \(1, 8\) float32"),
     "data that differ by what Python calls": (
-        ["TRAIN_DATA = @first_rows()", "+adam/hidden_width.width = 9"],
+        ["TRAIN_DATA = @first_rows()", "+import comparison_parts", "+adam/hidden_width.width = 9"],
         "'sgd' and 'adam' do not start alike.* the first batches of train_data"),
     "a member that cannot be built": (
         ["adam/Finetune.frozen = ['nothing']"], "The member 'adam': frozen: 'nothing' matches no"),
@@ -220,7 +208,7 @@ class Compared(NamedTuple):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("compared")
-    prepare(folder, "MODEL = @dropout_net", "NUM_STEPS = 1", text=CONFIG.partition("compare.members")[0])
+    prepare(folder, "MODEL = @dropout_net", "NUM_STEPS = 1", text=IMPORT + CONFIG.partition("compare.members")[0])
     gin.get_configurable("experiment.train")(model_dir=folder / "source", strategy=make_strategy(1))
     members, seeds, fewer = ("sgd", "adam", "rmsprop"), "01", []
     if not request.config.getoption("--full"):
@@ -232,7 +220,7 @@ def compared(tmp_path_factory, request):
         "compare.target = 20.0",
         *fewer,
     ]
-    assert run_compare(folder, *changes) == 0
+    assert run_compare(folder, *changes, text=IMPORT + CONFIG) == 0
     return Compared(folder, members, seeds, changes)
 
 
@@ -242,7 +230,7 @@ def test_every_run_is_the_run_that_it_is_alone_to_the_last_bit(compared, tmp_pat
     prepare(
         tmp_path, *restored_from(compared.folder), "MODEL = @dropout_net", "OPTIMIZER = @Adam",
         "Adam.learning_rate = 0.1", f"SEED = {seed}",
-        text=CONFIG.partition("compare.members")[0],
+        text=IMPORT + CONFIG.partition("compare.members")[0],
     )  # fmt: skip
     gin.get_configurable("experiment.train")(model_dir=tmp_path / "alone", strategy=make_strategy(1))
     alone, together = (
@@ -314,7 +302,10 @@ def test_a_name_or_value_cannot_break_out_of_page_and_table(tmp_path):
 def test_the_same_command_again_makes_no_run_anew(compared):
     before = {path: path.stat().st_mtime_ns for path in compared.folder.glob("out/*/*/summary.json")}
     rows = rows_of(compared.folder / "out")
-    assert run_compare(compared.folder, *compared.changes) == 0 and rows_of(compared.folder / "out") == rows
+    assert (
+        run_compare(compared.folder, *compared.changes, text=IMPORT + CONFIG) == 0
+        and rows_of(compared.folder / "out") == rows
+    )
     assert {path: path.stat().st_mtime_ns for path in compared.folder.glob("out/*/*/summary.json")} == before
 
 
@@ -441,11 +432,6 @@ def test_from_random_weights_nothing_can_be_forgotten(tmp_path):
     assert [row["source_before"] for row in rows] == ["", ""] and {row["state"] for row in rows} == {"finished"}
 
 
-@gin.register(module="test_comparison")
-def penalized() -> keras.Model:
-    return keras.Sequential([keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.1), name="unit")])
-
-
 @pytest.mark.full
 def test_members_with_lora_and_phases_are_compared_but_not_where_a_penalty_is_of_other_variables(tmp_path, capsys):
     members = [
@@ -458,7 +444,7 @@ def test_members_with_lora_and_phases_are_compared_but_not_where_a_penalty_is_of
     told = capsys.readouterr().out
     assert "SGD, then Adam" in told and "Proved: for each seed all members had the same metrics at step 0" in told
     with pytest.raises(trainer.UserError, match="do not start alike.*: regularized variables"):
-        run_compare(tmp_path / "other", *members, "MODEL = @penalized", text=text)
+        run_compare(tmp_path / "other", *members, "MODEL = @penalized", text=IMPORT + text)
 
 
 def test_starts_that_differ_by_rounding_alone_are_not_called_the_same_bits():
@@ -599,5 +585,3 @@ def test_a_mistake_is_one_message_and_2_and_leaves_nothing_also_in_parallel(comm
         *command, "--parallel=2", "--gin_param=compare.metric = 'los'", f"--model_dir={tmp_path / 'out'}"
     )
     assert done.returncode == 2 and "Did you mean 'loss'?" in done.stderr and "Traceback" not in done.stderr
-    done = run_command(*command, "--only=adam/seed_9", f"--model_dir={tmp_path / 'out'}")
-    assert done.returncode == 2 and "adam/seed_9 is no run of this comparison. Did you mean 'adam/" in done.stderr

@@ -10,6 +10,7 @@ from commands import REPOSITORY
 from conftest import full, make_strategy
 
 import trainer  # noqa: F401  registers what configs bind
+from trainer.comparison.process import Devices
 from trainer.config import parse_config, register_keras
 
 RUNS = sorted((REPOSITORY / "configs/runs").glob("*.gin"))
@@ -89,7 +90,7 @@ def test_the_members_of_a_comparison_build_and_start_alike(path, source, tmp_pat
     parse_config([shown(path)], [f"INIT_CHECKPOINT = '{start_from}'"])
     capsys.readouterr()
     compare = gin.get_configurable("comparison.compare")
-    assert compare(model_dir=tmp_path / "out", strategy=make_strategy(1), dry_run=True) == 0
+    assert compare(model_dir=tmp_path / "out", devices=Devices("one_device"), source_data=None, dry_run=True) == 0
     page = capsys.readouterr().out
     assert "same start " in page and "0 of 9 are done" in page and not (tmp_path / "out").exists()
 

@@ -5,7 +5,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 
-from trainer.config import bindings_in, bindings_of, changes_of, config_of, scopes_in_use, scopes_with_bindings
+from trainer.config import bindings_in, bindings_of, bound_value, changes_of, scopes_in_use, scopes_with_bindings
 from trainer.config.settings import DECLARED
 from trainer.errors import UserError
 from trainer.run.train import train
@@ -30,6 +30,7 @@ class Plan:
 
     bindings: member -> {binding: value}, what its config says beyond that of all, as gin writes it.
     metric: of the evaluation data.  target: value of it that is to be reached, or None.
+    has_source_data: whether it is measured what is forgotten of the checkpoint's task.
     """
 
     bindings: Mapping[str, Mapping[str, str]]
@@ -38,6 +39,7 @@ class Plan:
     higher_is_better: bool
     target: float | None
     num_steps: int
+    has_source_data: bool = False
 
     @property
     def members(self) -> list[str]:
@@ -80,18 +82,8 @@ def read_plan(members: Sequence[str], num_seeds: int, metric: str, mode: str, ta
         higher_is_better=mode == "max",
         target=target,
         num_steps=given["num_steps"],
+        has_source_data=bound_value("compare", "source_data")[0] is not None,
     )
-
-
-def check_metric(plan: Plan) -> None:
-    """Raises `UserError` where the config has no evaluation data, or evaluates no such metric; builds both."""
-    with config_of(plan.members[0]):
-        given = bindings_of("train", "task", "eval_data")
-    if given["eval_data"] is None:
-        raise UserError("Nothing can be compared without evaluation data: set EVAL_DATA.")
-    known = list(given["task"].new_metrics())
-    if plan.metric not in known:
-        raise UserError(f"compare.metric = {plan.metric!r} is not evaluated.{nearest(plan.metric, known, 'metrics')}")
 
 
 def _check_names(members: Sequence[str]) -> None:

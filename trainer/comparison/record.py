@@ -4,11 +4,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-import gin
-
 from trainer.comparison.folder import ComparisonDir, name_of
 from trainer.comparison.plan import Plan
-from trainer.config import config_of, differing_lines
+from trainer.config import differing_lines, text_of
 from trainer.errors import UserError
 from trainer.output.atomic_files import write_json
 
@@ -69,8 +67,7 @@ def read_records(plan: Plan, files: ComparisonDir) -> dict[tuple[str, int], RunR
     for (member, seed), record in records.items():
         if record is None or not record.config:
             continue
-        with config_of(member, seed):
-            changed = differing_lines(record.config, gin.config_str(), harmless_too=True)
+        changed = differing_lines(record.config, text_of(member, seed), harmless_too=True)
         if changed:
             lines = "".join(f"\n  was: {old}\n  now: {new}" for old, new in changed[:8])
             raise UserError(

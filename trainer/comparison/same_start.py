@@ -1,19 +1,19 @@
 """Builds every member for real and proves that they start alike: model, restored weights, data, first batches."""
 
-import contextlib
 import dataclasses
-import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import gin
 import numpy as np
 import tensorflow as tf
 
 from trainer.cluster.replicas import first_value
+from trainer.cluster.strategy import describe_strategy
 from trainer.comparison.plan import Plan
-from trainer.comparison.session import clear_session
-from trainer.config import bindings_of, config_of
+from trainer.comparison.process import Devices, Process
+from trainer.comparison.source_task import check_source
+from trainer.config import bindings_of, parse_text, text_of
 from trainer.data.batches import train_batches
 from trainer.data.data import Data, as_data
 from trainer.errors import UserError
@@ -21,6 +21,7 @@ from trainer.restore import weights_of
 from trainer.run.inputs import as_restore
 from trainer.run.model import assemble_model
 from trainer.run.settings import Invocation
+from trainer.suggest import nearest
 
 _BATCHES = 2
 
@@ -30,28 +31,42 @@ class Start:
     """What a member starts from, in values that can be compared.
 
     facts: what -> its value.  weights: name -> checksum of its restored value.  batches: checksum of the first
-    global batches, None for data that is not the same twice.
+    global batches, None for data that is not the same twice.  metrics: names of what is evaluated, None without data.
+    strategy: in words.
     """
 
     facts: Mapping[str, str]
     weights: Mapping[str, int]
     batches: int | None
     num_weights: int
+    metrics: list[str] | None
+    strategy: str
 
 
-def check_same_start(plan: Plan, strategy: tf.distribute.Strategy) -> str:
-    """Goes with every member to the point before its first step; returns what they were seen to have in common.
+def check_same_start(plan: Plan, devices: Devices) -> tuple[Start, str]:
+    """Goes with every member to the point before its first step; returns the first's start, and what all share.
 
+    Each member is built in a process of its own.
     Raises `UserError` that names two members and the first thing in which they differ, and whatever a run of
     one of them would stop with before its first step.
     """
-    starts = {member: _start_of(member, plan.seeds[0], strategy) for member in plan.members}
+    starts: dict[str, Start] = {}
+    for member in plan.members:
+        config = text_of(member, plan.seeds[0])
+        source_config = text_of(member, plan.seeds[0], with_source_data=True) if plan.has_source_data else None
+        process = Process(send_start, config, None if starts else source_config, plan.seeds[0], devices, answers=True)
+        try:
+            starts[member] = process.answer()
+        except UserError as error:
+            raise UserError(f"The member {member!r}: {error}" if _is_of_member(error) else str(error)) from error
+        if len(starts) == 1:
+            _check_metric(plan, starts[member])
     first, *others = plan.members
     for other in others:
         _compare(first, starts[first], other, starts[other])
     facts, batches = starts[first].facts, starts[first].batches
     common = min((starts[member].weights for member in plan.members), key=len)
-    return "\n".join(
+    text = "\n".join(
         [
             f"same start       {len(common)} variables with {starts[first].num_weights:,} weights, bit for bit, "
             f"of {facts['init_checkpoint']}",
@@ -60,43 +75,66 @@ def check_same_start(plan: Plan, strategy: tf.distribute.Strategy) -> str:
             f"same evaluation  {facts['eval_data']}",
         ]
     )
+    return starts[first], text
 
 
-def _start_of(member: str, seed: int, strategy: tf.distribute.Strategy) -> Start:
-    with config_of(member, seed):
-        clear_session()
-        given = bindings_of(
-            "train", "model", "task", "train_data", "eval_data", "restore", "global_batch_size", "num_steps"
-        )
-        restore = as_restore(given["restore"])
-        data = as_data(given["train_data"], "train_data")
-        batch_size = given["global_batch_size"]
-        with contextlib.redirect_stdout(io.StringIO()):
-            try:
-                restored = gin.get_configurable("experiment.train")(
-                    strategy=strategy, invocation=Invocation(dry_run=True)
-                ).model
-            except UserError as error:
-                raise UserError(f"The member {member!r}: {error}") from error
-        with strategy.scope():
-            built = assemble_model(given["model"], given["task"], data, strategy)
-        shapes = {w.name: f"{tuple(w.variable.shape)} {w.variable.dtype}" for w in weights_of(built)}
-        return Start(
-            facts={
-                "train_data": _describe(data),
-                "eval_data": _describe(as_data(given["eval_data"], "eval_data")),
-                "init_checkpoint": str(restore.checkpoint if restore else "no checkpoint: random weights"),
-                "global_batch_size": str(batch_size),
-                "num_steps": str(given["num_steps"]),
-                "task": str(given["task"].describe()),
-                "regularized variables": _regularized(restored),
-                **{f"model variable {name}": shape for name, shape in shapes.items()},
-            },
-            # A member may have variables beside the model's, or others in place of them.
-            weights={w.name: _checksum([first_value(w.variable)]) for w in weights_of(restored) if w.name in shapes},
-            batches=_batches_checksum(data, batch_size, seed),
-            num_weights=sum(int(np.prod(weight.variable.shape)) for weight in weights_of(built)),
-        )
+def _check_metric(plan: Plan, start: Start) -> None:
+    if start.metrics is None:
+        raise UserError("Nothing can be compared without evaluation data: set EVAL_DATA.")
+    if plan.metric not in start.metrics:
+        near = nearest(plan.metric, start.metrics, "metrics")
+        raise UserError(f"compare.metric = {plan.metric!r} is not evaluated.{near}")
+
+
+def _is_of_member(error: UserError) -> bool:
+    return not str(error).startswith("compare.")
+
+
+def send_start(config: str, source_config: str | None, seed: int, devices: Devices, answer: Callable) -> int:
+    """What a process does: builds a run up to its first step, and sends its `Start`.
+
+    source_config: None for a run without source data; else these are tried as well.
+    """
+    parse_text(config)
+    strategy = devices.build()
+    answer_with = _start_of(seed, strategy)
+    if source_config is not None:
+        parse_text(source_config)
+        check_source(strategy)
+    answer(answer_with)
+    return 0
+
+
+def _start_of(seed: int, strategy: tf.distribute.Strategy) -> Start:
+    given = bindings_of(
+        "train", "model", "task", "train_data", "eval_data", "restore", "global_batch_size", "num_steps"
+    )
+    restore = as_restore(given["restore"])
+    data = as_data(given["train_data"], "train_data")
+    eval_data = None if given["eval_data"] is None else as_data(given["eval_data"], "eval_data")
+    invocation = Invocation(dry_run=True)
+    restored = gin.get_configurable("experiment.train")(strategy=strategy, invocation=invocation).model
+    with strategy.scope():
+        built = assemble_model(given["model"], given["task"], data, strategy)
+    shapes = {w.name: f"{tuple(w.variable.shape)} {w.variable.dtype}" for w in weights_of(built)}
+    return Start(
+        facts={
+            "train_data": _describe(data),
+            "eval_data": "none" if eval_data is None else _describe(eval_data),
+            "init_checkpoint": str(restore.checkpoint if restore else "no checkpoint: random weights"),
+            "global_batch_size": str(given["global_batch_size"]),
+            "num_steps": str(given["num_steps"]),
+            "task": str(given["task"].describe()),
+            "regularized variables": _regularized(restored),
+            **{f"model variable {name}": shape for name, shape in shapes.items()},
+        },
+        # A member may have variables beside the model's, or others in place of them.
+        weights={w.name: _checksum([first_value(w.variable)]) for w in weights_of(restored) if w.name in shapes},
+        batches=_batches_checksum(data, given["global_batch_size"], seed),
+        num_weights=sum(int(np.prod(weight.variable.shape)) for weight in weights_of(built)),
+        metrics=None if eval_data is None else list(given["task"].new_metrics()),
+        strategy=describe_strategy(strategy),
+    )
 
 
 def _regularized(model) -> str:

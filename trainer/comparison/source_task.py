@@ -5,7 +5,6 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from trainer.comparison.session import clear_session
 from trainer.config import bindings_of
 from trainer.data.batches import replica_batch_size
 from trainer.data.data import as_data
@@ -17,12 +16,12 @@ from trainer.step.evaluate import build_evaluate
 from trainer.step.trace_checks import try_task
 
 
-def check_source(source_data, strategy: tf.distribute.Strategy) -> None:
-    """Raises `UserError` for data that the model and the task cannot be evaluated on; call in a run's config."""
+def check_source(strategy: tf.distribute.Strategy) -> None:
+    """Raises `UserError` for data that the model and the task cannot be evaluated on; the config has them."""
+    source_data = bindings_of("compare", "source_data")["source_data"]
     given = bindings_of("train", "model", "task", "train_data", "global_batch_size")
     task, batch_size = given["task"], given["global_batch_size"]
     data = task.completed(as_data(source_data, "compare.source_data"))
-    clear_session()
     with strategy.scope():
         model = assemble_model(given["model"], task, as_data(given["train_data"], "train_data"), strategy)
     try:
@@ -33,21 +32,21 @@ def check_source(source_data, strategy: tf.distribute.Strategy) -> None:
 
 
 def measure_forgetting(
-    metric: str, final_weights: Path, seed: int, strategy: tf.distribute.Strategy, source_data
+    metric: str, final_weights: Path, seed: int, strategy: tf.distribute.Strategy
 ) -> tuple[str, float | None, float | None, str]:
-    """(name of the data, metric before, metric after, message); call in the run's config.
+    """(name of the data, metric before, metric after, message); the config has the data.
 
     Before is the restored start, None with a message where a part of it is fresh, such as a new head: of the source
     task it knows nothing. After are the final weights, None with a message where they do not fit into the model as
     its builder makes it.
     """
     given = bindings_of("train", "model", "task", "train_data", "restore", "global_batch_size", "step")
+    source_data = bindings_of("compare", "source_data")["source_data"]
     data = given["task"].completed(as_data(source_data, "compare.source_data"))
     train_data = as_data(given["train_data"], "train_data")
     restore = as_restore(given["restore"])
     if restore is None:
         return data.label, None, None, "from random weights there is no source task to forget"
-    clear_session()
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         model = assemble_model(

@@ -14,7 +14,7 @@ import gin
 from trainer.config.checks import check_run_is_complete, problems, settle_required_macros
 from trainer.config.files import bound_names, check_brackets, find_files
 from trainer.config.keras_names import register_keras
-from trainer.config.members import bindings_in, changes_of, config_of, scopes_in_use, scopes_with_bindings
+from trainer.config.members import bindings_in, changes_of, scopes_in_use, scopes_with_bindings, text_of
 from trainer.config.messages import explain, parameters_of, selectors
 from trainer.config.references import is_required, resolved
 from trainer.config.settings import DECLARED, decides_weights, default_bindings
@@ -27,15 +27,16 @@ __all__ = [
     "bound_value",
     "changes_of",
     "check_run_is_complete",
-    "config_of",
     "configurables",
     "differing_lines",
     "missing_binding",
     "operative_config",
     "parse_config",
+    "parse_text",
     "register_keras",
     "scopes_in_use",
     "scopes_with_bindings",
+    "text_of",
 ]
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -74,6 +75,14 @@ def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_pat
     wrong = problems(typed)
     if wrong:
         raise UserError("\n".join(wrong))
+
+
+def parse_text(text: str) -> None:
+    """Parses a config that `text_of` gave, of one that was checked; forgets what the process has parsed before."""
+    with gin.unlock_config():
+        gin.clear_config()
+        register_keras()
+        gin.parse_config(text)
 
 
 def operative_config() -> str:

@@ -2,11 +2,11 @@
 
 `adam/SGD.momentum = 0.9` means that the runs of the member `adam` are those of a config that says
 `SGD.momentum = 0.9`. That is more than gin's scopes do: a macro can be set for one member too, what a macro
-refers to is in the member's hands, and a thread of TensorFlow's sees what the main thread sees.
+refers to is in the member's hands, and a thread of TensorFlow's sees what the main thread sees. Therefore a member's
+run is a process of its own, which parses the text that `text_of` gives.
 """
 
-import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import gin
 
@@ -73,38 +73,24 @@ def changes_of(member: str, parameters: Mapping[str, Sequence[str]]) -> dict[str
     return changed
 
 
-@contextlib.contextmanager
-def config_of(member: str, seed: int | None = None) -> Iterator[None]:
-    """Inside, the config is that of one member's run: an ordinary one, in which nothing is compared.
+def text_of(member: str, seed: int, with_source_data: bool = False) -> str:
+    """The config of one member's run with one seed, as gin text: an ordinary one, in which nothing is compared.
 
     seed: what `train.seed` is, or the macro that it stands for.
-
-    What gin has noted of an earlier run, the operative config and singletons, is forgotten before and after.
+    with_source_data: leaves `compare.source_data` in, and what it refers to.
     """
     config = member_config(member)
-    config.pop(("", COMPARE), None)
-    if seed is not None:
-        _set_seed(config, seed)
-    with _replaced(config):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(config: dict) -> Iterator[None]:
-    before = dict(gin.config._CONFIG)
-    try:
-        _install(config)
-        yield
-    finally:
-        _install(before)
-
-
-def _install(config: dict) -> None:
-    gin.config._CONFIG.clear()
-    gin.config._CONFIG.update(config)
-    gin.config._SINGLETONS.clear()
-    with gin.config._OPERATIVE_CONFIG_LOCK:
-        gin.config._OPERATIVE_CONFIG.clear()
+    compared = config.pop(("", COMPARE), {})
+    if with_source_data and "source_data" in compared:
+        config["", COMPARE] = {"source_data": compared["source_data"]}
+    _set_seed(config, seed)
+    used = _scopes_led_to(config) if not gin.config._IMPORTS else None
+    lines = [line for line in gin.config_str().splitlines() if line.startswith(("import ", "from "))]
+    for (scope, selector), bindings in config.items():
+        # Of a scope that only the source data lead to nothing is left in a run without them.
+        if used is None or _first_scope(scope, selector) in used or (scope, selector) in _own(member):
+            lines += [f"{_shown(scope, selector, name)} = {value!r}" for name, value in bindings.items()]
+    return "\n".join(lines) + "\n"
 
 
 def member_config(member: str) -> dict[tuple[str, str], dict]:

@@ -1,0 +1,141 @@
+"""Starts processes for the members' runs: each is a run as `launch.train` makes it, with a config of its own.
+
+A server that has imported the trainer, and nothing of the user's, forks each of them, so that none imports TensorFlow
+again and none finds devices, threads or names of Keras that another one has made.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from trainer.cluster.strategy import build_strategy, num_workers
+from trainer.errors import RunAgain, UserError
+from trainer.run.signals import StopSignals
+
+_PRELOADED = ["trainer", "trainer.comparison", "matplotlib.figure", "matplotlib.backends.backend_agg"]
+MISTAKE, BUG = 2, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What `build_strategy` is asked for in each process."""
+
+    strategy: str = "auto"
+    virtual_devices: int = 0
+    tpu: str | None = None
+
+    def build(self) -> tf.distribute.Strategy:
+        strategy = build_strategy(self.strategy, self.virtual_devices, self.tpu)
+        if num_workers(strategy) > 1:
+            raise UserError("The runs of a comparison are processes of one machine, not workers of one run.")
+        return strategy
+
+
+class Process:
+    """A process that calls `function(*arguments)` and then ends.
+
+    log: what it prints is added to this file; None for nowhere.  function: of a module, as pickle wants it; it returns
+    an exit status, and gets, where `answers`, a function as its last argument that sends an object to `answer`.
+    """
+
+    def __init__(self, function: Callable[..., int], *arguments, log: Path | None = None, answers: bool = False):
+        receiving, sending = _context().Pipe(duplex=False)
+        self._receiving: Connection = receiving
+        self._process = _context().Process(target=_call, args=(function, arguments, log, sending if answers else None))
+        self._process.start()
+        sending.close()
+
+    def answer(self) -> Any:
+        """What the process sends; raises `UserError` with its message for a mistake of the user's."""
+        try:
+            kind, value = self._receiving.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"A process of the comparison ended with {self._process.exitcode}.") from None
+        self._process.join()
+        if kind == "mistake":
+            raise UserError(value)
+        if kind == "bug":
+            raise RuntimeError(value)
+        return value
+
+    def send(self, number: int) -> None:
+        if self._process.exitcode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid or 0, number)
+
+    def status(self) -> int | None:
+        """The exit status, the negative number of the signal that ended it, or None while it runs."""
+        return self._process.exitcode
+
+
+@functools.cache
+def _context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def _call(function: Callable[..., int], arguments: tuple, log: Path | None, sending: Connection | None) -> None:
+    os.setsid()  # a Ctrl-C in the terminal reaches the comparison alone, which passes it on
+    _print_to(log)
+    threading.Thread(target=_end_with_parent, daemon=True, name="ends with its parent").start()
+    with StopSignals(_leave):
+        os._exit(_guarded(function, arguments, sending))
+
+
+def _guarded(function: Callable[..., int], arguments: tuple, sending: Connection | None) -> int:
+    def answer(value, kind: str = "value"):
+        if sending is not None:
+            sending.send((kind, value))
+
+    try:
+        return function(*arguments, answer) if sending is not None else function(*arguments)
+    except UserError as error:
+        message = str(error).split("\n  In call to configurable")[0].strip()
+        print(f"regraft: {message}", file=sys.stderr, flush=True)
+        answer(message, "mistake")
+        return MISTAKE
+    except Exception:  # noqa: BLE001  the outermost frame of the process: printed, and turned into a status
+        traceback.print_exc()
+        answer(traceback.format_exc(), "bug")
+        return BUG
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _print_to(log: Path | None) -> None:
+    target = os.open(os.devnull if log is None else log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+    # By lines: the comparison reads there how far the run is.
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+
+def _end_with_parent() -> None:
+    """Nobody waits for this run any more; the next command resumes it from its last checkpoint."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(RunAgain.exit_status)
+
+
+def _leave(number: int) -> None:
+    """Outside of `train`, which saves its run first, nothing would be lost."""
+    os.write(2, f"regraft: Stopped by {signal.Signals(number).name}.\n".encode())
+    os._exit(RunAgain.exit_status)
