@@ -18,7 +18,7 @@ LEVELS = [
     {"restore"},
     {"data", "output", "cluster"},
     {"config"},
-    {"models", "errors", "suggest"},
+    {"models", "errors", "suggest", "keras_internals"},
 ]
 
 

@@ -1,21 +1,21 @@
 """gin files and bindings -> one checked configuration; a typo stops here and names the nearest name."""
 
-import contextlib
 import copy
 import inspect
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gin
 
+from trainer.config import gin_tables
 from trainer.config.checks import check_run_is_complete, problems, settle_required_macros
 from trainer.config.files import bound_names, check_brackets, find_files
+from trainer.config.gin_tables import selectors
 from trainer.config.keras_names import register_keras
 from trainer.config.members import bindings_in, changes_of, scopes_in_use, scopes_with_bindings, text_of
-from trainer.config.messages import explain, parameters_of, selectors
+from trainer.config.messages import explain, parameters_of
 from trainer.config.references import is_required, resolved
 from trainer.config.settings import DECLARED, decides_weights, default_bindings
 from trainer.errors import UserError
@@ -56,7 +56,7 @@ def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_pat
     for text in gin_params:
         check_brackets(text, f"--gin_param {text!r}")
     typed = [name for text in gin_params for name in bound_names(text)]
-    with _reading_from(folders):
+    with gin_tables.reading_from(folders):
         try:
             gin.parse_config(default_bindings())
             gin.parse_config_files_and_bindings(
@@ -148,22 +148,6 @@ def configurables() -> list[tuple[str, str]]:
         for selector in sorted(selectors())
         if not selector.startswith("gin.") and not _is_by_flag(selector)
     ]
-
-
-@contextlib.contextmanager
-def _reading_from(folders: Sequence[str]) -> Iterator[None]:
-    """gin looks for includes in these folders alone while this lasts.
-
-    Left to itself, gin keeps every search path of the process, and asks Python for a package named
-    like the folder of each include: that prints errors for files that are found a moment later.
-    """
-    prefixes, readers = gin.config._LOCATION_PREFIXES, gin.config._FILE_READERS
-    saved = list(prefixes), list(readers)
-    prefixes[:], readers[:] = list(folders), [(open, os.path.isfile)]
-    try:
-        yield
-    finally:
-        prefixes[:], readers[:] = saved
 
 
 def _is_by_flag(selector: str) -> bool:

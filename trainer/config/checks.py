@@ -8,10 +8,12 @@ from typing import Any
 import gin
 import keras
 
+from trainer.config import gin_tables
+from trainer.config.gin_tables import references
 from trainer.config.keras_names import is_keras
 from trainer.config.members import COMPARE, TRAIN, bindings_in, member_config, member_names, without_member
 from trainer.config.messages import macros, parameters_of
-from trainer.config.references import is_macro, is_reference, is_required, references, resolved
+from trainer.config.references import is_macro, is_reference, is_required, resolved
 from trainer.config.settings import DECLARED, FLAGS
 from trainer.config.types import admits_builder, fits, in_words
 from trainer.errors import UserError
@@ -25,8 +27,8 @@ def settle_required_macros() -> None:
 
     One that it does not reach is set to None: gin refuses it otherwise, even where nothing reads it.
     """
-    required = {scope for (scope, each), value in gin.config._CONFIG.items() if _is_required(each, value)}
-    configs = [member_config(member) for member in member_names()] or [gin.config._CONFIG]
+    required = {scope for (scope, each), value in gin_tables.bindings().items() if _is_required(each, value)}
+    configs: list[Mapping] = [member_config(member) for member in member_names()] or [gin_tables.bindings()]
     reached = set[tuple[str, str]]().union(
         *(
             {key for key in _reachable([TRAIN], config) if _is_required(key[1], config.get(key, {}))}
@@ -46,18 +48,18 @@ def _is_required(selector: str, bindings: Mapping) -> bool:
 
 
 def _in_order(macros_required: set[str]) -> list[str]:
-    return [scope for scope, selector in gin.config._CONFIG if selector == _MACRO and scope in macros_required]
+    return [scope for scope, selector in gin_tables.bindings() if selector == _MACRO and scope in macros_required]
 
 
 def check_run_is_complete() -> None:
     """Raises `UserError` for parameters of `train`, and of what it takes, that are not bound and have no default."""
-    reached = {selector for _, selector in _reachable([TRAIN], gin.config._CONFIG)}
+    reached = {selector for _, selector in _reachable([TRAIN], gin_tables.bindings())}
     missing = [
-        f"{_short(selector)}.{name}"
+        f"{gin_tables.short(selector)}.{name}"
         for selector in (TRAIN, *(f"settings.{name}" for name in DECLARED))
         if selector in reached
         for name, parameter in parameters_of(selector).items()
-        if parameter.default is parameter.empty and name not in gin.config._CONFIG.get(("", selector), {})
+        if parameter.default is parameter.empty and name not in gin_tables.bindings().get(("", selector), {})
     ]
     if missing:
         raise UserError(f"The config does not set {', '.join(missing)}, and there is no default.")
@@ -79,17 +81,17 @@ def problems(gin_params: Sequence[str]) -> list[str]:
 
 
 def _set_by_flag() -> Iterator[str]:
-    for (_, selector), bindings in gin.config._CONFIG.items():
+    for (_, selector), bindings in gin_tables.bindings().items():
         for parameter in bindings:
-            name = f"{_short(selector)}.{parameter}"
+            name = f"{gin_tables.short(selector)}.{parameter}"
             if name in FLAGS:
                 how = f"give {FLAGS[name]}" if FLAGS[name] else "the command sets it itself"
                 yield f"{name} is no part of a config: {how}."
 
 
 def _wrong_types() -> Iterator[str]:
-    for (scope, selector), bindings in gin.config._CONFIG.items():
-        configurable = gin.config._REGISTRY[selector]
+    for (scope, selector), bindings in gin_tables.bindings().items():
+        configurable = gin_tables.configurable(selector)
         for name, bound in bindings.items():
             value, macro = resolved(bound)
             wrong = _wrong_keras_value if _is_keras(selector) else _wrong_own_value
@@ -123,7 +125,7 @@ def _wrong_keras_value(configurable, name: str, value) -> str:
 
 
 def _unused_macros(gin_params: Sequence[str]) -> Iterator[str]:
-    used = {reference.config_key[0] for reference in references(gin.config._CONFIG) if is_macro(reference)}
+    used = {reference.config_key[0] for reference in references(gin_tables.bindings()) if is_macro(reference)}
     for name in macros():
         bare = without_member(name, member_names())[1] or name
         near = nearest(bare, used, cutoff=0.8)
@@ -132,41 +134,42 @@ def _unused_macros(gin_params: Sequence[str]) -> Iterator[str]:
 
 
 def _unused_scopes(gin_params: Sequence[str]) -> Iterator[str]:
-    used = {reference.config_key[0] for reference in references(gin.config._CONFIG) if not is_macro(reference)}
+    used = {reference.config_key[0] for reference in references(gin_tables.bindings()) if not is_macro(reference)}
     used -= {""}
     members = member_names()
     # Of a member that has none of its own, the member's name is the slip.
     known = used | {member for member in members if bindings_in(member)}
     # A module of the user's may open a scope in Python, unseen here.
-    typed = set() if gin.config._IMPORTS else {name.rpartition("/")[0] for name in gin_params}
-    for (scope, selector), bindings in gin.config._CONFIG.items():
+    typed = set() if gin_tables.imports_modules() else {name.rpartition("/")[0] for name in gin_params}
+    for (scope, selector), bindings in gin_tables.bindings().items():
         inner = without_member(scope, members)[1]
         if not inner or selector == _MACRO or any(f"{other}/".startswith(f"{inner}/") for other in used):
             continue
         # A file's scope may be idle because this run chose other data; one nearly the same is a slip.
         near = nearest(inner, known, cutoff=0.75)
         if near or scope in typed:
+            name = f"{scope}/{gin_tables.short(selector)}.{next(iter(bindings))}"
             yield (
-                f"{scope}/{_short(selector)}.{next(iter(bindings))} is set, but nothing runs in the scope '{scope}'."
-                + (near or nearest(inner, known, "scopes"))
+                f"{name} is set, but nothing runs in the scope '{scope}'." + (near or nearest(inner, known, "scopes"))
             )
 
 
 def _unused_names(gin_params: Sequence[str]) -> Iterator[str]:
-    entries = [selector for _, selector in gin.config._CONFIG if selector == COMPARE or _is_run(selector)]
+    entries = [selector for _, selector in gin_tables.bindings() if selector == COMPARE or _is_run(selector)]
     # A module of the user's may call anything from Python, unseen here.
-    if not entries or gin.config._IMPORTS:
+    if not entries or gin_tables.imports_modules():
         return
-    reached = _reachable(entries, gin.config._CONFIG)
+    reached = _reachable(entries, gin_tables.bindings())
     selectors, macros_used = {selector for _, selector in reached}, {scope for scope, each in reached if each == _MACRO}
-    known = {reference.config_key[0] for reference in references(gin.config._CONFIG) if is_macro(reference)}
+    known = {reference.config_key[0] for reference in references(gin_tables.bindings()) if is_macro(reference)}
     for name in gin_params:
         bare = without_member(name, member_names())[1] or name
         if "." in name:
-            selector = gin.config._REGISTRY.get_match(name.split("/")[-1].rpartition(".")[0]).selector
+            selector = gin_tables.match(name.split("/")[-1].rpartition(".")[0]).selector
             if selector not in selectors:
-                in_use = ", ".join(sorted(_short(other) for other in selectors if other != _MACRO))
-                yield f"{name} is set by --gin_param, but this run does not use {_short(selector)}; it uses {in_use}."
+                in_use = ", ".join(sorted(gin_tables.short(other) for other in selectors if other != _MACRO))
+                unused = gin_tables.short(selector)
+                yield f"{name} is set by --gin_param, but this run does not use {unused}; it uses {in_use}."
         elif bare in known - macros_used:
             users = ", ".join(_users_of(bare))
             yield f"{name} is set by --gin_param, but this run does not use {users}, where it would be read."
@@ -175,13 +178,13 @@ def _unused_names(gin_params: Sequence[str]) -> Iterator[str]:
 def _is_run(selector: str) -> bool:
     """Whether the config says something of `train` beside that it takes the settings classes."""
     taken = {declared.parameter for declared in DECLARED.values()}
-    return selector == TRAIN and not taken.issuperset(gin.config._CONFIG["", TRAIN])
+    return selector == TRAIN and not taken.issuperset(gin_tables.bindings()["", TRAIN])
 
 
 def _users_of(macro: str) -> list[str]:
     return [
-        f"{scope}/" * bool(scope) + f"{_short(selector)}.{name}" if selector != _MACRO else scope
-        for (scope, selector), bindings in gin.config._CONFIG.items()
+        f"{scope}/" * bool(scope) + f"{gin_tables.short(selector)}.{name}" if selector != _MACRO else scope
+        for (scope, selector), bindings in gin_tables.bindings().items()
         for name, value in bindings.items()
         if any(is_macro(each) and each.config_key[0] == macro for each in references(value))
     ]
@@ -205,14 +208,10 @@ def _reachable(entries: Sequence[str], config: Mapping) -> set[tuple[str, str]]:
 
 
 def _is_keras(selector: str) -> bool:
-    return is_keras(gin.config._REGISTRY[selector].wrapped)
+    return is_keras(gin_tables.configurable(selector).wrapped)
 
 
 def _makes_schedule(reference) -> bool:
     """Whether what it refers to is one of our own schedules; Keras would call it as a rate itself."""
     made = getattr(reference.configurable.wrapped, "__annotations__", {}).get("return")
     return isinstance(made, type) and issubclass(made, keras.optimizers.schedules.LearningRateSchedule)
-
-
-def _short(selector: str) -> str:
-    return gin.config._REGISTRY.minimal_selector(selector)

@@ -10,7 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import gin
 
-from trainer.config.references import is_macro, is_reference, references, resolved
+from trainer.config import gin_tables
+from trainer.config.gin_tables import references
+from trainer.config.references import is_macro, is_reference, resolved
+from trainer.config.settings import DECLARED
 
 COMPARE = "comparison.compare"
 TRAIN = "experiment.train"
@@ -19,7 +22,7 @@ _MACRO = "gin.macro"
 
 def member_names() -> list[str]:
     """The scopes that `compare.members` names; none in a config that compares nothing."""
-    value, _ = resolved(gin.config._CONFIG.get(("", COMPARE), {}).get("members", ()))
+    value, _ = resolved(gin_tables.bindings().get(("", COMPARE), {}).get("members", ()))
     return [name for name in value if isinstance(name, str)] if isinstance(value, (list, tuple)) else []
 
 
@@ -34,18 +37,18 @@ def bindings_in(member: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for (scope, selector), bindings in _own(member).items():
         found |= {_shown(scope, selector, parameter): repr(value) for parameter, value in bindings.items()}
-    return dict(sorted(found.items(), key=lambda item: (not item[0].startswith("train."), item[0])))
+    return dict(sorted(found.items(), key=lambda item: (item[0].split(".")[0] not in ("train", *DECLARED), item[0])))
 
 
 def scopes_with_bindings() -> list[str]:
     """The first words of all scopes in which the config sets something, macros' names left out."""
-    return sorted({_first_scope(*key) for key in gin.config._CONFIG} - {""})
+    return sorted({_first_scope(*key) for key in gin_tables.bindings()} - {""})
 
 
 def scopes_in_use(names: Sequence[str]) -> set[str]:
     """First words of the scopes that something outside of these members' own bindings refers to."""
     shared = [
-        bindings for (scope, selector), bindings in gin.config._CONFIG.items() if not _is_own(scope, selector, names)
+        bindings for (scope, selector), bindings in gin_tables.bindings().items() if not _is_own(scope, selector, names)
     ]
     return {
         reference.config_key[0].partition("/")[0] for reference in references(shared) if not is_macro(reference)
@@ -69,7 +72,7 @@ def changes_of(member: str, parameters: Mapping[str, Sequence[str]]) -> dict[str
                 for bound in bindings:
                     is_led_to = scope in macros if selector == _MACRO else selector in selectors
                     if is_led_to or (selector == owner and bound == name):
-                        changed.setdefault(_shown(scope, selector, bound), f"{_short(owner)}.{name}")
+                        changed.setdefault(_shown(scope, selector, bound), f"{gin_tables.short(owner)}.{name}")
     return changed
 
 
@@ -84,7 +87,7 @@ def text_of(member: str, seed: int, with_source_data: bool = False) -> str:
     if with_source_data and "source_data" in compared:
         config["", COMPARE] = {"source_data": compared["source_data"]}
     _set_seed(config, seed)
-    used = _scopes_led_to(config) if not gin.config._IMPORTS else None
+    used = _scopes_led_to(config) if not gin_tables.imports_modules() else None
     lines = [line for line in gin.config_str().splitlines() if line.startswith(("import ", "from "))]
     for (scope, selector), bindings in config.items():
         # Of a scope that only the source data lead to nothing is left in a run without them.
@@ -97,12 +100,12 @@ def member_config(member: str) -> dict[tuple[str, str], dict]:
     names = member_names()
     config = {
         (scope, selector): dict(bindings)
-        for (scope, selector), bindings in gin.config._CONFIG.items()
+        for (scope, selector), bindings in gin_tables.bindings().items()
         if not _is_own(scope, selector, names)
     }
     for key, bindings in _own(member).items():
         config.setdefault(key, {}).update(bindings)
-    if gin.config._IMPORTS:  # a module of the user's may open a scope in Python, unseen here
+    if gin_tables.imports_modules():  # a module of the user's may open a scope in Python, unseen here
         return config
     # What is left of one that is no member any more would make the run another one.
     used = _scopes_led_to(config)
@@ -129,7 +132,7 @@ def _own(member: str) -> dict[tuple[str, str], dict]:
     """The bindings of one member, under (scope within it, selector)."""
     return {
         (scope.partition("/")[2], selector): bindings
-        for (scope, selector), bindings in gin.config._CONFIG.items()
+        for (scope, selector), bindings in gin_tables.bindings().items()
         if _is_own(scope, selector, [member])
     }
 
@@ -167,8 +170,4 @@ def _set_seed(config: dict, seed: int) -> None:
 
 def _shown(scope: str, selector: str, parameter: str) -> str:
     """A binding's name as the config writes it; a macro's has no parameter."""
-    return scope if selector == _MACRO else f"{scope}/" * bool(scope) + f"{_short(selector)}.{parameter}"
-
-
-def _short(selector: str) -> str:
-    return gin.config._REGISTRY.minimal_selector(selector)
+    return scope if selector == _MACRO else f"{scope}/" * bool(scope) + f"{gin_tables.short(selector)}.{parameter}"

@@ -5,8 +5,8 @@ import re
 import traceback
 from collections.abc import Mapping
 
-import gin
-
+from trainer.config import gin_tables
+from trainer.config.gin_tables import selectors
 from trainer.config.settings import DECLARED, fields_by_name
 from trainer.suggest import nearest
 
@@ -47,17 +47,12 @@ def explain(error: BaseException) -> str:
 def parameters_of(configurable: str) -> Mapping[str, inspect.Parameter]:
     """What can be bound of a configurable, by name; of a class, the parameters of its `__init__`."""
     # What gin wraps around a class takes anything.
-    return inspect.signature(gin.config._REGISTRY.get_match(configurable).wrapped).parameters
-
-
-def selectors() -> list[str]:
-    """Full names of all that can be bound."""
-    return [selector for selector, _ in gin.config._REGISTRY.items()]
+    return inspect.signature(gin_tables.match(configurable).wrapped).parameters
 
 
 def macros() -> list[str]:
     """Names of the macros that the config sets."""
-    return [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
+    return [scope for scope, selector in gin_tables.bindings() if selector == "gin.macro"]
 
 
 def _failed_import(error: BaseException, said: str, place: str) -> str:

@@ -1,9 +1,11 @@
 """What a value in the config refers to: references, and the macros they may hide behind."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import gin
+
+from trainer.config import gin_tables
+from trainer.config.gin_tables import is_reference
 
 
 def resolved(value) -> tuple[Any, str]:
@@ -11,16 +13,8 @@ def resolved(value) -> tuple[Any, str]:
     seen: list[str] = []
     while is_reference(value) and is_macro(value) and value.config_key[0] not in seen:
         seen.append(value.config_key[0])
-        value = gin.config._CONFIG.get(value.config_key, {}).get("value", gin.REQUIRED)
+        value = gin_tables.bindings().get(value.config_key, {}).get("value", gin.REQUIRED)
     return value, seen[0] if seen else ""
-
-
-def references(value) -> Iterator:
-    return gin.config.iterate_references(value)
-
-
-def is_reference(value) -> bool:
-    return isinstance(value, gin.config.ConfigurableReference)
 
 
 def is_required(value) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import keras
 
+from trainer.keras_internals import own_variables, sub_layers
 from trainer.restore.model_tree import LiveNode, class_name, number_in
 from trainer.restore.source import Node
 
@@ -96,8 +97,8 @@ def by_variable_name(live: LiveNode, node: Node) -> Pairs:
 def names_in_keras_2(layer: keras.Layer | None) -> dict[int, str]:
     """{id of a variable in the layer, or in a part of it, that Keras 2 called otherwise: its name there}."""
     found: dict[int, str] = {}
-    for part in [layer, *layer._flatten_layers(include_self=False)] if layer is not None else []:
-        for variable in part._trainable_variables + part._non_trainable_variables:
+    for part in [layer, *sub_layers(layer)] if layer is not None else []:
+        for variable in own_variables(part):
             name = _CALLED_OTHERWISE_IN_KERAS_2.get(type(part), {}).get(variable.name)
             if name is not None:
                 found[id(variable)] = name

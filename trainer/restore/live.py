@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.keras_internals import trainable_variables_of
 from trainer.restore.model_tree import LiveNode, class_name, free_name, live_tree
 from trainer.restore.names import join
 
@@ -129,7 +130,7 @@ def numbered_paths(tree: LiveNode) -> set[str]:
 def trained_first(weights: list[keras.Variable], tree: LiveNode) -> tuple[list[keras.Variable], list[keras.Variable]]:
     """(those that were made to be trained, the others), each in their order; what is frozen now does not matter."""
     layers = (node.layer for _, node in paths(tree) if node.layer is not None)
-    trainable = {id(variable) for layer in layers for variable in layer._trainable_variables}
+    trainable = {id(variable) for layer in layers for variable in trainable_variables_of(layer)}
     return [v for v in weights if id(v) in trainable], [v for v in weights if id(v) not in trainable]
 
 

@@ -6,6 +6,7 @@ import re
 
 import keras
 
+from trainer.keras_internals import own_variables
 from trainer.restore.names import normalize_siblings
 
 # What Keras keeps in a layer beside the layer's own parts: other views of the same objects, and
@@ -102,7 +103,7 @@ def free_name(name: str, taken: set[str]) -> str:
 
 def _add_layer(node: LiveNode, layer: keras.Layer, known: dict[int, LiveNode]) -> None:
     node.given_name = "" if re.fullmatch(rf"{class_name(type(layer))}(_\d+)?", layer.name) else layer.name
-    node.own = [_node(variable, known) for variable in layer._trainable_variables + layer._non_trainable_variables]
+    node.own = [_node(variable, known) for variable in own_variables(layer)]
     if isinstance(layer, keras.Model):
         parts = [part for part in layer.layers if part is not layer]
         node.in_order = [_node(part, known) for part in parts]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import keras
 
+from trainer.keras_internals import own_variables
 from trainer.restore.live import trained_first
 from trainer.restore.model_tree import LiveNode
 from trainer.restore.names import join
@@ -95,14 +96,14 @@ def _as_keras_2_lists(layer: keras.Layer, trained: set[int]) -> list[keras.Varia
     """The parts of a model one after the other and its own variables last; a layer's trainable variables first."""
     if not isinstance(layer, keras.Model):
         return _trained_first(layer.weights, trained)
-    own = layer._trainable_variables + layer._non_trainable_variables
+    own = own_variables(layer)
     inside = [variable for part in layer.layers for variable in _as_keras_2_lists(part, trained)]
     return list({id(variable): variable for variable in (*inside, *own)}.values())
 
 
 def _as_h5_lists(model: keras.Layer, trained: set[int]) -> list[keras.Variable]:
     """The model's own variables, then those of each layer, whatever is in it, trainable ones first."""
-    own = model._trainable_variables + model._non_trainable_variables
+    own = own_variables(model)
     layers = model.layers if isinstance(model, keras.Model) else []
     inside = [variable for layer in layers for variable in _trained_first(layer.weights, trained)]
     return list({id(variable): variable for variable in (*own, *inside)}.values())

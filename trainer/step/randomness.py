@@ -5,9 +5,9 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 
-import keras
 import tensorflow as tf
 
+from trainer import keras_internals
 from trainer.errors import UserError
 
 KINDS = ("per_replica", "per_example")
@@ -51,7 +51,7 @@ def _install() -> None:
     Every random layer and `keras.random` function of Keras draws by the functions of one module, each
     of them with a seed from its `draw_seed`.
     """
-    module = keras.src.backend.random
+    module = keras_internals.RANDOM
     module.draw_seed = _folded(module.draw_seed)
     module.dropout = _dropout_by_row(module.dropout)
     for name in _BY_SHAPE:

@@ -6,15 +6,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer import keras_internals
 from trainer.checkpoints.train_state import TrainState
 from trainer.cluster.strategy import local_replicas
 
 UPDATES = ("per_replica", "once")
-
-
-# Attributes by which Keras and TensorFlow list the variables of an optimizer. Each of them is somewhere else
-# too, where the optimizer itself looks for it.
-_LISTS = ("_variables", "_self_")
 
 
 class Update:
@@ -98,10 +94,15 @@ class _Twins:
         if isinstance(original, keras.optimizers.Optimizer):
             twin = object.__new__(type(original))
             # Not by attribute: Keras would track them, and refuse a change of what is built.
-            own = {name: self.of(value) for name, value in vars(original).items() if not name.startswith(_LISTS)}
+            own = {
+                name: self.of(value)
+                for name, value in vars(original).items()
+                if not name.startswith(keras_internals.OPTIMIZER_LISTS)
+            }
             twin.__dict__.update(vars(original) | own)
-            twin.__dict__["_distribution_strategy"] = self._alone
-            twin.__dict__["_backend_update_step"] = _with_rate_read_once(twin._backend_update_step)
+            twin.__dict__[keras_internals.STRATEGY] = self._alone
+            step = keras_internals.update_step(twin)
+            twin.__dict__[keras_internals.UPDATE_STEP] = _with_rate_read_once(step)
             return twin
         return original
 

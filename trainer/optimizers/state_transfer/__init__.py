@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer import keras_internals
 from trainer.cluster.replicas import first_value
 from trainer.errors import UserError
 from trainer.optimizers.learning_rate import learning_rate_at
@@ -82,7 +83,7 @@ def transfer_state(
 
 def _fill(source, inner, count, slots: SlotPlan) -> RestoreReport:
     """The restore's own way: tests every tensor, assigns, and compares the copy of every replica."""
-    pairs = [Pair(LiveVariable("the step count", inner._iterations), count)]
+    pairs = [Pair(LiveVariable("the step count", keras_internals.step_count(inner)), count)]
     pairs += [
         Pair(LiveVariable(f"{record.slot} of {record.variable}", variable), entry)
         for record, variable, entry in slots.pairs
@@ -118,11 +119,12 @@ def _set_what_follows(inner, step: int) -> list[str]:
     """Sets what an optimizer makes of its step count or of the weights, and would take for begun at step 0."""
     notes = []
     if isinstance(inner, keras.optimizers.Nadam):
-        inner._u_product.assign(momentum_product(inner, step))
+        keras_internals.momentum_product(inner).assign(momentum_product(inner, step))
         notes.append("Nadam's product of momenta is computed again from the step count and this run's beta_1")
     # At any step but 0 Keras would average with what is there, which are zeros.
     if step and inner.use_ema:
-        for average, variable in zip(inner._model_variables_moving_average, inner._trainable_variables, strict=True):
+        averages, variables = keras_internals.moving_averages(inner), keras_internals.optimized_variables(inner)
+        for average, variable in zip(averages, variables, strict=True):
             if average is not None:
                 average.assign(first_value(variable))
         notes.append("Keras' averages of the weights (use_ema) begin at the restored weights")
@@ -131,7 +133,7 @@ def _set_what_follows(inner, step: int) -> list[str]:
 
 def momentum_product(nadam: keras.optimizers.Nadam, steps: int) -> tf.Tensor:
     """What Nadam's `_u_product` is after so many steps, by the operations that it makes in each of them."""
-    dtype = nadam._u_product.dtype
+    dtype = keras_internals.momentum_product(nadam).dtype
     product = tf.ones([], dtype)
     for step in range(steps):
         if float(product) == 0.0:  # after some hundred steps

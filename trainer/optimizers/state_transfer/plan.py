@@ -6,6 +6,7 @@ from collections.abc import Collection
 import keras
 
 from trainer.errors import UserError
+from trainer.keras_internals import optimized_variables
 from trainer.optimizers.state_transfer.matrix import KIN, NO_PART_OF_THE_RULE, SLOTS, cell, class_of, slot_name
 from trainer.optimizers.state_transfer.report import CarriedSlot, FreshSlot, LeftEntry
 from trainer.restore import RestoreReport, weights_of
@@ -118,7 +119,7 @@ class _Pairing:
         pairs, fresh = [], []
         taken: set[Entry] = set()
         for name, variables in slots.items():
-            for weight, variable in zip(optimizer._trainable_variables, variables, strict=True):
+            for weight, variable in zip(optimized_variables(optimizer), variables, strict=True):
                 if variable is None:
                     continue
                 home = self._names[id(weight)]
@@ -129,7 +130,7 @@ class _Pairing:
                 taken.add(found.entry)
                 record = CarriedSlot(home, name, SLOTS[new][name], found.entry.key, found.entry.shape)
                 pairs.append((record, variable, found.entry))
-        trained = {self._names[id(variable)] for variable in optimizer._trainable_variables}
+        trained = {self._names[id(variable)] for variable in optimized_variables(optimizer)}
         left = [
             LeftEntry(slot.entry.key, self._why_left(slot, new, trained))
             for slot in self._saved.slots
