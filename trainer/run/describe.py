@@ -1,5 +1,6 @@
 """Says what a run will do before a step is taken."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trainer.cluster.strategy import describe_strategy
 from trainer.optimizers.grouped_optimizer import GroupedOptimizer
@@ -18,6 +20,7 @@ from trainer.optimizers.schedules import disagreement
 from trainer.output.block_plot import block_plot
 from trainer.restore import weights_of
 from trainer.run.build import Built
+from trainer.run.inputs import Settings
 from trainer.step.trace_checks import trace_loss
 
 
@@ -77,6 +80,7 @@ def _table(built: Built) -> Table:
     weights, trained_count = _count(model.weights), _count(built.variables)
     rows = {
         "batch": f"{built.settings.global_batch_size} examples a step, {a_replica} a replica{micro}",
+        **({"settings": text} if (text := describe_settings(built.settings)) else {}),
         "model": f"{model.name}: {weights:,} weights in {len(model.weights)} variables, {_size(_bytes(model.weights))}",
         "trained": f"{trained_count:,} weights in {len(built.variables)} variables",
         "frozen": f"{_count(frozen):,} weights in {len(frozen)} variables" + _names(frozen),
@@ -94,8 +98,21 @@ def _table(built: Built) -> Table:
         + ", ".join(f"{name} {_size(size)}" for name, size in memory.items()),
     }
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text))  # no markup: patterns have brackets of their own
     return table
+
+
+def describe_settings(settings: Settings) -> str:
+    """Each field of the settings classes that is not at its default, but for those that other rows describe."""
+    parts = (settings.restore, settings.finetune, settings.step, settings.intervals, settings.saving, settings.limits)
+    changed = [
+        f"{type(part).__name__}.{field.name} = {value!r}"
+        for part in parts
+        if part is not None
+        for field in dataclasses.fields(part)
+        if (value := getattr(part, field.name)) != field.default and field.name not in _DESCRIBED
+    ]
+    return ", ".join(changed)
 
 
 def _activation_bytes(built: Built) -> int:
@@ -143,6 +160,7 @@ def _names(weights) -> str:
 
 
 _WIDTH = 64  # columns of the plot
+_DESCRIBED = ("checkpoint", "groups", "phases", "lora", "accumulation_steps")  # fields with a line of their own
 
 
 def describe_rates(built: Built) -> str:

@@ -15,10 +15,10 @@ from trainer.run.build import Built, Fit, build, check_it_fits
 from trainer.run.describe import describe_run
 from trainer.run.identity import Identity, identify
 from trainer.run.inputs import Settings, as_restore, load_inputs
+from trainer.run.open_session import open_session
 from trainer.run.profile import measure_throughput
 from trainer.run.result import TrainResult
 from trainer.run.resume import Resume, Start, find_start
-from trainer.run.session import open_session
 from trainer.run.settings import Finetune, Intervals, Invocation, Limits, Restore, Saving, Step
 from trainer.tasks.task import Task
 
