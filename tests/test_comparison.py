@@ -124,6 +124,24 @@ def test_a_scope_that_only_a_member_refers_to_is_in_its_config_and_a_former_memb
     assert "head/group" not in text_of("sgd", 0) and "rmsprop" not in text_of("sgd", 0)
 
 
+def test_a_gin_file_is_a_member_with_what_it_and_its_includes_bind_and_the_config_wins(tmp_path):
+    (tmp_path / "momentum.gin").write_text("SGD.momentum = 0.5\nSGD.learning_rate = 0.1\n")
+    (tmp_path / "heavy.gin").write_text(
+        f"include '{tmp_path / 'momentum.gin'}'\nOPTIMIZER = @SGD\nFinetune.groups = [@some/group()]\n"
+        "some/group.pattern = 'bias'\n"
+    )
+    prepare(tmp_path, f"compare.members = ['adam', '{tmp_path / 'heavy.gin'}']", "heavy/SGD.learning_rate = 0.01")
+    assert gin.query_parameter("compare.members") == ["adam", "heavy"]
+    assert bindings_in("heavy") == {
+        "Finetune.groups": "[@some/group()]", "OPTIMIZER": "@SGD", "SGD.learning_rate": "0.01", "SGD.momentum": "0.5",
+        "some/group.pattern": "'bias'",
+    }  # fmt: skip
+    text = text_of("heavy", 0)
+    assert "\nsome/group.pattern = 'bias'\n" in text and "Adam" not in text
+    with pytest.raises(trainer.UserError, match="lorra.gin is not there.* Did you mean 'configs/optimizers/lora.gin'"):
+        prepare(tmp_path, "compare.members = ['adam', 'configs/optimizers/lorra.gin']")
+
+
 # what is wrong -> (bindings, those with a + in the file and not on the command line; the message)
 WRONG = {
     "no members": (["compare.members = []"], "compares nothing: name the members"),

@@ -45,7 +45,8 @@ def compare(
 
     Each run is a process of its own with an ordinary config: the comparison's, with the member's bindings over it.
 
-    members: names of gin scopes; `adam/SGD.momentum = 0.9` belongs to the runs of the member `adam` alone.
+    members: names of gin scopes; `adam/SGD.momentum = 0.9` belongs to the runs of the member `adam` alone. A gin file
+      is a member too: 'configs/optimizers/lora.gin' is the scope `lora` with what the file binds.
     num_seeds: so many from the run's seed on; each decides data order and fresh weights of all members.
     metric, mode: of the evaluation data, and whether "max" or "min" is better.
     target: value of it; how many steps it takes to reach it is reported.

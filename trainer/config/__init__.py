@@ -14,7 +14,14 @@ from trainer.config.checks import check_run_is_complete, problems, settle_requir
 from trainer.config.files import bound_names, check_brackets, find_files
 from trainer.config.gin_tables import selectors
 from trainer.config.keras_names import register_keras
-from trainer.config.members import bindings_in, changes_of, scopes_in_use, scopes_with_bindings, text_of
+from trainer.config.members import (
+    bindings_in,
+    changes_of,
+    scopes_in_use,
+    scopes_with_bindings,
+    take_member_files,
+    text_of,
+)
 from trainer.config.messages import explain, parameters_of
 from trainer.config.references import is_required, resolved
 from trainer.config.settings import DECLARED, decides_weights, default_bindings
@@ -66,6 +73,7 @@ def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_pat
                 finalize_config=False,
                 print_includes_and_imports=False,
             )
+            take_member_files(folders)
             settle_required_macros()
             gin.finalize()
         except UserError:

@@ -10,6 +10,8 @@ from pathlib import Path
 from trainer.errors import UserError
 from trainer.suggest import nearest
 
+_INCLUDE = re.compile(r"^include\s+(['\"])(.+?)\1", re.MULTILINE)
+
 
 def find_files(gin_files: Sequence[str], folders: Sequence[str]) -> list[str]:
     """Paths of the files, each found in the first of the folders that holds it.
@@ -22,6 +24,24 @@ def find_files(gin_files: Sequence[str], folders: Sequence[str]) -> list[str]:
         found.append(_find(os.path.expanduser(name), folders, f"--gin_file={name} is not there"))
         _check(found[-1], folders, ())
     return found
+
+
+def text_in_scope(path: str, scope: str, folders: Sequence[str]) -> str:
+    """The text of a file and of all that it includes, each binding in a scope: `SGD.momentum` is `scope/SGD.momentum`.
+
+    path: as `find_files` gave it.
+    """
+
+    text = _with_includes(path, folders)
+    return re.sub(r"^(?=[A-Za-z_][\w./]*[ \t]*(=(?!=)|:\s*$))", f"{scope}/", text, flags=re.MULTILINE)
+
+
+def _with_includes(path: str, folders: Sequence[str]) -> str:
+    def included(match: re.Match) -> str:
+        missing = f"{path} includes '{match[2]}', which is not there"
+        return _with_includes(_find(match[2], folders, missing), folders)
+
+    return _INCLUDE.sub(included, _read(path))
 
 
 def check_brackets(text: str, place: str) -> None:
@@ -48,7 +68,7 @@ def _check(path: str, folders: Sequence[str], parents: tuple[str, ...]) -> None:
         if name in lines:
             raise UserError(f"{path} sets {name} twice, in line {lines[name]} and in line {line}; keep one of them.")
         lines[name] = line
-    for match in re.finditer(r"^include\s+(['\"])(.+?)\1", text, re.MULTILINE):
+    for match in _INCLUDE.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
         missing = f"{path}, line {line}, includes '{match[2]}', which is not there"
         _check(_find(match[2], folders, missing), folders, (*parents, path))

@@ -7,10 +7,12 @@ run is a process of its own, which parses the text that `text_of` gives.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import gin
 
 from trainer.config import gin_tables
+from trainer.config.files import find_files, text_in_scope
 from trainer.config.gin_tables import references
 from trainer.config.references import is_macro, is_reference, resolved
 from trainer.config.settings import DECLARED
@@ -24,6 +26,28 @@ def member_names() -> list[str]:
     """The scopes that `compare.members` names; none in a config that compares nothing."""
     value, _ = resolved(gin_tables.bindings().get(("", COMPARE), {}).get("members", ()))
     return [name for name in value if isinstance(name, str)] if isinstance(value, (list, tuple)) else []
+
+
+def take_member_files(folders: Sequence[str]) -> None:
+    """A member that is a gin file, `configs/optimizers/lora.gin`, becomes the scope `lora` with the file's bindings.
+
+    What the config itself binds in that scope wins over the file.
+    folders: where files are looked for.  Raises `UserError` for a file that is not there.
+    """
+    names = member_names()
+    for name in [each for each in names if each.endswith(".gin")]:
+        (path,) = find_files([name], folders)
+        scope = Path(name).stem
+        before = [
+            (f"{scope}/{within}".strip("/"), selector, parameter, value)
+            for (within, selector), bindings in _own(scope).items()
+            for parameter, value in bindings.items()
+        ]
+        gin.parse_config(text_in_scope(path, scope, folders))
+        for own_scope, selector, parameter, value in before:
+            gin.bind_parameter((own_scope, selector, parameter), value)
+        names[names.index(name)] = scope
+        gin.bind_parameter("compare.members", names)
 
 
 def without_member(scope: str, names: Sequence[str]) -> tuple[str, str]:
