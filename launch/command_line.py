@@ -1,4 +1,4 @@
-"""What the commands share: flags, and an exit status a supervisor can act on.
+"""Flags that the commands share, and an exit status that a supervisor can act on.
 
 TensorFlow is imported once the flags are right, and only by commands that compute: `run` does, `run_plain` does not.
 """

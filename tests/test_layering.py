@@ -117,3 +117,15 @@ def test_text_uses_the_fields_words():
         if pattern.search(line)
     ]
     assert found == []
+
+
+def test_no_docstring_begins_with_a_word_that_names_nothing():
+    """A first line names the thing, or who does what; "What a run writes" makes the reader wait for the noun."""
+    found = []
+    for path in [*TRAINER.values(), *LAUNCH.values()]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                docstring = ast.get_docstring(node) or ""
+                if re.match(r"(Of|What|Around|That of|From here on)\b", docstring):
+                    found.append(f"{path.relative_to(REPOSITORY)}: {docstring.splitlines()[0]}")
+    assert found == []

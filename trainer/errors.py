@@ -13,6 +13,6 @@ class UserError(ValueError):
 
 
 class RunAgain(RuntimeError):
-    """What the same command may well get past the next time: a worker that did not come, or is gone."""
+    """An error that the same command may get past the next time: a worker that did not come, or is gone."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: "try again", a supervisor's sign to restart

@@ -1,4 +1,4 @@
-"""What Keras keeps to itself and we need: a layer's own variables, an optimizer's parts, the functions that draw.
+"""Keras' private parts that we need: a layer's own variables, an optimizer's parts, the functions that draw.
 
 Keras 3 has no public way to any of them. All use of its private names is here or in a subclass of its own
 (`GroupedOptimizer`, `PhasedOptimizer`). `check` names the first one that an upgrade has changed.
@@ -76,7 +76,7 @@ def momentum_product(optimizer: keras.optimizers.Nadam) -> keras.Variable:
 
 
 def update_step(optimizer: keras.optimizers.Optimizer) -> Callable:
-    """What applies gradients once they are clipped: (gradients, variables, learning rate)."""
+    """The function that applies gradients once they are clipped: (gradients, variables, learning rate)."""
     return getattr(optimizer, UPDATE_STEP)
 
 

@@ -14,7 +14,7 @@ class ClusterMistake(ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """What one source says: this is process `index` of `count`.  said: the same, with the variables that say so."""
+    """One source's statement: this is process `index` of `count`.  said: the same, with the variables that say so."""
 
     index: int
     count: int
@@ -36,7 +36,7 @@ class Cluster:
 
     @property
     def tf_config(self) -> dict | None:
-        """What belongs into TF_CONFIG; None for a TPU, whose strategy asks the TPU itself."""
+        """The content of TF_CONFIG; None for a TPU, whose strategy asks the TPU itself."""
         if self.kind == "tpu":
             return None
         return {"cluster": {"worker": list(self.workers)}, "task": {"type": "worker", "index": self.index}}

@@ -58,7 +58,7 @@ def is_the_same(prefix: str, other_prefix: str) -> bool:
 
 
 def find_faults(prefix: str, checksums: bool = True) -> list[str]:
-    """What is wrong with the files of a checkpoint that has a manifest, a clause each; reads them in blocks.
+    """The faults in the files of a checkpoint that has a manifest, a clause each; reads them in blocks.
 
     checksums: without, only names and sizes are compared, at no cost.
     """
@@ -207,7 +207,7 @@ def _sync(path: str) -> None:
 
 
 def reason_of(error: OSError | tf.errors.OpError) -> str:
-    """What the file system said, in its words alone."""
+    """The file system's message, without Python's additions."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     # Without the kernel that failed, which comes before and after, and the name of a temporary file.

@@ -36,7 +36,7 @@ def checkpoint_faults(folder) -> list[str]:
 
 
 def find_faults(prefix: str) -> list[str]:
-    """What is wrong with a checkpoint, every byte of which is read: by its manifest, or by the index alone.
+    """The faults of a checkpoint, of which every byte is read: by its manifest, or by the index alone.
 
     Without a manifest it is of an earlier version, or a kill came just before. The index has a checksum
     of itself and of each tensor; if they fit, nothing can be missing.

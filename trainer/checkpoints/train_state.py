@@ -87,7 +87,7 @@ class TrainState:
                 variable.assign(value)
 
     def size_bytes(self) -> int:
-        """What a checkpoint holds, about."""
+        """The size of a checkpoint, about."""
         averages = list(self.ema.variables.values()) if self.ema else []
         variables = [*self.model.variables, *self.optimizer.variables, *averages]
         return sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables)

@@ -1,4 +1,4 @@
-"""What all workers do alike: each gives its numbers, all get the same ones."""
+"""Collectives of all workers on the host: each gives its numbers, all get the same ones."""
 
 from collections.abc import Sequence
 

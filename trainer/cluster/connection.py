@@ -34,7 +34,7 @@ class Link:
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
     def messages(self) -> list[dict]:
-        """What has come; raises `EOFError` at the end of the connection, `ValueError` for another's language."""
+        """Returns the messages that have come; raises `EOFError` at the end, `ValueError` for another's language."""
         try:
             data = self.socket.recv(2**16)
         except (BlockingIOError, TimeoutError):

@@ -1,4 +1,4 @@
-"""What a worker must have in common with the others: versions, code, config and data."""
+"""A worker's fingerprint: the versions, code, config and data that it must share with the others."""
 
 import hashlib
 import importlib.metadata
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 
 def worker_card() -> dict[str, str]:
-    """What is known before there is a strategy, by what people call it; the config as it was parsed."""
+    """The part that is known before there is a strategy, by its name for people; the config as it was parsed."""
     return {
         "the version of Python": platform.python_version(),
         "the version of TensorFlow": tf.__version__,

@@ -20,7 +20,7 @@ _watches: list["WorkerWatch"] = []
 
 
 def current_watch() -> "WorkerWatch | None":
-    """That of this process; None where it is no worker of several."""
+    """The watch of this process; None where it is no worker of several."""
     return _watches[-1] if _watches else None
 
 
@@ -48,7 +48,7 @@ class WorkerWatch:
         return f"{this} of {len(self.addresses)}{chief}"
 
     def start(self) -> None:
-        """From here on."""
+        """Starts to watch."""
         for index, link in self._links.items():
             link.socket.settimeout(self._pause)
             link.last_heard = time.monotonic()

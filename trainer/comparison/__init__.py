@@ -113,7 +113,7 @@ def _make_and_report(plan: Plan, files: ComparisonDir, devices: Devices, paralle
 
 
 def _describe(plan: Plan, devices: Devices) -> str:
-    """What will be compared, once it was seen that it can be: builds every member up to its first step."""
+    """Builds every member up to its first step, and describes what will be compared."""
     start, alike = check_same_start(plan, devices)
     better = "higher" if plan.higher_is_better else "lower"
     target = "" if plan.target is None else f", target {plan.target:g}"

@@ -1,4 +1,4 @@
-"""What a person sees of all runs while a comparison runs: a table that moves on a terminal, lines elsewhere."""
+"""Shows all runs while a comparison runs: a table that moves on a terminal, lines elsewhere."""
 
 import os
 import re

@@ -37,11 +37,11 @@ class ComparisonDir:
         return ModelDir(self.path / name_of(member, seed))
 
     def record(self, member: str, seed: int) -> Path:
-        """What the comparison has measured of a run, beside what the run says of itself."""
+        """The file with the comparison's own measurements of a run."""
         return self.run(member, seed).path / "comparison_record.json"
 
     def log(self, member: str, seed: int) -> Path:
-        """What the run would have printed."""
+        """The file that takes the run's output."""
         return self.run(member, seed).path / "log.txt"
 
     def others(self, members) -> list[str]:
@@ -51,5 +51,5 @@ class ComparisonDir:
 
 
 def name_of(member: str, seed: int) -> str:
-    """What a run is called, and where it lies in the comparison's folder."""
+    """The name of a run, which is its place in the comparison's folder."""
     return f"{member}/seed_{seed}"

@@ -1,4 +1,4 @@
-"""What a member's process does: makes one run as though it were alone, and notes how it ended and what it took."""
+"""Runs in a member's process: makes one run as though it were alone, and notes how it ended and what it took."""
 
 import dataclasses
 import os

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def peak_memory_bytes() -> int | None:
-    """Of this process since its beginning: all that it holds. None where the kernel does not tell."""
+    """The peak of all memory that this process has held; None where the kernel does not report it."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
@@ -16,7 +16,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def peak_device_memory_bytes() -> int | None:
-    """Of the fullest GPU since the process began; None where there is no GPU."""
+    """The peak of the fullest GPU since the process began; None where there is no GPU."""
     return max((tf.config.experimental.get_memory_info(device)["peak"] for device in _gpus()), default=None)
 
 

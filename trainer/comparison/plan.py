@@ -1,4 +1,4 @@
-"""What is compared: the members, the seeds, the metric, all read from the config and checked without building any."""
+"""Reads the members, the seeds and the metric of a comparison from the config, and checks them without building any."""
 
 import dataclasses
 import inspect

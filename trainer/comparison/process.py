@@ -30,7 +30,7 @@ MISTAKE, BUG = 2, 1
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What `build_strategy` is asked for in each process."""
+    """Arguments of `build_strategy` in each process."""
 
     strategy: str = "auto"
     virtual_devices: int = 0
@@ -58,7 +58,7 @@ class Process:
         sending.close()
 
     def answer(self) -> Any:
-        """What the process sends; raises `UserError` with its message for a mistake of the user's."""
+        """Returns the object that the process sends; raises `UserError` with its message for a user's mistake."""
         try:
             kind, value = self._receiving.recv()
         except EOFError:

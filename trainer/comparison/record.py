@@ -1,4 +1,4 @@
-"""What a comparison notes of a run that the run itself does not: how it ended, how long it took, what it forgot."""
+"""The comparison's record of a run, beside the run's own files: how it ended, how long it took, what it forgot."""
 
 import dataclasses
 import json

@@ -43,7 +43,7 @@ def terminal_table(plan: Plan, results: Sequence[Result]) -> Table:
 
 
 def sentences_of(plan: Plan, results: Sequence[Result]) -> list[str]:
-    """What may be said of the results; while runs are missing, that comes first and no order is claimed."""
+    """The conclusions from the results; while runs are missing, that comes first and no order is claimed."""
     alike = starts_alike(plan, results)
     faults = [sentence for sentence in alike if sentence.startswith("NOT")]
     failed = [
@@ -59,12 +59,12 @@ def sentences_of(plan: Plan, results: Sequence[Result]) -> list[str]:
 
 
 def lines_of(plan: Plan, member: str) -> str:
-    """What the config sets for one member, as lines of gin."""
+    """The bindings of one member, as lines of gin."""
     return "\n".join(f"{name} = {value}" for name, value in plan.bindings[member].items())
 
 
 def notes_of(plan: Plan, results: Sequence[Result]) -> list[str]:
-    """What one has to know to read the numbers."""
+    """Notes on how to read the numbers."""
     records = [result.record for result in results if result.record]
     count = len(plan.seeds)
     notes = [

@@ -1,4 +1,4 @@
-"""What a run reached, read from its files."""
+"""Reads the results of a run from its files."""
 
 import dataclasses
 import json

@@ -56,7 +56,7 @@ def run_members(
 
 
 def _record_of(files: ComparisonDir, job: Job, status: int, was_asked_to_leave: bool) -> RunRecord | None:
-    """What the process has noted, and what it could not note itself: that it had a bug, or was killed."""
+    """The record that the process wrote, completed where it had a bug or was killed and could not write it."""
     path = files.record(job.member, job.seed)
     record = read_record(path)
     if status in _AGAIN or status == 0 or was_asked_to_leave or (record and record.state == "failed"):

@@ -28,7 +28,7 @@ _BATCHES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a member starts from, in values that can be compared.
+    """A member's start, in values that can be compared.
 
     facts: what -> its value.  weights: name -> checksum of its restored value.  batches: checksum of the first
     global batches, None for data that is not the same twice.  metrics: names of what is evaluated, None without data.
@@ -91,7 +91,7 @@ def _is_of_member(error: UserError) -> bool:
 
 
 def send_start(config: str, source_config: str | None, seed: int, devices: Devices, answer: Callable) -> int:
-    """What a process does: builds a run up to its first step, and sends its `Start`.
+    """Runs in a process of its own: builds a run up to its first step, and sends its `Start`.
 
     source_config: None for a run without source data; else these are tried as well.
     """

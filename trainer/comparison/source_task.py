@@ -1,4 +1,4 @@
-"""What a run has forgotten: the metric on the data that its checkpoint was trained on, before and after."""
+"""Measures what a run has forgotten: the metric on the data that its checkpoint was trained on, before and after."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ class Spread:
 
 
 def spread_of(values: Sequence[float | None]) -> Spread | None:
-    """Of those that are known; None if none is."""
+    """Summarises the values that are known; None if none is."""
     known = [value for value in values if value is not None]
     return Spread(sum(known) / len(known), min(known), max(known), len(known)) if known else None
 
@@ -33,7 +33,7 @@ def chance_of_parting(num_seeds: int) -> float:
 
 
 def verdict(plan: Plan, results: Sequence[Result]) -> list[str]:
-    """What the final values allow to be said, a sentence each.
+    """The conclusions that the final values allow, a sentence each.
 
     Of two members one is above the other only if its worst seed is better than the other's best, with three seeds
     or more that all reached the end. Else no order is claimed.

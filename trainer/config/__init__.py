@@ -127,7 +127,7 @@ def bindings_of(configurable: str, *names: str) -> dict:
 
 
 def bound_value(configurable: str, parameter: str) -> tuple[Any, str]:
-    """What the config binds to a parameter, behind macros, and the macro's name; (None, "") where it binds nothing."""
+    """The value that the config binds to a parameter, behind macros, and the macro's name; (None, "") for none."""
     value, macro = resolved(gin.get_bindings(configurable, resolve_references=False).get(parameter))
     return (None, "") if is_required(value) else (value, macro)
 

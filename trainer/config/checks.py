@@ -66,7 +66,7 @@ def check_run_is_complete() -> None:
 
 
 def problems(gin_params: Sequence[str]) -> list[str]:
-    """What is wrong with the parsed config, a sentence each.
+    """The faults of the parsed config, a sentence each.
 
     gin_params: names that the command line binds. A binding in a file may wait for an optimizer
       that this run does not choose; one that was typed for this very run may not.
@@ -103,7 +103,7 @@ def _wrong_types() -> Iterator[str]:
 
 
 def _wrong_own_value(configurable, name: str, value) -> str:
-    """What one of our own parameters must be, by its annotation; empty if the value fits."""
+    """The expected value of one of our own parameters, by its annotation; empty if the value fits."""
     if not str(configurable.wrapped.__module__).startswith("trainer."):
         return ""  # other people's annotations promise nothing
     hint = typing.get_type_hints(configurable.wrapped).get(name, Any)
@@ -114,7 +114,7 @@ def _wrong_own_value(configurable, name: str, value) -> str:
 
 
 def _wrong_keras_value(configurable, name: str, value) -> str:
-    """What a Keras parameter must be, as far as its default tells; empty if the value may fit."""
+    """The expected value of a Keras parameter, as far as its default shows it; empty if the value may fit."""
     if is_reference(value):
         wanted = not value.evaluate and (_is_keras(value.configurable.selector) or _makes_schedule(value))
         return f"built already, so write @{value.selector}() with parentheses" if wanted else ""

@@ -54,7 +54,7 @@ def check_brackets(text: str, place: str) -> None:
 
 
 def bound_names(text: str) -> list[str]:
-    """What the unindented lines of a gin text bind, in order: `SGD.momentum`, `NUM_STEPS`."""
+    """The names that the unindented lines of a gin text bind, in order: `SGD.momentum`, `NUM_STEPS`."""
     return [name for name, _ in _bindings(text)]
 
 

@@ -1,4 +1,4 @@
-"""What gin keeps to itself and we need: what is bound, what can be bound, and where files are looked for.
+"""gin's private tables: what is bound, what can be bound, and where files are looked for.
 
 gin 0.5 has no public way to list its bindings, nor to say where includes come from. All use of its private names is
 here, and `check` names the first one that an upgrade has changed.
@@ -40,7 +40,7 @@ def bindings() -> Mapping[tuple[str, str], dict[str, Any]]:
 
 
 def configurable(selector: str):
-    """What a full selector stands for; `wrapped` is the function or class itself."""
+    """The configurable of a full selector; its `wrapped` is the function or class itself."""
     return _gin._REGISTRY[selector]
 
 

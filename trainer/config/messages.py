@@ -1,4 +1,4 @@
-"""What gin said -> what the person who wrote the config needs: the fault, its place, the nearest right name."""
+"""Turns gin's messages into ours: the fault, its place, the nearest right name."""
 
 import inspect
 import re
@@ -45,7 +45,7 @@ def explain(error: BaseException) -> str:
 
 
 def parameters_of(configurable: str) -> Mapping[str, inspect.Parameter]:
-    """What can be bound of a configurable, by name; of a class, the parameters of its `__init__`."""
+    """The parameters of a configurable that can be bound, by name; of a class, those of its `__init__`."""
     # What gin wraps around a class takes anything.
     return inspect.signature(gin_tables.match(configurable).wrapped).parameters
 

@@ -1,4 +1,4 @@
-"""What a value in the config refers to: references, and the macros they may hide behind."""
+"""Finds the references in a value of the config, and the macros that they may hide behind."""
 
 from typing import Any
 

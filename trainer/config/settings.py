@@ -18,7 +18,7 @@ MAY_DIFFER, OF_EVALUATION = {"may_differ": True}, {"of_evaluation": True}
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What holds for the fields of a settings class.
+    """Declares what may be done with the fields of a settings class.
 
     parameter: of `train`, which takes an object of the class.
     may_change: whether a run that is resumed may have other values without --allow_config_change.

@@ -45,7 +45,7 @@ def admits_builder(hint) -> bool:
 
 
 def in_words(hint) -> str:
-    """What the annotation asks for: `a whole number`."""
+    """The annotation in words: `a whole number`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(in_words(choice) for choice in arguments if choice is not type(None)))

@@ -46,7 +46,7 @@ class Data:
 
     @property
     def split_label(self) -> str:
-        """What metrics call it: the split, or the name of data that has none."""
+        """The label of its metrics: the split, or the name of data that has none."""
         return self.split or self.name
 
     def preprocessed(self, batch):
@@ -55,7 +55,7 @@ class Data:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Around what waits for examples, and nothing else: raises a `UserError` that names the damaged or lost file.
+        """Wraps what waits for examples, and nothing else: raises a `UserError` that names the damaged or lost file.
 
         To find it, all files are read, which may take as long as an epoch.
         """

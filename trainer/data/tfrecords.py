@@ -39,7 +39,7 @@ class Records:
         first_visit, offset = find_block(num_examples, block_size, seed, start)
 
         def plan(visit):
-            """What the visit-th block of the run is made of, and in which order."""
+            """The records of the visit-th block of the run, in their order."""
             begin, end, order = visit_block(num_examples, block_size, seed, int(visit))
             touched = range(int(np.searchsorted(ends, begin, side="right")), int(np.searchsorted(ends, end)) + 1)
             parts = []
@@ -80,7 +80,7 @@ class Records:
         return np.cumsum([take for _, _, take in self.segments])
 
     def decoder(self) -> Callable:
-        """What makes of [rows] serialized records feature -> [rows, ...]."""
+        """Returns a function from [rows] serialized records to feature -> [rows, ...]."""
         decode = as_it_is(self.decode)
         example = tf.data.Dataset.from_tensors("").map(decode).element_spec
         return lambda records: tf.map_fn(decode, records, fn_output_signature=example)

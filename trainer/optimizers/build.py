@@ -26,7 +26,7 @@ BEGIN_AT_ZERO = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerProof:
-    """What was seen of an optimizer before its first step.
+    """Proof of an optimizer's state before its first step.
 
     iterations: its step counter.  num_slots: variables beside counter and rate.
     slots: `all zero`, or `at their initial values`.  learning_rate: the rate of the first update.

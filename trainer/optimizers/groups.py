@@ -23,7 +23,7 @@ _UNDECAYED = {*_BIASES, "gamma", "scale"}
 
 @dataclasses.dataclass(frozen=True)
 class ParameterGroup:
-    """What `group` makes."""
+    """Made by `group`."""
 
     made_by: ClassVar = "group"  # for messages
 
@@ -215,7 +215,7 @@ def _depths(model: keras.Model, names, layer_decay: float | None, layer_blocks: 
 
 
 def _unit(name: str, layers: dict[str, keras.Layer], layer_blocks: str | None) -> str:
-    """What counts as the variable's layer: the outermost one that is no model, as a transformer's block is."""
+    """The variable's layer: the outermost one that is no model, such as a transformer's block."""
     block = re.search(layer_blocks, name) if layer_blocks else None
     if block:
         return block[0]

@@ -1,4 +1,4 @@
-"""What rate an optimizer will use at a step, read without stepping it."""
+"""Reads the rate that an optimizer will use at a step, without stepping it."""
 
 import keras
 import numpy as np

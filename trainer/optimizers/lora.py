@@ -17,7 +17,7 @@ from trainer.suggest import nearest
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """What `lora` makes."""
+    """Made by `lora`."""
 
     made_by: ClassVar = "lora"  # for messages
 
@@ -85,7 +85,7 @@ def add_lora(model: keras.Model, chosen: Lora) -> list[str]:
 def lora_variables(
     model: keras.Model, variables: Sequence[keras.Variable], chosen: Lora, report: RestoreReport | None
 ) -> list[keras.Variable]:
-    """Of the variables that could be trained the matrices, and what `also_trained` names.
+    """The variables to train: LoRA's matrices, and what `also_trained` names.
 
     Raises `UserError` for a pattern that finds none, and for a variable that starts fresh and would stay so.
     """
@@ -129,7 +129,7 @@ def holds_matrices(checkpoint) -> bool:
 
 
 def describe_lora(model: keras.Model, paths: Sequence[str], chosen: Lora) -> str:
-    """What was done to the model, in a line."""
+    """Describes in a line what was done to the model."""
     count = sum(int(variable.shape.num_elements()) for variable in _matrices(model))
     shown = f"{', '.join(paths[:4])}{', ...' * (len(paths) > 4)}"
     scale = (chosen.rank if chosen.alpha is None else chosen.alpha) / chosen.rank

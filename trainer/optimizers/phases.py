@@ -13,7 +13,7 @@ from trainer.suggest import nearest
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """What `plateau` makes."""
+    """Made by `plateau`."""
 
     metric: str = "loss"
     mode: str = "min"
@@ -23,7 +23,7 @@ class Plateau:
 
 @dataclasses.dataclass(frozen=True)
 class Swats:
-    """What `swats` makes."""
+    """Made by `swats`."""
 
     decay: float = 0.999
     tolerance: float = 1e-9
@@ -31,7 +31,7 @@ class Swats:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """What `phase` makes."""
+    """Made by `phase`."""
 
     made_by: ClassVar = "phase"  # for messages
 
@@ -177,7 +177,7 @@ def as_start(start: int | Plateau | Swats):
 
 
 def describe_starts(phases: Sequence[Phase], eval_every: int) -> list[str]:
-    """What decides when each phase begins, every number of it."""
+    """Describes when each phase begins, with every number that decides it."""
     return [
         repr(each.start) + (f", evaluated every {eval_every} steps" if isinstance(each.start, Plateau) else "")
         for each in phases

@@ -12,7 +12,7 @@ from trainer.errors import UserError
 
 @keras.saving.register_keras_serializable(package="trainer")
 class InverseSquareRoot(LearningRateSchedule):
-    """What `inverse_square_root` makes."""
+    """Made by `inverse_square_root`."""
 
     def __init__(self, initial_learning_rate: float, decay_steps: int):
         self.initial_learning_rate = initial_learning_rate
@@ -28,7 +28,7 @@ class InverseSquareRoot(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="trainer")
 class OneCycle(LearningRateSchedule):
-    """What `one_cycle` makes."""
+    """Made by `one_cycle`."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ def _half_cosine(first, last, done):
 
 @keras.saving.register_keras_serializable(package="trainer")
 class Warmup(LearningRateSchedule):
-    """What `warmup` makes."""
+    """Made by `warmup`."""
 
     def __init__(self, schedule: float | LearningRateSchedule, warmup_steps: int, start_learning_rate: float = 0.0):
         self.schedule = schedule

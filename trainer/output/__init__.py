@@ -1,1 +1,1 @@
-"""What a run writes and shows."""
+"""The files and the terminal output of a run."""

@@ -66,7 +66,7 @@ class MetricWriter:
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
-        """Around what writes: TensorFlow's writers bring everything to the disk whenever they are left."""
+        """Wraps what writes: TensorFlow's writers bring everything to the disk whenever they are left."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
@@ -123,7 +123,7 @@ class MetricWriter:
 
 
 def _scalar(name: str, value: float):
-    """What `tf.summary.scalar` writes of one value."""
+    """The summary that `tf.summary.scalar` writes for one value."""
     plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
     metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin, data_class="DATA_CLASS_SCALAR")
     tensor = tf.make_tensor_proto(value, tf.float32)

@@ -47,7 +47,7 @@ class ModelDir:
 
     @property
     def continuous_metrics(self) -> Path:
-        """What `launch.evaluate --continuous` has evaluated."""
+        """Evaluations by `launch.evaluate --continuous`."""
         return self.path / "continuous_metrics.jsonl"
 
     @property
@@ -65,7 +65,7 @@ class ModelDir:
 
     @property
     def final_weights(self) -> Path:
-        """Of the step that the run ends at; there only while it is there."""
+        """Weights of the step that the run ends at; there only while the run is there."""
         return self.path / "final.weights.h5"
 
     def weights_of(self, step: int) -> Path:
@@ -78,7 +78,7 @@ class ModelDir:
 
     @property
     def follower_lock_file(self) -> Path:
-        """Of `launch.evaluate --continuous`, which writes beside the run."""
+        """The lock of `launch.evaluate --continuous`, which writes beside the run."""
         return self.path / ".follower.lock"
 
     def events(self, name: str) -> Path:

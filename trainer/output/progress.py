@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a run trains."""
+"""Shows a run's progress in the terminal."""
 
 import sys
 import time

@@ -112,7 +112,7 @@ def restore_weights(
 
 
 def plan_weights(model: keras.Model, init_checkpoint, **rules) -> RestoreReport:
-    """What `restore_weights` would do with a built model; changes nothing and reads tables, no variables.
+    """Plans what `restore_weights` would do with a built model; changes nothing and reads tables, no variables.
 
     rules: `rename` to `copy_rows`, as `restore_weights` takes them.
     Raises `RestoreError`, with the plan, where `restore_weights` would.

@@ -91,7 +91,7 @@ def forget_traces(model: keras.Layer) -> None:
 
 
 def _arguments(model: keras.Layer, inputs) -> tuple[tuple, dict]:
-    """What `call` takes: one structure, or, where it asks for several inputs, each of them as its own argument."""
+    """The arguments of `call`: one structure, or, where it asks for several inputs, each of them as an argument."""
     parameters = inspect.signature(model.call).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
     if len(needed) > 1 and isinstance(inputs, list | tuple) and len(inputs) == len(needed):

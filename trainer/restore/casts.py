@@ -25,7 +25,7 @@ class CastLosses:
 
 
 def cast_losses(piece: np.ndarray, finite: np.ndarray, target: type) -> CastLosses:
-    """What becomes of a flat array of floats in the dtype `target`.
+    """Casts a flat array of floats to the dtype `target`.
 
     finite: whether each value is.  A value counts as subnormal only if it was none in its own dtype.
     """

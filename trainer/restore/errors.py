@@ -1,4 +1,4 @@
-"""What is raised where a restore is refused."""
+"""Raised where a restore is refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,5 +31,5 @@ class UndecidedRestore(RestoreError):
 
 
 def first_line(error: BaseException) -> str:
-    """Of the error's text, for a message of ours; its kind where it says nothing."""
+    """The error's text for a message of ours; its class where it has none."""
     return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:300])

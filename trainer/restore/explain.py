@@ -60,7 +60,7 @@ def _counts(report: RestoreReport, left: list[Record]) -> list[str]:
 
 
 def _tables(report: RestoreReport) -> list[str]:
-    """What can be done about vocabularies, without a rule."""
+    """Advice on vocabularies, for which there is no rule."""
     statuses = {table.status for table in report.table_problems}
     lines = []
     if "different" in statuses:
@@ -79,7 +79,7 @@ def _tables(report: RestoreReport) -> list[str]:
 
 
 def _fits_nothing(report: RestoreReport, left: list[Record]) -> list[str]:
-    """What is wrong here is the path, the model, or all the names."""
+    """The message where nothing fits: the path is wrong, the model, or all the names."""
     others = len(report.counter_keys) + len(report.other_keys)
     return [
         f"The checkpoint fits no variable of the model: 0 of {_total(report)} would be restored, and none was changed.",
@@ -109,7 +109,7 @@ def _to_paste(found: Sequence[Proposal], trials: Trials) -> list[str]:
 
 
 def _to_look_at(report: RestoreReport) -> list[str]:
-    """What a person has to decide, where no rule can be proposed."""
+    """The decision that is left to a person, where no rule can be proposed."""
     candidates: dict[str, list[str]] = {}
     for variables, weights in possible_homes(wanting(report), spare_weights(report)):
         if not _bare(weights):

@@ -35,7 +35,10 @@ def possible_homes(wanted: Sequence[Record], spare: Sequence[Record]) -> list[Ho
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Layer:
-    """What stands directly in one layer.  shapes: how many weights have each of them.  leaves: their last names."""
+    """The weights that stand directly in one layer.
+
+    shapes: how many weights have each of them.  leaves: their last names.
+    """
 
     name: str
     records: list[Record]

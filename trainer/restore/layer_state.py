@@ -1,4 +1,4 @@
-"""What layers compute with beside their variables: vocabularies, the boundaries of bins, constant statistics."""
+"""Layers' state beside their variables: vocabularies, the boundaries of bins, constant statistics."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ class LiveState(LayerState):
 
     @property
     def lacks(self) -> str:
-        """What it cannot compute without, "" where it has all."""
+        """The part without which the layer cannot compute, "" where it has all."""
         if "vocabulary" in self.values and len(self.values["vocabulary"]) <= self.special_tokens:
             return "vocabulary"
         return "bin_boundaries" if self.has_bins and not self.values["bin_boundaries"] else ""
@@ -128,7 +128,7 @@ def first_difference(ours: Sequence, theirs: Sequence, special_tokens: int = 0) 
 
 
 def boundaries_from(summary: np.ndarray, layer: keras.layers.Discretization) -> list[float]:
-    """What Keras computes of the summary that Keras 2 keeps in its files."""
+    """The boundaries that Keras computes of the summary that Keras 2 keeps in its files."""
     bins = layer.num_bins or len(layer.bin_boundaries) + 1
     other = keras.layers.Discretization(num_bins=bins, epsilon=layer.epsilon)
     other.summary = summary

@@ -157,7 +157,7 @@ def _judge(
 
 
 def _note_of_place(way: Pairing, entry: Entry, match: Match) -> list[str]:
-    """What the file calls an entry that was paired by nothing but its place."""
+    """The file's name of an entry that was paired by nothing but its place."""
     if way == Pairing.BY_PLACE:
         return [f"by place, where the file has {entry.label or match.names.get(entry, entry.name)}"]
     return [str(way.value)] if way == Pairing.BY_ORDER else []

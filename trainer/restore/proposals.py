@@ -29,7 +29,7 @@ _WAYS = {
 
 
 def proposals(report: RestoreReport, trials: Trials) -> list[Proposal]:
-    """What leaves fewest problems, the best first; nothing where no rule helps.
+    """The proposals that leave fewest problems, the best first; none where no rule helps.
 
     None of them takes away what is restored without it, or leaves a variable fresh that the file might fill.
     """

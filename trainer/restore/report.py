@@ -1,4 +1,4 @@
-"""What a restore does with every variable of the model and every entry of the file, as text and JSON."""
+"""Reports on every variable of the model and every entry of the file, as text and JSON."""
 
 import dataclasses
 import enum

@@ -11,7 +11,7 @@ from trainer.restore.live import LiveVariable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What the user allows. Every pattern is a regex that is searched for in normalised names.
+    """The user's rules. Every pattern is a regex that is searched for in normalised names.
 
     A name of the checkpoint is written from the object that fits the model (`backbone/kernel`), as in
     the report; the whole path from the file's top (`model/backbone/kernel`) is understood as well.

@@ -1,4 +1,4 @@
-"""What a person sees of a restore: a bar when it takes longer than two seconds, and five lines in the log."""
+"""Shows a restore: a bar when it takes longer than two seconds, and five lines in the log."""
 
 import sys
 import time

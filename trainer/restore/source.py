@@ -1,4 +1,4 @@
-"""What every reader gives: a checkpoint as a tree of the writer's objects, each entry's kind, and tensors on demand."""
+"""The interface of every reader: a checkpoint as a tree of objects, each entry's kind, and tensors on demand."""
 
 import abc
 import dataclasses
@@ -97,7 +97,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slot:
-    """What an optimizer keeps of one variable.
+    """An optimizer's state of one variable.
 
     name: the attribute that lists it in Keras, or the slot's name in Keras 2's legacy optimizers.
     variable: the weight that it belongs to, as the file itself says; None where it does not, and `why` not.
@@ -237,7 +237,7 @@ def is_copy_of(source: CheckpointSource, one: Entry, other: Entry) -> bool:
 
 
 def _checksum(source: CheckpointSource, entry: Entry) -> int:
-    """Of the entry's bytes; only a file that has no checksum of it is read."""
+    """The checksum of the entry's bytes; only a file that has none of it is read."""
     checksum = source.crc32c(entry)
     if checksum is None:
         checksum = 0
@@ -281,7 +281,7 @@ def is_named_weight(key: str) -> bool:
 
 
 def describe_source(source: CheckpointSource) -> str:
-    """What is in a checkpoint, for a person: every weight by name, the other kinds by number and size."""
+    """Describes a checkpoint for a person: every weight by name, the other kinds by number and size."""
     lines = [f"{printable(source.path)}  ({source.format})", *about_lines(source)]
     for kind in KINDS:
         entries = source.of_kind(kind)

@@ -116,7 +116,7 @@ def _merged(state: LiveState, parts: Sequence[LayerState]) -> dict[str, list]:
 
 
 def _as_integers(words: list) -> list:
-    """What stands in a text file as integers again."""
+    """The integers that stand in a text file."""
     return [int(word) if isinstance(word, str) and re.fullmatch(r"-?[0-9]{1,19}", word) else word for word in words]
 
 
@@ -180,7 +180,7 @@ def _an(what: str) -> str:
 
 
 def _others(state: LiveState, theirs: Sequence[LayerState], pairs: Pairs) -> str:
-    """What the file has under other names."""
+    """The entries that the file has under other names."""
     taken = {id(other) for other, _ in pairs.values()}
     spare = [join(s.place, what) for s in theirs if id(s) not in taken for what in s.values if what in state.values]
     return f"the file has {', '.join(printable(name) for name in spare[:4])} for no layer of the model" if spare else ""

@@ -164,7 +164,7 @@ def _variables_below(node: LiveNode | Node) -> Iterator[tuple[str, tuple[int, ..
 
 
 def _weaker(one: Pairing, other: Pairing) -> Pairing:
-    """What says less of two steps on the way to a variable."""
+    """The less specific of two steps on the way to a variable."""
     return max(one, other, key=_FROM_STRONG_TO_WEAK.index)
 
 

@@ -49,7 +49,7 @@ class Built:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What was found when the parts were tried together.
+    """The findings when the parts were tried together.
 
     notes: for a person, by heading.
     tpu_obstacles: with jit_compile, the operations that XLA compiles here and a TPU would refuse.

@@ -25,7 +25,7 @@ from trainer.step.trace_checks import trace_loss
 
 
 def describe_start(built: Built, notes: Mapping[str, str], resumed_step: int | None) -> str:
-    """What the run starts from: the restore report and the proof that the optimizer is new.
+    """Describes the run's start: the restore report and the proof that the optimizer is new.
 
     notes: what else a person should know, by heading.  resumed_step: None on a fresh run.
     """
@@ -226,7 +226,7 @@ def describe_parts(built: Built) -> dict[str, str]:
 
 
 def describe_decay(built: Built) -> str:
-    """What the weight decay of an optimizer without groups touches; nothing where it has none."""
+    """Describes the weight decay of an optimizer without groups; empty where it has none."""
     optimizer = getattr(built.state.optimizer, "inner_optimizer", built.state.optimizer)
     if isinstance(optimizer, GroupedOptimizer) or not optimizer.weight_decay:
         return ""

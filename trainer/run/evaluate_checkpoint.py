@@ -1,4 +1,4 @@
-"""What a checkpoint is worth to a config: its metrics on the evaluation data, and how it would be restored."""
+"""Evaluates a checkpoint with a config: its metrics on the evaluation data, and how it would be restored."""
 
 import contextlib
 import json
@@ -133,7 +133,7 @@ def follow(
 
 
 def _written_at(checkpoint: str) -> int:
-    """What distinguishes a checkpoint from a later one of the same step; 0 for one that is gone by now."""
+    """The time that distinguishes a checkpoint from a later one of the same step; 0 for one that is gone by now."""
     try:
         return os.stat(f"{checkpoint}.index").st_mtime_ns
     except FileNotFoundError:

@@ -35,7 +35,7 @@ class Identity:
     changed_at: float = -1
 
     def notes(self) -> dict[str, str]:
-        """What a person should know of it, by heading."""
+        """Notes for a person, by heading."""
         return {"config changed": f"and allowed to:\n{self.changes}"} if self.changes else {}
 
     def as_file(self, changed_at: float) -> str:
@@ -75,7 +75,7 @@ def _run_identity(built: Built) -> str:
 
 
 def _check_same_run(files: ModelDir, identity: str, allow_change: bool, evaluation_decides: bool) -> str:
-    """What differs, line by line, if the folder holds steps of a run with another identity; "" if nothing does.
+    """The differences, line by line, if the folder holds steps of a run with another identity; "" for none.
 
     evaluation_decides: whether evaluations decide the weights, as where a phase waits for a plateau.
 

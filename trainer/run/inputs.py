@@ -1,4 +1,4 @@
-"""What a run is given, tested as a whole, and what is read of it before a variable is made."""
+"""The settings of a run as a whole, and its inputs, read before a variable is made."""
 
 import dataclasses
 import os

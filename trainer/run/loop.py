@@ -32,7 +32,7 @@ class LossNotFinite(UserError):
 
 
 def finite_metrics(loops: Sequence[Mapping], step: int, optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
-    """What the last of some loops on the device gave, as numbers of the host; raises `LossNotFinite`.
+    """The metrics of the last of some loops on the device, as numbers of the host; raises `LossNotFinite`.
 
     loops: 'loss' and 'grad_norm' of each as scalar tensors, waited for here.
     """
@@ -48,7 +48,7 @@ def finite_metrics(loops: Sequence[Mapping], step: int, optimizer: keras.optimiz
 
 
 class Run(Protocol):
-    """What the loop calls; `Session` is one."""
+    """The object that the loop drives; `Session` is one."""
 
     state: TrainState
 
@@ -142,7 +142,7 @@ class TrainingLog:
         self._progress.show_rate(steps_per_second, examples_per_second, values["loss"])
 
     def pause(self) -> contextlib.AbstractContextManager[None]:
-        """Around what is no training: an evaluation, a save."""
+        """Wraps what is no training: an evaluation, a save."""
         return self._clock.stopped()
 
 

@@ -44,7 +44,7 @@ def refuse_empty_layers(model: keras.Model) -> None:
 
 
 def describe_batch_norm(model: keras.Model, batch_size: int) -> dict[str, str]:
-    """What it costs not to synchronise, under a heading; nothing for a model without BatchNormalization."""
+    """Describes the cost of not synchronising, under a heading; nothing for a model without BatchNormalization."""
     names = [layer.name for layer in _batch_norms(model) if layer.trainable]
     if not names:
         return {}
@@ -56,7 +56,7 @@ def describe_batch_norm(model: keras.Model, batch_size: int) -> dict[str, str]:
 
 
 def describe_half_precision(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, str]:
-    """What float16 costs without a loss scale, under a heading; nothing for other models, and with one."""
+    """Describes the cost of float16 without a loss scale, under a heading; nothing for other models, and with one."""
     names = [layer.name for layer in layers_of(model) if layer.compute_dtype == "float16" and layer.trainable_variables]
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or optimizer.loss_scale_factor
     if not names or scaled:

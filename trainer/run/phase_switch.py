@@ -26,7 +26,7 @@ class PhaseWatch:
         self._told = self._optimizer.current_phase() if self._optimizer is not None else 0
 
     def row(self) -> dict[str, int]:
-        """What a logged row holds of the phase: its number, from 1, and the steps before it began."""
+        """The phase in a logged row: its number, from 1, and the steps before it began."""
         if self._optimizer is None:
             return {}
         number = self._optimizer.current_phase()

@@ -21,11 +21,11 @@ _LAST_WORDS_SECONDS = 2.0  # a disk that hangs must not keep the process from le
 
 
 class Interrupted(Exception):
-    """What is going on is left unfinished, on all workers: a signal came to one of them."""
+    """Raised on all workers when a signal came to one of them: the work in progress is left unfinished."""
 
 
 class Preemption:
-    """What a run asks between two device loops or batches: whether SIGTERM or SIGINT came, and whether time is left.
+    """Answers, between two device loops or batches, whether SIGTERM or SIGINT came and whether time is left.
 
     Used as a context manager, see `StopSignals`. A second signal ends the process at once: the last checkpoint on
     disk is whole all the same.

@@ -1,4 +1,4 @@
-"""What a run leaves behind, for the program that called `train`."""
+"""The result of a run, for the program that called `train`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from trainer.run.build import Built
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What `train` leaves behind.
+    """Returned by `train`.
 
     finished: False if a signal or `Limits.max_seconds` stopped the run before `num_steps`; the same call resumes it.
     initial_metrics, final_metrics: evaluations at step 0 and at the last step; empty without eval_data.

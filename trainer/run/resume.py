@@ -13,7 +13,7 @@ from trainer.run.inputs import Inputs, Settings
 
 
 class Start(enum.Enum):
-    """What a run starts from: random weights, another run's weights, or its own last checkpoint."""
+    """A run's start: random weights, another run's weights, or its own last checkpoint."""
 
     FRESH = "fresh"
     RESTORED = "restored"

@@ -175,7 +175,7 @@ class Session:
             self._progress.say(f"{error} The run continues without (Saving.on_error = 'continue').")
 
     def _save_seconds(self) -> float:
-        """What a save takes that is made at the end, as far as it is known."""
+        """The time of a save at the end of the run, as far as it is known."""
         if self._checkpoints is None:
             return 0.0
         return self._checkpoints.longest_seconds or 1 + self.state.size_bytes() / _SLOW_DISK_BYTES_PER_SECOND

@@ -1,4 +1,4 @@
-"""What a run is asked to do: frozen dataclasses that gin binds, each tested as soon as it is made.
+"""The settings of a run: frozen dataclasses that gin binds, each tested as soon as it is made.
 
 `Intervals.eval_every = 20` in a config sets a field. A class declares what may be done with its fields: whether a
 resumed run may have others, and whether the members of a comparison may differ in them.
@@ -199,7 +199,7 @@ class Saving(Checked):
 @settings("limits", may_change=True)
 @dataclasses.dataclass(frozen=True)
 class Limits(Checked):
-    """What ends a run before `num_steps`, and what does not."""
+    """Limits that end a run before `num_steps`, and errors that do not."""
 
     max_seconds: float = 0
     """After so many the run saves and stops, as at a signal, its last loops shortened; 0 for no end."""
@@ -227,7 +227,7 @@ class Limits(Checked):
 @settings("invocation", may_change=True, by_flag=True)
 @dataclasses.dataclass(frozen=True)
 class Invocation(Checked):
-    """What a single command asks for, by its flags; no config sets it."""
+    """Options of a single command, set by its flags; no config sets them."""
 
     allow_config_change: bool = dataclasses.field(default=False, metadata={"flag": "--allow_config_change"})
     """Resumes a run whose config was another one, from its last step; the changes are printed."""

@@ -1,4 +1,4 @@
-"""What `train` is called with makes sense by itself, before anything is built of it."""
+"""Checks the arguments of `train` one by one, before anything is built of them."""
 
 import keras
 import tensorflow as tf

@@ -60,7 +60,7 @@ class Deadline:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Around a save or an evaluation."""
+        """Wraps a save or an evaluation."""
         start = self._clock()
         yield
         seconds = self._clock() - start

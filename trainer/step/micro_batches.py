@@ -36,7 +36,7 @@ def part_of(structure, index, parts: int):
 def step_inputs(
     batches: StackedBatches, stack, step: tf.Tensor, strategy: tf.distribute.Strategy, accumulation_steps: int
 ):
-    """What `strategy.run` gives each replica of one step in a stack: its rows of every micro-batch.
+    """The input of `strategy.run` for one step of a stack: each replica's rows of every micro-batch.
 
     stack: of `batches`.
     Returns [rows, ...], or [micro-batches, rows, ...] where `accumulation_steps` is above 1.

@@ -1,4 +1,4 @@
-"""What layers draw in training: other numbers on every replica, or for each example those of one replica."""
+"""Random numbers of layers in training: other ones on every replica, or for each example those of one replica."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ _here = threading.local()  # MirroredStrategy traces every replica in a thread o
 
 @contextlib.contextmanager
 def drawing(kind: str, num_rows: int) -> Iterator[None]:
-    """What the layers of Keras draw inside, in a replica's part of the train step.
+    """Sets how the layers of Keras draw inside, in a replica's part of the train step.
 
     kind: `per_replica` folds the replica's number into every seed, which Keras leaves the same on all
       of them. `per_example` draws for the rows of all replicas and takes this replica's, so that masks

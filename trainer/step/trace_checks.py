@@ -51,7 +51,7 @@ def trace_loss(model: keras.Model, task: Task, data: Data, batch_size: int):
 
 
 def _check_parts_add_up(model: keras.Model, task: Task, data: Data, batch_size: int) -> None:
-    """What a model adds of a batch is a mean over its examples, and such means add up where all weigh the same."""
+    """Tests a model's own losses: each is a mean over the examples, and such means add up where all weigh the same."""
 
     def loss(batch, weight):
         _, weight_sum, _ = task.loss_and_outputs(model, batch, None, training=True)

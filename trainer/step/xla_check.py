@@ -16,7 +16,7 @@ _WHO = "Step.jit_compile, and every TPU"
 
 
 def describe_fitness(obstacles: Sequence[str]) -> str:
-    """What `check_xla` found, in a line."""
+    """Describes in a line what `check_xla` found."""
     if not obstacles:
         return "compiles; every shape is static"
     return f"compiles; a TPU would refuse shapes that depend on values: {_list(obstacles)}"
@@ -31,7 +31,7 @@ def check_xla(
     strategy: tf.distribute.Strategy,
     eval_data: Data | None = None,
 ) -> list[str]:
-    """What a TPU would refuse though XLA on this machine compiles it: operations of dynamic shape, with their place.
+    """The operations of dynamic shape, with their place: a TPU would refuse them though XLA compiles them here.
 
     batch_size: examples that one replica sees in one micro-batch.
     eval_data: what evaluations are of, if there are any; only a TPU compiles them.

@@ -1,1 +1,1 @@
-"""What a model is trained for: losses, metrics, style transfer."""
+"""The tasks that a model is trained for: losses, metrics, style transfer."""

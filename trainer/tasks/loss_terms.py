@@ -30,7 +30,7 @@ def _is_weight(weight) -> bool:
 
 
 def weights_by_class(class_weight: Mapping[int, float], target, outputs) -> tf.Tensor:
-    """What each target weighs, float32; classes that are not named weigh 1.
+    """The weight of each target, float32; classes that are not named weigh 1.
 
     target: the class, [...] or [..., 1], or a number for each class, [..., classes].
     """

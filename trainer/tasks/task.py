@@ -1,4 +1,4 @@
-"""What every task answers: which features the model is called with, its loss and its metrics."""
+"""The interface of every task: the features that the model is called with, its loss and its metrics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from trainer.errors import UserError
 
 
 class Task:
-    """What every task answers. A batch is a dict of features; `weight` [batch] is 0 for filling, None for ones.
+    """The interface of every task. A batch is a dict of features; `weight` [batch] is 0 for filling, None for ones.
 
     inputs: the feature that the model is called with, a list of them, or a dict of the model's names for them.
     """
@@ -33,7 +33,7 @@ class Task:
         return list(self.inputs.values() if isinstance(self.inputs, Mapping) else self.inputs)
 
     def describe(self) -> dict:
-        """What distinguishes this task from another, as JSON values."""
+        """The settings that distinguish this task from another, as JSON values."""
         raise NotImplementedError
 
     def check_values(self, outputs: tf.TensorSpec, examples: Mapping) -> None:
@@ -49,7 +49,7 @@ class Task:
         return data
 
     def notes(self) -> dict[str, str]:
-        """What else is printed before the first step, by heading."""
+        """Notes that are printed before the first step, by heading."""
         return {}
 
     def write_artifacts(self, model, data, folder: Path, step: int) -> None:
@@ -66,7 +66,7 @@ class Task:
         return self.loss_and_outputs(model, batch, weight, training)[:2]
 
     def loss_and_outputs(self, model, batch, weight, training: bool) -> tuple:
-        """What `loss` gives, and the model's outputs; None where a loss of the user's own calls the model itself."""
+        """The result of `loss`, and the model's outputs; None where a loss of the user's own calls the model itself."""
         raise NotImplementedError
 
     def new_metrics(self) -> dict[str, keras.metrics.Metric]:

@@ -1,4 +1,4 @@
-"""What becomes of the old optimizer's state: nothing, its step count, or the slots that mean the same."""
+"""Takes over the old optimizer's state: nothing, its step count, or the slots that mean the same."""
 
 import contextlib
 import dataclasses
@@ -132,7 +132,7 @@ def _set_what_follows(inner, step: int) -> list[str]:
 
 
 def momentum_product(nadam: keras.optimizers.Nadam, steps: int) -> tf.Tensor:
-    """What Nadam's `_u_product` is after so many steps, by the operations that it makes in each of them."""
+    """Nadam's product of momenta after so many steps, by the operations that it makes in each of them."""
     dtype = keras_internals.momentum_product(nadam).dtype
     product = tf.ones([], dtype)
     for step in range(steps):

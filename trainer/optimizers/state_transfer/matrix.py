@@ -123,12 +123,12 @@ def class_of(saved: SavedOptimizer) -> str:
 
 
 def slot_name(old: str, saved: SavedOptimizer, name: str) -> str:
-    """What Keras 3 calls a slot that the file calls `name`."""
+    """Keras 3's name of a slot that the file calls `name`."""
     return _names(old, saved.style).get(name, name)
 
 
 def cell(old: str, new: str) -> dict[str, tuple[str, ...]]:
-    """What a cell of the matrix says, by the classes of both; raises `UserError` for one that is not there."""
+    """The cell of the matrix for two classes; raises `UserError` for one that is not there."""
     if (old, new) in MATRIX:
         return MATRIX[old, new]
     targets = [target for source, target in MATRIX if source == old]

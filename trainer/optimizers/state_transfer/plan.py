@@ -196,7 +196,7 @@ class _Pairing:
 
 
 def late_start(optimizer) -> list[str]:
-    """What it means to begin with empty slots at a late step; nothing for those that do not go by the step count.
+    """Notes on empty slots at a late step; none for optimizers that do not use the step count.
 
     Of m = (1 - beta_1) g and v = (1 - beta_2) g^2 after one step, uncorrected; Lamb scales its update to the weight.
     """

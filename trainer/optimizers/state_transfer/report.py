@@ -1,4 +1,4 @@
-"""What becomes of every slot of the new optimizer and every entry of the old one, as text and JSON."""
+"""Reports on every slot of the new optimizer and every entry of the old one, as text and JSON."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ class LeftEntry:
 
 @dataclasses.dataclass(frozen=True)
 class StateTransfer:
-    """What became of the old optimizer's state.
+    """Report on the old optimizer's state.
 
     source: class of the optimizer in the file, "" where only its step count is taken.  target: that of the new one.
     step: the step count that is carried over.  notes: what a person should know of it.

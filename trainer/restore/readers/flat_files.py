@@ -1,4 +1,4 @@
-"""What readers share whose format is one flat list of named tensors: kinds by name, a tree, possible shapes."""
+"""Shared by readers whose format is one flat list of named tensors: kinds by name, a tree, possible shapes."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What the sources of HDF5 files share, and the source of a file that is none of Keras'."""
+"""The base of all sources of HDF5 files, and the source of a file that is none of Keras'."""
 
 import contextlib
 import dataclasses

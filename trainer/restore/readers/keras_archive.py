@@ -25,7 +25,7 @@ _ASSETS, _VOCABULARY, _INNER_VOCABULARY = "assets/", "/vocabulary.txt", "/_looku
 
 
 class KerasArchiveSource(KerasWeightsSource):
-    """What `model.save("x.keras")` wrote."""
+    """Reads what `model.save("x.keras")` wrote."""
 
     format = "Keras archive (.keras)"
     damage = (*KerasWeightsSource.damage, *Archive.damage)

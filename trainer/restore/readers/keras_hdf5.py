@@ -29,7 +29,7 @@ def open_hdf5(path: str) -> CheckpointSource:
 
 
 class KerasLegacySource(Hdf5Source):
-    """What Keras 1 and 2 wrote, and what `model.save("x.h5")` still writes.
+    """Reads what Keras 1 and 2 wrote, and what `model.save("x.h5")` still writes.
 
     `top.layers` are the layers that hold weights; `top.own` are the model's own variables.
     file: the file at `path`, where it is open already.

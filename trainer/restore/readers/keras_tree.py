@@ -50,7 +50,7 @@ class WeightsTree:
         return node
 
     def _part(self, name: str, group: Group, path: str, kind: str) -> Node:
-        """What an attribute holds. Keras gives every object its `vars`, and lists, dicts and tuples none."""
+        """The object that an attribute holds. Keras gives every object its `vars`, and lists, dicts and tuples none."""
         kind = kind or kind_of_part(name, group)
         if kind or "vars" in group.groups or group.entries:
             return self._object(group, path, kind)

@@ -17,7 +17,7 @@ MAX_TEXT_BYTES = 256 << 20
 
 
 class KerasWeightsSource(Hdf5Source):
-    """What `model.save_weights` wrote: no names of variables, only their order in each layer.
+    """Reads what `model.save_weights` wrote: no names of variables, only their order in each layer.
 
     file: the file at `path`, where it is open already.
     """

@@ -171,7 +171,7 @@ def _read_header(file: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
 
 
 def _elements_as_bytes(raw: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """What TensorFlow has no number for, one `bytes` an element; text in UTF-8."""
+    """An array for which TensorFlow has no number type, one `bytes` an element; text in UTF-8."""
     if dtype.kind in "US":
         texts = raw.view(dtype).tolist()
         elements = [text.encode() if isinstance(text, str) else text for text in texts]

@@ -84,7 +84,7 @@ def _places(nodes) -> Iterator[tuple[str, int]]:
 
 
 def _table(graph, node, folder: str) -> list | None:
-    """What a table is filled with, None for one that is filled later or not at all."""
+    """The values that a table is filled with, None for one that is filled later or not at all."""
     nodes = graph.object_graph_def.nodes
     functions = [nodes[child.node_id] for child in node.children if child.local_name == "_initialize"]
     names = [name for function in functions for name in function.function.concrete_functions]

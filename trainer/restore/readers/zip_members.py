@@ -15,7 +15,7 @@ _MAX_TIMES = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # as long as i
 
 
 def members(archive: zipfile.ZipFile, file: str) -> list[zipfile.ZipInfo]:
-    """What an archive holds, without its folders; raises `ValueError` for what no such archive can hold."""
+    """The members of an archive, without its folders; raises `ValueError` for what no such archive can hold."""
     infos = archive.infolist()
     archive_bytes = os.path.getsize(file)
     _assert_all_listed(file, archive_bytes, len(infos))

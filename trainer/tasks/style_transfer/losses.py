@@ -1,4 +1,4 @@
-"""What content, style and smoothness of a picture are worth in numbers; each loss is [batch] float32.
+"""Losses for the content, style and smoothness of pictures; each is [batch] float32.
 
 Source: Gatys, Ecker, Bethge (2016), equations 1 to 5. Features are [batch, height, width, channels], with N channels
 at M = height * width places.

@@ -1,4 +1,4 @@
-"""What style transfer trains: the pictures themselves, or a network that makes them from photographs."""
+"""Models of style transfer: the pictures themselves, or a network that makes them from photographs."""
 
 from collections.abc import Sequence
 

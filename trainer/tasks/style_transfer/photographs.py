@@ -42,7 +42,7 @@ def read_photograph(name: str, size: int) -> np.ndarray:
 
 
 def title_of(name: str) -> str:
-    """What files and headings call a photograph: its file name without folder and ending."""
+    """A photograph's name in files and headings: its file name without folder and ending."""
     stem = os.path.splitext(re.split(r"[/:]", name)[-1])[0]
     return re.sub(r"[^\w-]+", "_", stem) or "image"
 
