@@ -260,7 +260,7 @@ def wait_until_slow(path, processes, times=3) -> None:
 def test_a_second_signal_leaves_at_once_from_inside_a_device_loop(tmp_path, half, numbers, num_steps, same_bits):
     shutil.copytree(half, tmp_path / "run")
     before = saved(tmp_path / "run")
-    one_loop = [f"--gin_param=train.{name} = 0" for name in ("log_every", "eval_every", "checkpoint_every")]
+    one_loop = [f"--gin_param=Intervals.{name} = 0" for name in ("log_every", "eval_every", "checkpoint_every")]
     one_loop += ["--gin_param=Intervals.steps_per_loop = 1000", "--gin_param=Limits.grace_seconds = 0"]
     slow = {"FAULT_SLOW": f"training 2 {tmp_path / 'slow'}"}
     processes = start(tmp_path / "run", num_steps, "one replica", *one_loop, **slow)
@@ -331,7 +331,7 @@ def test_the_end_of_the_grace_time(tmp_path, half, where, num_steps, same_bits):
 @pytest.mark.timeout(900)
 def test_the_end_of_its_time(tmp_path, same_bits):
     num_steps = 400  # of 0.2 s: it is not through before a try has ended within a loop
-    loops = [f"--gin_param=train.{name} = 10" for name in ("checkpoint_every", "steps_per_loop")]
+    loops = [f"--gin_param=Intervals.{name} = 10" for name in ("checkpoint_every", "steps_per_loop")]
     # A loop takes 2 s then, and a save next to nothing: the end comes within a loop.
     slow = {"FAULT_SLOW": f"training 0.2 {tmp_path / 'slow'}"}
 

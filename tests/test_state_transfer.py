@@ -584,7 +584,7 @@ def test_the_dry_run_the_text_and_the_json_list_what_is_carried_and_a_refusal_en
     assert report["state_transfer"]["step"] == 60 and len(report["state_transfer"]["carried"]) == 20
     assert report["optimizer_keys_read"] == len(report["transferred_keys"]) == 21
     assert all(record["checksum"].startswith("crc32c:") for record in report["state_transfer"]["carried"])
-    assert "optimizer state  carry: step 60" in (tmp_path / "run/restore_report.txt").read_text()
+    assert "optimizer state  slots: step 60" in (tmp_path / "run/restore_report.txt").read_text()
 
 
 def test_the_readmes_matrix_is_the_one_that_is_carried_by():

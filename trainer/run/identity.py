@@ -107,14 +107,14 @@ def _changed_at(files: ModelDir) -> int:
 def _arguments(built: Built) -> str:
     optimizer, model, data = built.state.optimizer, built.state.model, built.inputs.train_data
     given = {
-        "model": f"{type(model).__name__}, {len(model.weights)} weights, {model.count_params()} numbers",
-        "task": built.settings.task.describe(),
-        "optimizer": {"class": type(optimizer).__name__, **optimizer.get_config()},
-        "train_data": f"{data.label}, {data.num_examples} examples",
-        "preprocess": getattr(data.preprocess, "__qualname__", None),
+        "train.model": f"{type(model).__name__}, {len(model.weights)} weights, {model.count_params()} numbers",
+        "train.task": built.settings.task.describe(),
+        "train.optimizer": {"class": type(optimizer).__name__, **optimizer.get_config()},
+        "train.train_data": f"{data.label}, {data.num_examples} examples",
+        "train.train_data.preprocess": getattr(data.preprocess, "__qualname__", None),
         **built.settings.decisive(),
     }
-    return "".join(f"{name} = {text}\n" for name, text in _flat("train", given))
+    return "".join(f"{name} = {text}\n" for key, value in given.items() for name, text in _flat(key, value))
 
 
 def _flat(name: str, value) -> Iterator[tuple[str, str]]:

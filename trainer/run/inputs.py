@@ -76,16 +76,17 @@ class Settings:
         )
 
     def decisive(self) -> dict[str, Any]:
-        """{`restore.rename`: value} of what decides the weights and can be compared, data, model and task left out."""
-        given = {"num_steps": self.num_steps, "global_batch_size": self.global_batch_size, "seed": self.seed}
+        """{`Restore.rename`: value} of what decides the weights and can be compared, data, model and task left out."""
+        names = ("num_steps", "global_batch_size", "seed")
+        given: dict[str, Any] = {f"train.{name}": getattr(self, name) for name in names}
         phases = describe_starts(self.finetune.phases, self.intervals.eval_every)
         for name in ("restore", "finetune", "step"):
             part = getattr(self, name)
             fields = (
                 {} if part is None else {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
             )
-            given |= {f"{name}.{field}": value for field, value in fields.items()}
-        return given | {"finetune.phases": phases}
+            given |= {f"{name.capitalize()}.{field}": value for field, value in fields.items()}
+        return given | {"Finetune.phases": phases}
 
     def _check_best_metric(self) -> None:
         name = self.saving.best_metric

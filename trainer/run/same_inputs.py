@@ -21,7 +21,7 @@ def check_same_run_everywhere(
 ) -> None:
     """Compares with the chief's what decides the steps, before a variable is made; a collective of all workers.
 
-    settings: `restore.rename` -> its value, and so on.
+    settings: `Restore.rename` -> its value, and so on.
     Raises `UserError`, on all workers, where one of them has other data or settings.
     """
     if agreement.workers == 1:
