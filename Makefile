@@ -7,7 +7,7 @@ REPLICAS := --strategy=mirrored --virtual_devices=2
 # Marks the folder of a run before it begins, unless it is there already: `make clean` removes only what has the mark.
 MARK = @test -e $(1) || { mkdir -p $(1) && touch $(1)/.made_by_make; }
 
-.PHONY: help install finetune compare story-linear story-conv story-custom style-transfer configurables test test-all test-distributed test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore lint typecheck format lock clean
+.PHONY: help install finetune compare story-linear story-conv story-custom style-transfer configurables test test-all test-distributed test-restore test-parity test-resume check-tpu bench bench-scaling benchmark-restore docs lint typecheck format lock clean
 
 help:            ## this list
 	@awk 'match($$0, /^[a-z-]+:/) && (text = index($$0, "## ")) { \
@@ -107,6 +107,13 @@ bench: .venv/orbit  ## speed beside the bare floor, Orbit and Keras fit; start-u
 bench-scaling: install  ## one and two processes on a core each; accumulation over a slow wire (as root: in network namespaces)
 	$(BIN)/python tests/benchmarks/scaling.py
 
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev,docs]'
+	@touch $@
+
+docs: .venv/docs  ## the site of docs/ with its reference, into site/; a broken link is an error
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/mkdocs build --strict --quiet
+
 lint: install  ## ruff, lint and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -117,10 +124,10 @@ format: install  ## lets ruff fix and format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 lock: install  ## writes requirements.lock again, for all supported Python versions
-	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile pyproject.toml --extra dev --extra schemas --universal --python-version 3.10 --no-header --no-annotate --output-file requirements.lock
+	$(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip compile pyproject.toml --extra dev --extra schemas --extra docs --universal --python-version 3.10 --no-header --no-annotate --output-file requirements.lock
 
 clean:           ## removes the environment, caches and the runs that these targets made; never a run of yours
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find configs launch tests trainer -name __pycache__ -prune -exec rm -rf {} +
 	for mark in runs/*/.made_by_make; do rm -rf "$${mark%/.made_by_make}"; done
 	rmdir runs 2>/dev/null || true

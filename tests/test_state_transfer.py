@@ -590,4 +590,4 @@ def test_the_dry_run_the_text_and_the_json_list_what_is_carried_and_a_refusal_en
 def test_the_readmes_matrix_is_the_one_that_is_carried_by():
     table = matrix_table()
     assert table.count("\n") == 1 + len({cell for cell in SLOTS if cell not in ("AdamW", "Nadam", "Lamb")})
-    assert table in (REPOSITORY / "README.md").read_text()
+    assert table in (REPOSITORY / "docs/optimizers.md").read_text()
