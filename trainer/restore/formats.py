@@ -9,7 +9,7 @@ from trainer.restore.source import CheckpointSource
 # By the ends that `find.WEIGHT_FILES` lists, in any case; whatever ends otherwise is a TensorFlow prefix. By name,
 # and imported when a file needs it: the libraries behind them take longer to import than a small model to train.
 _READERS = [
-    (".weights.json", "keras_weights.KerasWeightsSource"),
+    (".weights.json", "keras_archive.open_weights"),
     (".weights.h5", "keras_hdf5.open_hdf5"),
     (".keras", "keras_archive.KerasArchiveSource"),
     (".h5", "keras_hdf5.open_hdf5"),

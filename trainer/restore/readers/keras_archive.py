@@ -10,13 +10,13 @@ import tensorflow as tf
 from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LOOKUP_CLASSES, LayerState, is_numbered
 from trainer.restore.names import join, normalize
-from trainer.restore.readers.archive_member import Archive
 from trainer.restore.readers.config_names import LAYER_LISTS, name_groups
 from trainer.restore.readers.hdf5 import Group, Hdf5File, natural_order, open_path
 from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
 from trainer.restore.readers.keras_shards import open_shards
 from trainer.restore.readers.keras_weights import MAX_TEXT_BYTES, KerasWeightsSource
 from trainer.restore.readers.layer_config import configured_states
+from trainer.restore.readers.zip_archive import ZipArchive
 from trainer.restore.regular_files import read_whole
 from trainer.restore.source import Node
 
@@ -24,14 +24,35 @@ _WEIGHTS, _INDEX = "model.weights.h5", "model.weights.json"
 _ASSETS, _VOCABULARY, _INNER_VOCABULARY = "assets/", "/vocabulary.txt", "/_lookup_layer/vocabulary.txt"
 
 
+def open_weights(path: str, file: Hdf5File | None = None) -> KerasWeightsSource:
+    """A file that `model.save_weights` wrote, or the weights of an unpacked archive, whose config is beside them.
+
+    file: the open file, where it was opened to see what it is.
+    """
+    folder, name = os.path.split(path)
+    is_unpacked = name in ("model.weights.h5", "model.weights.json")
+    if is_unpacked and tf.io.gfile.exists(os.path.join(folder, "config.json")):
+        return _UnpackedWeights(path, file)
+    return KerasWeightsSource(path, file)
+
+
+class _UnpackedWeights(KerasWeightsSource):
+    """Reads the weights of an unpacked archive by themselves; the states of layers are in its config and assets."""
+
+    def layer_states(self) -> list[LayerState]:
+        if self._own_states is not None:
+            return super().layer_states()
+        return KerasArchiveSource(os.path.dirname(self.path)).layer_states()
+
+
 class KerasArchiveSource(KerasWeightsSource):
     """Reads what `model.save("x.keras")` wrote."""
 
     format = "Keras archive (.keras)"
-    damage = (*KerasWeightsSource.damage, *Archive.damage)
+    damage = (*KerasWeightsSource.damage, *ZipArchive.damage)
 
     def __init__(self, path: str):
-        self._archive: Archive | None = None
+        self._archive: ZipArchive | None = None
         super().__init__(path)
         with self.opening():
             metadata = self._json("metadata.json")
@@ -99,7 +120,7 @@ class KerasArchiveSource(KerasWeightsSource):
         if tf.io.gfile.isdir(self.path):
             self.format = "Keras archive, unpacked"
         else:
-            self._archive = Archive(self.path)
+            self._archive = ZipArchive(self.path)
         if self._has(_WEIGHTS):
             return [self._hdf5(_WEIGHTS)]
         if self._has(_INDEX):

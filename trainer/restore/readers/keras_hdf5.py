@@ -7,9 +7,9 @@ from trainer.restore.layer_state import LayerState
 from trainer.restore.names import join, normalize, readable_name
 from trainer.restore.readers.hdf5 import Hdf5File, open_path
 from trainer.restore.readers.hdf5_source import Hdf5Source, NamedDatasetsSource
+from trainer.restore.readers.keras_archive import open_weights
 from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
 from trainer.restore.readers.keras_kinds import is_seed_name, variable_kind
-from trainer.restore.readers.keras_weights import KerasWeightsSource
 from trainer.restore.readers.layer_config import configured_states
 from trainer.restore.source import CheckpointSource, Entry, Node
 
@@ -25,7 +25,7 @@ def open_hdf5(path: str) -> CheckpointSource:
     if is_old:
         return KerasLegacySource(path, source.file)
     is_new = any(group.endswith("/vars") for group in source.file.groups)
-    return KerasWeightsSource(path, source.file) if is_new else source
+    return open_weights(path, source.file) if is_new else source
 
 
 class KerasLegacySource(Hdf5Source):

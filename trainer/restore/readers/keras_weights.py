@@ -3,8 +3,6 @@
 import os
 import re
 
-import tensorflow as tf
-
 from trainer.restore.layer_state import OWN_DATASET, LayerState, states_from_json
 from trainer.restore.readers.hdf5 import Group, Hdf5File, open_path, walk
 from trainer.restore.readers.hdf5_source import Hdf5Source
@@ -45,20 +43,11 @@ class KerasWeightsSource(Hdf5Source):
         """Sets names of layers that stand beside the weights; Keras 3 writes them into the file itself."""
 
     def layer_states(self) -> list[LayerState]:
-        """Keras writes none into these files, but beside them in an unpacked archive; our runs do."""
+        """Keras writes none into these files; our runs do."""
         if self._own_states is None:
-            return self._states_beside()
+            return []
         with self.opening():
             return states_from_json(self._load(self._own_states).tobytes())
-
-    def _states_beside(self) -> list[LayerState]:
-        folder, name = os.path.split(self.path)
-        is_unpacked = name in ("model.weights.h5", "model.weights.json")
-        if not is_unpacked or not tf.io.gfile.exists(os.path.join(folder, "config.json")):
-            return []
-        from trainer.restore.readers.keras_archive import KerasArchiveSource  # which is made from this class
-
-        return KerasArchiveSource(folder).layer_states()
 
     def _open(self) -> list[Hdf5File]:
         if not self.path.lower().endswith(".json"):

@@ -15,7 +15,7 @@ from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.names import readable_name
 from trainer.restore.readers.flat_files import all_there, bytes_of, tree_of_flat_names
 from trainer.restore.readers.local_copy import local_copy
-from trainer.restore.readers.zip_members import ZIP_DAMAGE, members, unpack
+from trainer.restore.readers.zip_archive import ZipArchive
 from trainer.restore.source import CheckpointSource, Entry
 
 _MAX_HEADER_BYTES = 10_000  # NumPy's own limit: Python's parser, which it uses, is not safe beyond
@@ -44,12 +44,12 @@ class NpzSource(CheckpointSource):
 
     format = "NumPy .npz"
     checksums = "CRC-32 of the zip archive"
-    damage = (*CheckpointSource.damage, *ZIP_DAMAGE, tokenize.TokenError, SyntaxError)
+    damage = (*CheckpointSource.damage, *ZipArchive.damage, tokenize.TokenError, SyntaxError)
 
     def __init__(self, path: str):
         super().__init__(path)
         self._members: dict[str, _Member] = {}
-        self._archives: dict[str, zipfile.ZipFile] = {}
+        self._archives: dict[str, ZipArchive] = {}
         for shard in _shards(path):
             try:
                 self._open(shard)
@@ -67,7 +67,7 @@ class NpzSource(CheckpointSource):
     def _open(self, path: str) -> None:
         near = local_copy(path)
         archive = self._archive(near)
-        for info in members(archive, near):
+        for info in archive.members():
             key = readable_name(info.filename.removesuffix(".npy"))
             if not info.filename.endswith(".npy"):
                 raise RestoreError(f"{path}: {key!r} in it is no array of NumPy's (.npy). Write the file without it.")
@@ -80,10 +80,10 @@ class NpzSource(CheckpointSource):
             self._members[key] = member
             self.entries.append(Entry(key, key, member.shape, self._dtype(key, member)))
 
-    def _archive(self, file: str) -> zipfile.ZipFile:
+    def _archive(self, file: str) -> ZipArchive:
         # Kept open: to read the table of contents again for every tensor takes longer than the tensor.
         if file not in self._archives:
-            self._archives[file] = zipfile.ZipFile(file)
+            self._archives[file] = ZipArchive(file)
         return self._archives[file]
 
     def damaged(self, entry: Entry, why: str) -> RestoreError:
@@ -118,7 +118,7 @@ class NpzSource(CheckpointSource):
 
     def _load(self, entry: Entry) -> np.ndarray:
         member = self._members[entry.key]
-        raw = unpack(self._archive(member.file), member.info, member.header_bytes)
+        raw = self._archive(member.file).unpack(member.info, member.header_bytes)
         if entry.dtype == tf.string:
             flat = _elements_as_bytes(raw, member.dtype)
         else:
@@ -144,11 +144,11 @@ def _shards(path: str) -> list[str]:
     return [folder + part for part in parts]
 
 
-def _read_header(file: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+def _read_header(file: str, archive: ZipArchive, info: zipfile.ZipInfo) -> _Member:
     # The zip reader reads ahead, and would refuse the whole file for damage in a small array that is not asked for.
     unchecked = copy.copy(info)
     del unchecked.CRC
-    with archive.open(unchecked) as stream:
+    with archive.stream(unchecked) as stream:
         start = stream.read(np.lib.format.MAGIC_LEN)
         version = np.lib.format.read_magic(io.BytesIO(start))
         if version not in _LENGTH_BYTES:
