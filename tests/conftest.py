@@ -141,13 +141,14 @@ def digits_source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def written_by_keras_2(tmp_path_factory) -> Path:
+def written_by_keras_2(tmp_path_factory, request) -> Path:
     """The folder that `write_with_keras_2.py` fills. Only to be read."""
     pytest.importorskip("tf_keras", reason="Keras 2 is no dependency of ours")
 
     def make(folder):
         environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, REPOSITORY / "tests/restore/write_with_keras_2.py", folder]
+        command += ["--full"] * request.config.getoption("--full")
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 

@@ -22,7 +22,7 @@ def cpu_seconds_of(command: list[str], **options) -> tuple[float, int]:
 def main() -> int:
     seconds, status = cpu_seconds_of(sys.argv[1:])
     importing = [sys.executable, "-c", "import trainer"]
-    unit = min(cpu_seconds_of(importing, stderr=subprocess.DEVNULL)[0] for _ in range(3))
+    unit = min(cpu_seconds_of(importing, stderr=subprocess.DEVNULL)[0] for _ in range(2))
     print(f"{seconds:.0f} CPU seconds, {seconds / unit:.0f} times those of `import trainer` ({unit:.1f} s)")
     return status
 

@@ -97,7 +97,7 @@ def test_configurables_lists_names_with_their_defaults_and_takes_words():
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("keras.optimizers.SGD(learning_rate=0.01, momentum=0.0, nesterov=False")
-    assert lines[1].startswith("pipeline.tfds_data(tfds_name=") and "download=False" in lines[1]
+    assert lines[1].startswith("pipeline.tfds_data(tfds_name, split, ") and "download=False" in lines[1]
 
 
 def test_configurables_lists_what_a_config_imports_and_the_nearest_of_an_unknown_word():

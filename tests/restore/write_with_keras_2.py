@@ -1,13 +1,14 @@
 """Writes all that the tests read of Keras 2, in one process with TF_USE_LEGACY_KERAS=1.
 
-python write_with_keras_2.py FOLDER
+python write_with_keras_2.py FOLDER [--full]
 
-FOLDER/zoo has the zoo's models in every way that Keras 2 has of writing them; beside each file stands `NAME.npz`: an
-input, what the model makes of it, and its weights in no order that counts. FOLDER/files has HDF5 files with their
-corners, FOLDER/named a model with names, FOLDER/text one with a vocabulary, FOLDER/optimizers what
-`write_optimizers.py` writes.
+FOLDER/zoo has the zoo's models in every way that Keras 2 has of writing them, without --full those that `make test`
+reads. Beside each file stands `NAME.npz`: an input, what the model makes of it, and its weights in no order that
+counts. FOLDER/files has HDF5 files with their corners, FOLDER/named a model with names, FOLDER/text one with a
+vocabulary, FOLDER/optimizers what `write_optimizers.py` writes.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ FOUR = tf.TensorSpec([None, 4], tf.float32)
 WAYS = (
     "checkpoint", "list_checkpoint", "weights", "x.weights.h5", "x.h5", "model.h5", "model.keras", "saved_model",
 )  # fmt: skip
+FAST = {"functional": WAYS, "in lists": WAYS, "text": ("checkpoint", "list_checkpoint")}  # of others a checkpoint
 SAVED_MODELS = ("subclassed", "functional")  # the others take seconds each
 
 
@@ -42,7 +44,7 @@ def write(model, optimizer, way: str, path: str) -> None:
         model.save_weights(f"{path}_{way}")
 
 
-def write_zoo(folder: Path) -> None:
+def write_zoo(folder: Path, full: bool) -> None:
     for kind, (build, spec) in {**MODELS, "in lists": (InLists, FOUR)}.items():
         model = built(build(), spec)
         optimizer = used_adam(model)
@@ -50,12 +52,12 @@ def write_zoo(folder: Path) -> None:
         name = kind.replace(" ", "_")
         output = model(example, training=False)
         np.savez(folder / f"{name}.npz", example, output, *[w.numpy() for w in model.weights])
-        for way in WAYS:
+        for way in WAYS if full else FAST.get(kind, ("checkpoint",)):
             subclassed = not (model._is_graph_network or isinstance(model, keras.Sequential))
             if (way == "saved_model" and kind not in SAVED_MODELS) or (way == "model.h5" and subclassed):
                 continue
             write(model, optimizer, way, str(folder / name))
-        if kind in ("subclassed", "functional", "sequential", "in lists"):
+        if kind in ("subclassed", "functional", "sequential", "in lists") and (full or kind in FAST):
             model = built(build(), spec)
             legacy = keras.optimizers.legacy.Adam()
             legacy.apply_gradients([(tf.ones_like(v), v) for v in model.trainable_variables])
@@ -69,7 +71,7 @@ def write_files(folder: Path) -> None:
     x = layers.Normalization(name="scaled")(layers.Dropout(0.3)(layers.Dense(4, name="first")(image)))
     inner = keras.Sequential([layers.Dense(4, name="inside"), layers.Dense(3)], name="net")
     model = keras.Model(image, inner(x))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", run_eagerly=True)
     model.fit(np.ones((4, 4)), np.ones((4, 3)), verbose=0)
     for name in ("model.weights.h5", "weights.h5"):
         model.save_weights(folder / name)
@@ -96,14 +98,14 @@ def write_text(folder: Path) -> None:
     model.save_weights(folder / "model.weights.h5")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, full: bool) -> None:
     for name, write_them in (
-        ("zoo", write_zoo), ("files", write_files), ("named", write_named), ("text", write_text),
-        ("optimizers", write_optimizers.main),
+        ("zoo", functools.partial(write_zoo, full=full)), ("files", write_files), ("named", write_named),
+        ("text", write_text), ("optimizers", write_optimizers.main),
     ):  # fmt: skip
         (folder / name).mkdir(parents=True)
         write_them(folder / name)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "--full" in sys.argv)
