@@ -94,6 +94,7 @@ def test_a_fork_has_its_own_folder_environment_and_start(tmp_path):
     assert done.stdout.splitlines()[1:3] == expected[1:3]
 
 
+@pytest.mark.full
 def test_a_fork_gets_signals_and_reports_by_which_it_ended(tmp_path):
     (tmp_path / "wait.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(100_000)\n")
 
