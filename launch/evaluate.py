@@ -29,7 +29,7 @@ flags.DEFINE_float("timeout_seconds", 0.0, "With --continuous: end when no new o
 
 def main() -> None:
     import trainer  # noqa: F401  registers what the library makes bindable
-    from trainer.config import bindings_of
+    from trainer.config import bindings_of, settings_of
     from trainer.errors import UserError
     from trainer.run import evaluate_checkpoint
 
@@ -37,8 +37,8 @@ def main() -> None:
     checkpoint = flags.FLAGS.checkpoint or command_line.required_model_dir()
     strategy = command_line.strategy_from_flags()
     bound = bindings_of("train", "model", "task", "eval_data", "global_batch_size")
-    bound |= bindings_of("Step", "ema_decay") | bindings_of("Finetune", "lora")
-    rules = bindings_of("Restore", "rename", "ignore", "match", "root")
+    bound |= settings_of("step", "ema_decay") | settings_of("finetune", "lora")
+    rules = settings_of("restore", "rename", "ignore", "match", "root")
     if bound["eval_data"] is None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
     if flags.FLAGS.continuous:

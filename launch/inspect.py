@@ -17,7 +17,7 @@ flags.DEFINE_string("checkpoint", None, "Prefix, folder of checkpoints, model_di
 
 def main() -> None:
     import trainer  # noqa: F401  registers what the library makes bindable
-    from trainer.config import bindings_of
+    from trainer.config import bindings_of, settings_of
     from trainer.errors import UserError
     from trainer.restore import RULES, describe_source, find_checkpoint, open_checkpoint
     from trainer.run import evaluate_checkpoint
@@ -30,7 +30,7 @@ def main() -> None:
     print(describe_source(open_checkpoint(path)))
     if not flags.FLAGS.gin_file:
         return
-    bound = bindings_of("train", "model", "task", "train_data") | bindings_of("Restore", *RULES)
+    bound = bindings_of("train", "model", "task", "train_data") | settings_of("restore", *RULES)
     print("\n" + str(evaluate_checkpoint.plan_only(path, **bound)))
 
 

@@ -13,7 +13,14 @@ from conftest import make_strategy
 
 import trainer
 from trainer.comparison.plan import read_plan
-from trainer.config import configurables, differing_lines, parse_config, register_keras
+from trainer.config import (
+    check_run_is_complete,
+    configurables,
+    differing_lines,
+    parse_config,
+    register_keras,
+    settings_of,
+)
 from trainer.config.settings import DECLARED
 
 RUN = "--gin_file=configs/runs/linear_source.gin"
@@ -204,3 +211,23 @@ def test_a_dry_run_shows_each_setting_that_is_not_at_its_default(capsys):
     gin.get_configurable("experiment.train")(strategy=make_strategy(1), invocation=trainer.Invocation(dry_run=True))
     printed = capsys.readouterr().out
     assert "Finetune.frozen = ['[a-b]?ias$', 'bias'], Saving.keep = 7\n" in printed and "Step." not in printed
+
+
+def test_a_settings_class_in_a_scope_is_found_by_every_command():
+    lines = [
+        "train.restore = @other/Restore()", "Restore.ignore = ['a']", "other/Restore.rename = [('b', 'c')]",
+        "train.step = @slow/Step()", "slow/Step.ema_decay = 0.5", "train.seed = 3",
+    ]  # fmt: skip
+    parse_config([], lines)
+    rules = settings_of("restore", "rename", "ignore", "match")
+    assert rules == {"rename": [("b", "c")], "ignore": ["a"], "match": "structure"}
+    assert settings_of("step", "ema_decay", "jit_compile") == {"ema_decay": 0.5, "jit_compile": False}
+    with pytest.raises(trainer.UserError, match=r"train.model, .*, other/Restore.checkpoint, and there is no default"):
+        check_run_is_complete()
+
+
+def test_a_path_or_none_in_place_of_restore_has_no_rules():
+    for restore in ("None", "'path'"):
+        gin.clear_config()
+        parse_config([], [f"train.restore = {restore}", "train.seed = 3"])
+        assert settings_of("restore", "rename", "root") == {"rename": (), "root": None}

@@ -43,6 +43,7 @@ __all__ = [
     "register_keras",
     "scopes_in_use",
     "scopes_with_bindings",
+    "settings_of",
     "text_of",
 ]
 
@@ -115,15 +116,29 @@ def missing_binding(error: BaseException) -> str | None:
 def bindings_of(configurable: str, *names: str) -> dict:
     """The values that the config binds to parameters of a configurable, built; their defaults where it binds none.
 
+    configurable: with the scopes in which it is looked up, `a/Restore`.
+
     Raises `UserError` for one that has no default and is not bound.
     """
     bound = gin.get_bindings(configurable, resolve_references=False)
-    defaults = parameters_of(configurable)
+    defaults = parameters_of(configurable.rpartition("/")[2])
     for name in names:
         if name not in bound and defaults[name].default in (gin.REQUIRED, inspect.Parameter.empty):
             raise UserError(f"The config does not set {configurable}.{name}, and there is no default.")
     # A copy of a reference is what it refers to, built: only what was asked for is.
     return {name: copy.deepcopy(bound[name]) if name in bound else defaults[name].default for name in names}
+
+
+def settings_of(parameter: str, *names: str) -> dict:
+    """The values of fields of the settings class that `train` takes as a parameter, in whatever scope it is built.
+
+    The defaults where it is built of nothing that is bound: `train.restore = None`, or a path.
+    """
+    value, _ = resolved(gin.get_bindings("train", resolve_references=False).get(parameter))
+    cls = next(name for name, entry in DECLARED.items() if entry.parameter == parameter)
+    if gin_tables.is_reference(value):
+        return bindings_of("/".join(filter(None, (value.config_key[0], cls))), *names)
+    return {name: parameters_of(cls)[name].default for name in names}
 
 
 def bound_value(configurable: str, parameter: str) -> tuple[Any, str]:

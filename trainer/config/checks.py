@@ -53,13 +53,15 @@ def _in_order(macros_required: set[str]) -> list[str]:
 
 def check_run_is_complete() -> None:
     """Raises `UserError` for parameters of `train`, and of what it takes, that are not bound and have no default."""
-    reached = {selector for _, selector in _reachable([TRAIN], gin_tables.bindings())}
+    owners = [TRAIN, *(f"settings.{name}" for name in DECLARED)]
+    reached = sorted(_reachable([TRAIN], gin_tables.bindings()), key=lambda key: (key[1] != TRAIN, key))
     missing = [
-        f"{gin_tables.short(selector)}.{name}"
-        for selector in (TRAIN, *(f"settings.{name}" for name in DECLARED))
-        if selector in reached
+        f"{scope}/" * bool(scope) + f"{gin_tables.short(selector)}.{name}"
+        for scope, selector in reached
+        if selector in owners
         for name, parameter in parameters_of(selector).items()
-        if parameter.default is parameter.empty and name not in gin_tables.bindings().get(("", selector), {})
+        if parameter.default is parameter.empty
+        and name not in gin.get_bindings("/".join(filter(None, (scope, selector))), resolve_references=False)
     ]
     if missing:
         raise UserError(f"The config does not set {', '.join(missing)}, and there is no default.")
