@@ -27,13 +27,10 @@ def main() -> int:
 
     import trainer  # noqa: F401  registers what the library makes bindable
     from trainer.comparison import Devices
-    from trainer.errors import UserError
 
     command_line.load_config()
     if not flags.FLAGS.dry_run:
         command_line.required_model_dir()
-    if flags.FLAGS.strategy == "multi_worker":
-        raise UserError("The runs of a comparison are processes of their own, not workers of one run.")
     return gin.get_configurable("comparison.compare")(
         model_dir=flags.FLAGS.model_dir,
         devices=Devices(flags.FLAGS.strategy, flags.FLAGS.virtual_devices, flags.FLAGS.tpu),

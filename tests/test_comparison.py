@@ -196,6 +196,17 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_several_workers_are_refused_before_any_of_them_is_waited_for(tmp_path, monkeypatch):
+    workers = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(workers))
+    prepare(tmp_path)
+    compare = gin.get_configurable("comparison.compare")
+    for strategy in ("auto", "multi_worker"):
+        with pytest.raises(trainer.UserError, match="not workers of one run"):
+            compare(model_dir=tmp_path / "out", devices=Devices(strategy), source_data=None)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.full
 def test_a_member_may_change_what_optimizes(tmp_path, capsys):
     changes = ["adam/Step.ema_decay = 0.9", "sgd/Step.accumulation_steps = 2", "rmsprop/Finetune.frozen = ['bias']"]

@@ -60,6 +60,7 @@ def compare(
     Raises `UserError` for members that differ in more than what optimizes, and whatever else can be mended.
     """
     plan = read_plan(members, num_seeds, metric, mode, target)
+    devices.check()
     if not model_dir:
         if dry_run:
             print(_describe(plan, devices))

@@ -13,14 +13,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from trainer.cluster.strategy import build_strategy, num_workers
+from trainer.cluster.strategy import build_strategy
+from trainer.cluster.tf_config import cluster_workers
 from trainer.errors import RunAgain, UserError
 from trainer.run.signals import StopSignals
 
@@ -36,11 +38,16 @@ class Devices:
     virtual_devices: int = 0
     tpu: str | None = None
 
+    def check(self) -> None:
+        """Raises `UserError` for several workers, for which every process would wait."""
+        if self.strategy == "multi_worker" or (self.strategy == "auto" and len(cluster_workers()[0]) > 1):
+            raise UserError(
+                "The runs of a comparison are processes of one machine, not workers of one run: name another --strategy, "
+                "or take TF_CONFIG away."
+            )
+
     def build(self) -> tf.distribute.Strategy:
-        strategy = build_strategy(self.strategy, self.virtual_devices, self.tpu)
-        if num_workers(strategy) > 1:
-            raise UserError("The runs of a comparison are processes of one machine, not workers of one run.")
-        return strategy
+        return build_strategy(self.strategy, self.virtual_devices, self.tpu)
 
 
 class Process:
@@ -85,7 +92,22 @@ class Process:
 def _context():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    with _silent():  # TensorFlow's libraries print as they are imported, whatever the log level
+        forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What writes to standard error writes nowhere meanwhile; so does a process that it starts."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _call(function: Callable[..., int], arguments: tuple, log: Path | None, sending: Connection | None) -> None:
