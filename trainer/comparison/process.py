@@ -42,8 +42,8 @@ class Devices:
         """Raises `UserError` for several workers, for which every process would wait."""
         if self.strategy == "multi_worker" or (self.strategy == "auto" and len(cluster_workers()[0]) > 1):
             raise UserError(
-                "The runs of a comparison are processes of one machine, not workers of one run: name another --strategy, "
-                "or take TF_CONFIG away."
+                "The runs of a comparison are processes of one machine, not workers of one run: name another "
+                "--strategy, or take TF_CONFIG away."
             )
 
     def build(self) -> tf.distribute.Strategy:
