@@ -99,7 +99,7 @@ def _context():
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """What writes to standard error writes nowhere meanwhile; so does a process that it starts."""
+    """Standard error goes nowhere meanwhile, also that of a process that is started."""
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from trainer.restore.errors import RestoreError
-from trainer.restore.readers.named_slots import mark_named_slots
+from trainer.restore.readers.optimizer_slots import mark_named_slots
 from trainer.restore.source import Entry, Node, tree_of_names
 
 _OPTIMIZER = ("optimizer", "optimizer_state")

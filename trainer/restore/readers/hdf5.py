@@ -1,5 +1,6 @@
 """Opens an HDF5 file that may be damaged or hostile, and gives its datasets as entries, none of them read."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -15,7 +16,8 @@ from trainer.restore.names import expect_bearable, readable_name
 from trainer.restore.readers.file_range import FileRange
 from trainer.restore.readers.hdf5_trial import try_out
 from trainer.restore.readers.local_copy import local_copy
-from trainer.restore.source import Entry
+from trainer.restore.readers.optimizer_slots import mark_named_slots
+from trainer.restore.source import CheckpointSource, Entry, tree_of_names
 
 UNREADABLE = tf.variant  # stands for text, references and records, which no variable can take
 _DEEPEST = 100  # groups inside of groups; Keras nests a dozen for models inside of models
@@ -197,3 +199,48 @@ def _tensor_dtype(dataset: h5py.Dataset) -> tf.DType | None:
 def _text(item: object) -> str:
     text = item.decode("utf8", "replace") if isinstance(item, bytes) else str(item)
     return text.encode("utf8", "replace").decode("utf8")
+
+
+class Hdf5Source(CheckpointSource):
+    """A source whose entries lie in one or several HDF5 files."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._file_of: dict[str, Hdf5File] = {}
+
+    def _load(self, entry: Entry) -> np.ndarray:
+        return self._file_of[entry.key].load(entry)
+
+    def _take(self, files: list[Hdf5File]) -> None:
+        self._file_of = {entry.key: file for file in files for entry in file.entries}
+        self.entries = [entry for file in files for entry in file.entries]
+        if all(file.checksums for file in files):
+            self.checksums = files[0].checksums
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Turns what goes wrong while the file is looked over into a fault of the file."""
+        try:
+            yield
+        except RestoreError:
+            raise
+        except self.damage as error:
+            raise self.cannot_be_read(error) from error
+
+
+class NamedDatasetsSource(Hdf5Source):
+    """An HDF5 file that is none of Keras': its datasets by their paths. `file` is the open file."""
+
+    format = "HDF5, datasets by name"
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        with self.opening():
+            self.file = open_path(path)
+        for entry in self.file.entries:
+            kind = "other" if entry.dtype == UNREADABLE else "weight"
+            self.entries.append(dataclasses.replace(entry, key=entry.key.strip("/"), kind=kind))
+        self._file_of = {entry.key: self.file for entry in self.entries}
+        self.checksums = self.file.checksums
+        self.top = tree_of_names(self.entries)
+        mark_named_slots(self.top, self.entries)

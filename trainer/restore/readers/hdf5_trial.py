@@ -1,4 +1,11 @@
-"""Has an HDF5 file looked through by another process first: HDF5's library may crash or hang on a damaged one."""
+"""Has an HDF5 file looked through by another process first: HDF5's library may crash or hang on a damaged one.
+
+HDF5 has no checksum of what it stores, and its library follows whatever the file says: a flipped bit in a file can end
+the process with a segmentation fault, or make it loop without end. No Python code could catch either. So a second
+process, `hdf5_probe`, opens the file with the same library and reads each dataset once; if it dies or takes too long,
+the file is refused with a message, and this process has never opened it. The second process imports h5py alone, is
+started at the first HDF5 file, and is used again for the next.
+"""
 
 import atexit
 import json

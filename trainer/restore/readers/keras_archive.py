@@ -10,12 +10,16 @@ import tensorflow as tf
 from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LOOKUP_CLASSES, LayerState, is_numbered
 from trainer.restore.names import join, normalize
-from trainer.restore.readers.config_names import LAYER_LISTS, name_groups
 from trainer.restore.readers.hdf5 import Group, Hdf5File, natural_order, open_path
-from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
-from trainer.restore.readers.keras_shards import open_shards
-from trainer.restore.readers.keras_weights import MAX_TEXT_BYTES, KerasWeightsSource
-from trainer.restore.readers.layer_config import configured_states
+from trainer.restore.readers.keras_config import (
+    LAYER_LISTS,
+    configured_states,
+    name_groups,
+    optimizer_words,
+    parsed,
+    plain,
+)
+from trainer.restore.readers.keras_weights import MAX_TEXT_BYTES, KerasWeightsSource, open_shards
 from trainer.restore.readers.zip_archive import ZipArchive
 from trainer.restore.regular_files import read_whole
 from trainer.restore.source import Node

@@ -1,8 +1,9 @@
-"""Reads the lookup tables of a SavedModel, which are constants of its graph or files beside it; nothing is run."""
+"""Reads vocabularies and other tables from checkpoints and SavedModels."""
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -10,10 +11,45 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from trainer.restore.errors import RestoreError
-from trainer.restore.layer_state import LayerState
+from trainer.restore.layer_state import LayerState, states_from_json
 from trainer.restore.names import join, normalize
-from trainer.restore.readers.layer_config import layer_state
+from trainer.restore.readers.keras_config import layer_state
+from trainer.restore.readers.tensor_bundle import StoredTensor
 from trainer.restore.regular_files import read_whole
+
+_OWN = "train_state/layer_states/.ATTRIBUTES/py_state"
+_TABLE = re.compile(r"(.+)/([^/]+)/\.ATTRIBUTES/table-keys")
+# What `adapt` counts in; a vocabulary is made of it, and it is emptied.
+_COUNTS = ("token_counts", "token_document_counts")
+_TOP = ("model", "root")  # what checkpoints call the model
+
+
+def checkpoint_states(
+    prefix: str, stored: Mapping[str, StoredTensor], load: Callable[[str], np.ndarray]
+) -> list[LayerState]:
+    """The state of layers that is no variable, as far as the files at `prefix` have it.
+
+    stored: the tensors of the checkpoint.  load: gives one of them.
+    Tables whose contents are constants of the program are in no checkpoint.
+    """
+    if _OWN in stored:
+        return states_from_json(load(_OWN).item())
+    folder = os.path.dirname(prefix)
+    if os.path.basename(folder) == "variables" and os.path.basename(prefix) == "variables":
+        return saved_model_states(os.path.dirname(folder))
+    found = []
+    for key in sorted(stored):
+        named = _TABLE.fullmatch(key)
+        if named is None or named[2] in _COUNTS or not all(stored[key].shape):
+            continue
+        segments = [normalize(segment) for segment in named[1].split("/")]
+        segments = segments[1:] if len(segments) > 1 and segments[0] in _TOP else segments
+        is_inner = segments[-1] in ("lookup_layer", "index_lookup_layer") and len(segments) > 1
+        values = by_index(load(key), load(key.removesuffix("keys") + "values"))
+        place = "/".join(segments[:-1] if is_inner else segments)
+        found.append(LayerState(place, "", "text_vectorization" if is_inner else "", {"vocabulary": values}))
+    return found
+
 
 _INNER = ("lookup_layer", "index_lookup_layer")  # the part of TextVectorization that holds the table
 _TABLES = ("lookup_table", "table")
