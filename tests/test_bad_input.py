@@ -228,7 +228,7 @@ def test_a_binding_in_a_file_may_wait_for_an_optimizer_or_data_that_another_run_
     ("binding", "message"),
     [
         ("NUM_STEPS = 0", "num_steps = 0 must be a whole number, 1 or more"),
-        ("GLOBAL_BATCH_SIZE = 0", "global_batch_size 0 .* must both be 1 or more"),
+        ("GLOBAL_BATCH_SIZE = 0", "global_batch_size = 0 must be a whole number, 1 or more"),
         ("Intervals.eval_every = -1", "eval_every = -1 must be 0 or more"),
         ("train.restore = @Restore()", "does not set INIT_CHECKPOINT .or train.restore = None"),
         ("OPTIMIZER = @MeanSquaredError", "must be a Keras optimizer, e.g. OPTIMIZER = @SGD"),

@@ -167,6 +167,7 @@ WRONG = {
     "another start": (["+adam/Restore.checkpoint = '/x'"], "adam/Restore.checkpoint changes Restore.checkpoint"),
     "other evaluations": (["adam/Intervals.eval_every = 3"], "adam/Intervals.eval_every changes Intervals.eval_every"),
     "another loss": (["adam/supervised.loss = @Huber()"], "adam/supervised.loss changes train.task"),
+    "another metric": (["+adam/compare.metric = 'x'"], "adam/compare.metric changes compare.metric"),
     "a mistyped parameter": (["adam/Adam.learing_rate = 1"], "no parameter 'learing_rate'.* Did you mean"),
     "a mistyped scope": (["adm/Adam.beta_1 = 0.8"], "nothing runs in the scope 'adm'. Did you mean 'adam'?"),
     "a mistyped macro": (["adam/OPTIMISER = @Adam"], "adam/OPTIMISER is set, .* Did you mean 'OPTIMIZER'?"),

@@ -222,6 +222,46 @@ def test_what_is_evaluated_and_where_data_lies_does_not_make_another_run():
     assert differing_lines("train/tfds_data.split = 'a'", "train/tfds_data.split = 'b'")
 
 
+DIFFERENT = {
+    "a macro that the run's length shares with something else": (
+        "train.num_steps = %N\ntrain.seed = %N\nN = 1\n", "train.num_steps = %N\ntrain.seed = %N\nN = 2\n"),
+    "a macro of the length that accumulates": (
+        "train.num_steps = %N\nStep.accumulation_steps = %N\nN = 1\n",
+        "train.num_steps = %N\nStep.accumulation_steps = %N\nN = 2\n"),
+    "an optimizer in a scope called eval": (
+        "train.optimizer = @eval/SGD\neval/SGD.momentum = 0.1\n",
+        "train.optimizer = @eval/SGD\neval/SGD.momentum = 0.9\n"),
+    "training data in the scope of the evaluation's": (
+        "train.eval_data = @eval/d()\ntrain.train_data = @eval/d()\neval/d.x = 1\n",
+        "train.eval_data = @eval/d()\ntrain.train_data = @eval/d()\neval/d.x = 2\n"),
+    "training data by the macro of the evaluation's": (
+        "train.eval_data = %D\ntrain.train_data = %D\nD = @v/d()\nv/d.x = 1\n",
+        "train.eval_data = %D\ntrain.train_data = %D\nD = @v/d()\nv/d.x = 2\n"),
+    "an import": ("import one\n", "import two\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_what_decides_weights_is_another_run_whatever_it_is_called(what):
+    assert differing_lines(*DIFFERENT[what])
+
+
+def test_what_only_the_evaluation_reads_may_change_whatever_its_scope_is_called():
+    old = "train.eval_data = %EVAL_DATA\nEVAL_DATA = @held_out/d()\nheld_out/d.split = 'a'\n"
+    assert differing_lines(old, old.replace("'a'", "'b'")) == []
+
+
+def test_another_scope_of_the_intervals_is_another_run_where_evaluations_decide():
+    old, new = "train.intervals = @x/Intervals()\n", "train.intervals = @Intervals()\n"
+    assert differing_lines(old, new) == [] and differing_lines(old, new, evaluation_decides=True)
+
+
+@pytest.mark.parametrize("binding", ["SGD.momentum = 1e999", "M = -1e999", "Restore.rename = [('a', 1e999)]"])
+def test_a_number_that_is_not_finite_is_refused_for_no_record_would_hold_it(binding, parse):
+    with pytest.raises(UserError, match="is not finite"):
+        parse(binding)
+
+
 def test_a_reference_may_stand_inside_a_rule_of_a_restore():
     gin.external_configurable(lambda: {0: 3}, name="shared_rows", module="test_config")
     parse_config([], ["Restore.copy_rows = [('^head/', @shared_rows())]"])

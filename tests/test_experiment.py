@@ -76,7 +76,7 @@ def test_numbers_that_make_no_run_are_refused():
         ({"num_steps": 0}, "num_steps = 0"),
         ({"num_steps": 1.5}, "num_steps = 1.5"),
         ({"seed": -1}, "seed = -1"),
-        ({"global_batch_size": 0}, "global_batch_size 0"),
+        ({"global_batch_size": 0}, "global_batch_size = 0"),
     ):
         with pytest.raises(trainer.UserError, match=message):
             train(**wrong)

@@ -231,3 +231,20 @@ def test_a_path_or_none_in_place_of_restore_has_no_rules():
         gin.clear_config()
         parse_config([], [f"train.restore = {restore}", "train.seed = 3"])
         assert settings_of("restore", "rename", "root") == {"rename": (), "root": None}
+
+
+def test_a_number_of_numpys_is_the_same_setting_as_pythons():
+    assert trainer.Step(accumulation_steps=np.int64(2)) == trainer.Step(accumulation_steps=2)
+    assert type(trainer.Step(ema_decay=np.float32(0.5)).ema_decay) is float
+    with pytest.raises(trainer.UserError, match="Saving.keep = 1000000000000000000000 must be 1 .* and finite"):
+        trainer.Saving(keep=10**21)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_steps", True), ("num_steps", 2.0), ("seed", True), ("global_batch_size", 3.0), ("global_batch_size", "3")],
+)
+def test_a_count_that_is_no_whole_number_is_refused(name, value):
+    given = dict(num_steps=1, global_batch_size=6, seed=0) | {name: value}
+    with pytest.raises(trainer.UserError, match=f"{name} = {value!r} must be a whole number"):
+        trainer.train(keras.Sequential, task=None, optimizer=None, train_data=None, restore=None, **given)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from trainer.config import bindings_in, bindings_of, bound_value, changes_of, scopes_in_use, scopes_with_bindings
+from trainer.config.messages import parameters_of
 from trainer.config.settings import DECLARED
 from trainer.errors import UserError
 from trainer.run.train import train
@@ -21,7 +22,11 @@ def _fixed() -> dict[str, list[str]]:
     of_train = [name for name in inspect.signature(train).parameters if name not in classes | {"optimizer"}]
     fixed = {f"settings.{name}": entry.fixed_fields for name, entry in DECLARED.items()}
     taken = [entry.parameter for entry in DECLARED.values() if not entry.may_differ]
-    return {"experiment.train": [*of_train, *taken], "comparison.compare": ["source_data"], **fixed}
+    return {
+        "experiment.train": [*of_train, *taken],
+        "comparison.compare": list(parameters_of("comparison.compare")),
+        **fixed,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

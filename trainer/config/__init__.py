@@ -202,6 +202,8 @@ def _bindings(text: str) -> dict[str, str]:
             found[name] = line
         elif name and line.startswith(" "):
             found[name] += " " + line.strip()
-        elif line.startswith(("import", "from", "#")) or not line.strip():
+        elif line.startswith(("import ", "from ")):
+            name, found[line] = "", line
+        elif line.startswith("#") or not line.strip():
             name = ""
     return found

@@ -1,6 +1,7 @@
 """Finds what gin accepts in silence: values of a wrong type, and bindings that nothing uses."""
 
 import inspect
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -75,6 +76,7 @@ def problems(gin_params: Sequence[str]) -> list[str]:
     """
     return [
         *_set_by_flag(),
+        *_not_finite(),
         *_wrong_types(),
         *_unused_macros(gin_params),
         *_unused_scopes(gin_params),
@@ -89,6 +91,28 @@ def _set_by_flag() -> Iterator[str]:
             if name in FLAGS:
                 how = f"give {FLAGS[name]}" if FLAGS[name] else "the command sets it itself"
                 yield f"{name} is no part of a config: {how}."
+
+
+def _not_finite() -> Iterator[str]:
+    """Infinite numbers, `1e999`: gin writes none back, so that no record of the run would hold them."""
+    for (scope, selector), bindings in gin_tables.bindings().items():
+        for name, bound in bindings.items():
+            if any(isinstance(part, float) and not math.isfinite(part) for part in _parts(bound)):
+                label = (
+                    scope if selector == _MACRO else f"{scope}/" * bool(scope) + f"{gin_tables.short(selector)}.{name}"
+                )
+                yield f"{label} = {bound!r} is not finite; leave it out, or give a number."
+
+
+def _parts(value) -> Iterator:
+    """The value itself, or all that stand in a list, tuple or dict, at any depth."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _parts(part)
+    else:
+        yield value
 
 
 def _wrong_types() -> Iterator[str]:

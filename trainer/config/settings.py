@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
 import gin
+import numpy as np
 
 from trainer.config.types import fits, in_words
 from trainer.errors import UserError
@@ -56,7 +58,8 @@ def settings(parameter: str, **declared: bool) -> Callable[[type], type]:
         name, fields = cls.__name__, dataclasses.fields(cls)
         declaration = DECLARED[name] = Declaration(cls, parameter, **declared)
         if declaration.may_change:
-            may_change("train", parameter)
+            changing = [field for field in fields if field.metadata.get("of_evaluation")]
+            may_change("train", parameter, of_evaluation=bool(changing))
             for field in fields:
                 may_change(name, field.name, of_evaluation=field.metadata.get("of_evaluation", False))
         if declaration.by_flag:
@@ -82,27 +85,52 @@ def set_by_flag(configurable: str, **flags: str) -> None:
 def decides_weights(name: str, texts: Sequence[Mapping[str, str]], evaluation_decides: bool = False) -> bool:
     """Whether a binding, by its name in a config's text, decides what weights a run ends with.
 
-    texts: the configs that are compared, {name: binding}.  A macro decides what the bindings decide that it is used
-    in, and nothing where it is the `num_steps` of `train`: a schedule follows it by `%NUM_STEPS` when a run is longer.
+    texts: the configs that are compared, {name: binding}.  A macro decides what the bindings decide that use it. One
+    that is the `num_steps` of `train` may be used by schedules as well (`decay_steps = %NUM_STEPS`): they follow it
+    when a run is longer.  An import line decides: another module may register another model under the same name.
     """
     return _decides(name, texts, evaluation_decides, ())
 
 
 def _decides(name: str, texts, evaluation_decides: bool, seen: tuple[str, ...]) -> bool:
-    if name.startswith("eval/"):
-        return evaluation_decides
-    if "." in name:
-        of_evaluation = _CHANGING.get(".".join(name.split("/")[-1].split(".")[-2:]))
+    scope, _, bound = name.rpartition("/")
+    if name.startswith(("import ", "from ")):
+        return True
+    if "." in bound:
+        if scope and scope.partition("/")[0] in _scopes_of_evaluation(texts):
+            return evaluation_decides
+        of_evaluation = _CHANGING.get(".".join(bound.split(".")[-2:]))
         return of_evaluation is None or (of_evaluation and evaluation_decides)
-    users = [
+    users = {
         user
         for text in texts
         for user, binding in text.items()
         if user != name and user not in seen and name in re.findall(r"%([\w./]+)", binding)
-    ]
+    }
     if "train.num_steps" in users:
-        return False
+        users = {user for user in users if not _is_of_schedule(user)}
     return not users or any(_decides(user, texts, evaluation_decides, (*seen, name)) for user in users)
+
+
+def _is_of_schedule(name: str) -> bool:
+    """Whether it is a length of a schedule, such as `CosineDecay.decay_steps`."""
+    owner, _, parameter = name.rpartition("/")[2].rpartition(".")
+    return parameter.endswith("_steps") and owner not in DECLARED and owner != "train"
+
+
+def _scopes_of_evaluation(texts: Sequence[Mapping[str, str]]) -> set[str]:
+    """First words of the scopes that `train.eval_data` leads to, and that nothing else refers to."""
+    bindings = [item for text in texts for item in text.items()]
+    chain = {"train.eval_data"}  # and the macros behind it
+    while True:
+        macros = {macro for name, text in bindings if name in chain for macro in re.findall(r"%([\w./]+)", text)}
+        shared = {macro for name, text in bindings if name not in chain for macro in re.findall(r"%([\w./]+)", text)}
+        if macros - shared <= chain:
+            break
+        chain |= macros - shared
+    scopes = {scope for name, text in bindings if name in chain for scope in re.findall(r"@(\w+)/", text)}
+    others = [text for name, text in bindings if name not in chain and name.partition("/")[0] not in scopes]
+    return scopes - {scope for text in others for scope in re.findall(r"@(\w+)/", text)}
 
 
 class Checked:
@@ -111,6 +139,9 @@ class Checked:
     def __post_init__(self):
         for name, hint in typing.get_type_hints(type(self)).items():
             value = getattr(self, name)
+            if isinstance(value, np.generic):  # a number of NumPy's is the same setting as Python's
+                value = value.item()
+                object.__setattr__(self, name, value)
             if not fits(value, hint):
                 raise UserError(f"{self._label(name)} must be {in_words(hint)}, not {value!r}.")
         self.check()
@@ -128,8 +159,8 @@ class Checked:
         """meaning: of the least, for the message."""
         for name in names:
             value = getattr(self, name)
-            if not least <= value < float("inf"):
-                raise UserError(f"{self._label(name)} = {value!r} must be {least}{meaning} or more.")
+            if not least <= value <= sys.maxsize:
+                raise UserError(f"{self._label(name)} = {value!r} must be {least}{meaning} or more, and finite.")
 
     def _label(self, name: str) -> str:
         return f"{type(self).__name__}.{name}"

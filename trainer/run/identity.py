@@ -16,6 +16,7 @@ from trainer.output.metric_writer import read_rows
 from trainer.output.model_dir import ModelDir
 from trainer.run.build import Built
 from trainer.run.resume import Start
+from trainer.run.same_inputs import contents_of
 
 _MAX_LINES = 8  # of two configs that have nothing in common, more are no help
 _CHANGED_AT = "# changed at step "  # a comment, which is no difference between two configs
@@ -110,7 +111,7 @@ def _arguments(built: Built) -> str:
         "train.model": f"{type(model).__name__}, {len(model.weights)} weights, {model.count_params()} numbers",
         "train.task": built.settings.task.describe(),
         "train.optimizer": {"class": type(optimizer).__name__, **optimizer.get_config()},
-        "train.train_data": f"{data.label}, {data.num_examples} examples",
+        "train.train_data": contents_of(data),
         "train.train_data.preprocess": getattr(data.preprocess, "__qualname__", None),
         **built.settings.decisive(),
     }

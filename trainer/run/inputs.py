@@ -19,7 +19,7 @@ from trainer.optimizers.phases import check_phases, describe_starts
 from trainer.output.model_dir import ModelDir
 from trainer.run.same_inputs import check_same_run_everywhere
 from trainer.run.settings import Finetune, Intervals, Invocation, Limits, Restore, Saving, Step
-from trainer.run.start_checks import check_counts, check_model, check_strategy, check_task
+from trainer.run.start_checks import check_model, check_model_dir, check_strategy, check_task
 from trainer.suggest import nearest
 from trainer.tasks.task import Task
 
@@ -58,7 +58,7 @@ class Settings:
                 raise UserError(f"{name} must be a {cls.__name__}(...), not {getattr(self, name)!r}.")
         check_model(self.model)
         check_task(self.task)
-        check_counts(self.num_steps, self.seed)
+        check_model_dir(self.model_dir)
         check_strategy(self.strategy)
         if self.restore is not None and self.restore.optimizer_state != "fresh" and self.finetune.divides:
             raise UserError(

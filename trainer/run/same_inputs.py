@@ -26,9 +26,9 @@ def check_same_run_everywhere(
     """
     if agreement.workers == 1:
         return
-    card = {"the training data": _contents(train_data)}
+    card = {"the training data": contents_of(train_data)}
     if eval_data is not None:
-        card["the evaluation data"] = _contents(eval_data)
+        card["the evaluation data"] = contents_of(eval_data)
     card |= {name: _in_one_line(value) for name, value in settings.items()}
     texts = agreement.gather_texts("".join(f"{what}\t{value}\n" for what, value in card.items()))
     cards = [dict(line.split("\t", 1) for line in text.splitlines()) for text in texts]
@@ -43,7 +43,7 @@ def _in_one_line(value) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value)).replace("\n", " ").replace("\t", " ")
 
 
-def _contents(data: Data) -> str:
+def contents_of(data: Data) -> str:
     """Name and size of data, and a checksum of what is in memory, or of names and sizes of the files."""
     if data.examples is not None:
         total = google_crc32c.Checksum()

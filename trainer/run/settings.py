@@ -244,5 +244,7 @@ class Invocation(Checked):
 
     def check(self) -> None:
         self.at_least(0, "timed_steps")
+        if self.started_at is not None:
+            self.at_least(0, "started_at")
         if self.timed_steps and not self.dry_run:
-            raise UserError("timed_steps belongs to a dry run: a run shows its own speed.")
+            raise UserError("Invocation.timed_steps belongs to a dry run: a run shows its own speed.")

@@ -1,5 +1,8 @@
 """Checks the arguments of `train` one by one, before anything is built of them."""
 
+import numbers
+import os
+
 import keras
 import tensorflow as tf
 
@@ -22,12 +25,19 @@ def check_task(task) -> None:
         raise UserError(f"task must be made by supervised(), custom_loss() or style_transfer(), not {task!r}.")
 
 
-def check_counts(num_steps, seed) -> None:
-    """Raises `UserError` for what is no number of steps, and no seed."""
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise UserError(f"num_steps = {num_steps!r} must be a whole number, 1 or more.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"seed = {seed!r} must be a whole number from 0 to 2**32 - 1.")
+def whole_number(name: str, value, least: int, beyond: int | None = None) -> int:
+    """The argument of this name as an int; raises `UserError` for what is none, or not in the range."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or value < least or (beyond is not None and value >= beyond):
+        upper = " or more" if beyond is None else f" to {beyond - 1:,}"
+        raise UserError(f"{name} = {value!r} must be a whole number, {least}{upper}.")
+    return int(value)
+
+
+def check_model_dir(model_dir) -> None:
+    """Raises `UserError` for what is no path."""
+    if model_dir is not None and not isinstance(model_dir, str | os.PathLike):
+        raise UserError(f"model_dir must be a path or None, not {model_dir!r}.")
 
 
 def check_strategy(strategy) -> None:

@@ -20,6 +20,7 @@ from trainer.run.profile import measure_throughput
 from trainer.run.result import TrainResult
 from trainer.run.resume import Resume, Start, find_start
 from trainer.run.settings import Finetune, Intervals, Invocation, Limits, Restore, Saving, Step
+from trainer.run.start_checks import whole_number
 from trainer.tasks.task import Task
 
 may_change("train", "num_steps")
@@ -68,13 +69,13 @@ def train(
         task=task,
         optimizer=optimizer,
         train_data=train_data,
-        num_steps=num_steps,
-        global_batch_size=global_batch_size,
+        num_steps=whole_number("num_steps", num_steps, 1),
+        global_batch_size=whole_number("global_batch_size", global_batch_size, 1),
         restore=as_restore(restore),
         eval_data=eval_data,
         model_dir=model_dir,
         strategy=strategy,
-        seed=seed,
+        seed=whole_number("seed", seed, 0, 2**32),
         finetune=finetune,
         step=step,
         intervals=intervals,
