@@ -12,7 +12,7 @@ from trainer.cluster.replicas import each_replica_value, first_value
 from trainer.restore.all_workers import AllWorkers
 from trainer.restore.casts import CastLosses, cast_losses
 from trainer.restore.errors import RestoreError
-from trainer.restore.plan import Pair, Plan
+from trainer.restore.matching.plan import Pair, Plan
 from trainer.restore.source import CheckpointSource
 
 # A cast is meant to round values. Above one in a hundred, those that vanish are no exceptions any more: the variable

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import tensorflow as tf
 
+from trainer.restore.casts import castable
 from trainer.restore.report import Record
 
 Home = tuple[list[Record], list[Record]]  # variables of the model, weights of the file
@@ -75,9 +76,3 @@ def same_kind(record: Record, other: Record | None = None) -> bool:
     assert record.dtype is not None and (other or record).checkpoint_dtype is not None
     ours, theirs = tf.as_dtype(record.dtype), tf.as_dtype((other or record).checkpoint_dtype)
     return castable(theirs, ours)
-
-
-def castable(source: tf.DType, target: tf.DType) -> bool:
-    """Whether a restore casts between the two: between floats, and to integers that hold all of the source's."""
-    widened = source.is_integer and target.is_integer and target.min <= source.min and source.max <= target.max
-    return source == target or widened or (source.is_floating and target.is_floating)

@@ -8,10 +8,9 @@ from typing import Any
 
 from trainer.restore.errors import UndecidedRestore
 from trainer.restore.homes import Home, is_in_bare_list, possible_homes, same_kind
+from trainer.restore.matching.rules import Rules, changed_axis
 from trainer.restore.renames import likely_renames
 from trainer.restore.report import Record, RestoreReport
-from trainer.restore.rows import changed_axis
-from trainer.restore.rules import Rules
 from trainer.restore.suffixes import suffix_choices
 from trainer.restore.trials import Proposal, Trials
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from trainer.restore.homes import MAX_KIN, is_in_bare_list, same_kind
-from trainer.restore.names import join
+from trainer.restore.matching.names import join
 from trainer.restore.report import Record
 
 Move = tuple[str, str]  # (prefix of names in the file, prefix of names in the model)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from trainer.output.printable import printable
 from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.layer_state import LayerState
-from trainer.restore.names import join, normalize_siblings
+from trainer.restore.matching.names import join, normalize_siblings
 from trainer.restore.report import about_lines
 
 KINDS = ("weight", "optimizer", "counter", "other")

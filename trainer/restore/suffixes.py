@@ -5,8 +5,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from trainer.restore.matching.rules import Rules
 from trainer.restore.report import Record, RestoreReport
-from trainer.restore.rules import Rules
 from trainer.restore.trials import Trials
 
 _AVERAGE = re.compile(r"ema\b|average|avg|shadow", re.IGNORECASE)

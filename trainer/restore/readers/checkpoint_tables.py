@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from trainer.restore.layer_state import LayerState, states_from_json
-from trainer.restore.names import normalize
+from trainer.restore.matching.names import normalize
 from trainer.restore.readers.saved_model_tables import by_index, saved_model_states
 from trainer.restore.readers.tensor_bundle import StoredTensor
 

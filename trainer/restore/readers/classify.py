@@ -1,6 +1,6 @@
 """Tells a TensorFlow checkpoint's weights from its optimizer state, its counters and the rest."""
 
-from trainer.restore.names import join
+from trainer.restore.matching.names import join
 from trainer.restore.readers.named_slots import mark_named_slots
 from trainer.restore.source import CheckpointSource, Entry, Node
 

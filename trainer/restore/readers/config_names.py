@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from trainer.restore.model_tree import snake_case
-from trainer.restore.names import readable_name
+from trainer.restore.matching.model_tree import snake_case
+from trainer.restore.matching.names import readable_name
 from trainer.restore.readers.hdf5 import Group
 
 # The list of a model's layers: its name since Keras 2.14, and the one before.

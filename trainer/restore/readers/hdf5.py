@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.restore.errors import RestoreError
-from trainer.restore.names import expect_bearable, readable_name
+from trainer.restore.matching.names import expect_bearable, readable_name
 from trainer.restore.readers.file_range import FileRange
 from trainer.restore.readers.hdf5_trial import try_out
 from trainer.restore.readers.local_copy import local_copy

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LOOKUP_CLASSES, LayerState, is_numbered
-from trainer.restore.names import join, normalize
+from trainer.restore.matching.names import join, normalize
 from trainer.restore.readers.archive_member import Archive
 from trainer.restore.readers.config_names import LAYER_LISTS, name_groups
 from trainer.restore.readers.hdf5 import Group, Hdf5File, natural_order, open_path

@@ -4,7 +4,7 @@ import re
 
 from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LayerState
-from trainer.restore.names import join, normalize, readable_name
+from trainer.restore.matching.names import join, normalize, readable_name
 from trainer.restore.readers.hdf5 import Hdf5File, open_path
 from trainer.restore.readers.hdf5_source import Hdf5Source, NamedDatasetsSource
 from trainer.restore.readers.keras_config import optimizer_words, parsed, plain

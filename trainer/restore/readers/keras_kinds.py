@@ -2,7 +2,7 @@
 
 import re
 
-from trainer.restore.names import normalize
+from trainer.restore.matching.names import normalize
 from trainer.restore.readers.hdf5 import UNREADABLE, Group
 from trainer.restore.source import Entry
 

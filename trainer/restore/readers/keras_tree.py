@@ -3,7 +3,7 @@
 from collections import Counter
 
 from trainer.restore.errors import RestoreError
-from trainer.restore.names import join, normalize, normalize_siblings
+from trainer.restore.matching.names import join, normalize, normalize_siblings
 from trainer.restore.readers.config_names import LAYER_LISTS
 from trainer.restore.readers.hdf5 import Group
 from trainer.restore.readers.keras_kinds import is_optimizer, is_seed_name, kind_of_part, variable_kind

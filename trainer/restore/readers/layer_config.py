@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from trainer.restore.layer_state import LayerState, flat, is_numbered
-from trainer.restore.model_tree import snake_case
-from trainer.restore.names import join, normalize
+from trainer.restore.matching.model_tree import snake_case
+from trainer.restore.matching.names import join, normalize
 
 
 def configured_states(config: dict) -> list[LayerState]:

@@ -2,7 +2,7 @@
 
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from trainer.restore.names import expect_bearable, join, readable_name
+from trainer.restore.matching.names import expect_bearable, join, readable_name
 
 VALUE = "VARIABLE_VALUE"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from trainer.restore.names import join
+from trainer.restore.matching.names import join
 from trainer.restore.source import Entry, Node, SavedOptimizer, Slot
 
 _NOT_SLOTS = {"_variables", "_trainable_variables", "_trainable_variables_indices", "_index_dict", "exclude_layers"}

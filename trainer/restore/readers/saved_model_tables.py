@@ -11,7 +11,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LayerState
-from trainer.restore.names import join, normalize
+from trainer.restore.matching.names import join, normalize
 from trainer.restore.readers.layer_config import layer_state
 from trainer.restore.regular_files import read_whole
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
-from trainer.restore.names import readable_name
+from trainer.restore.matching.names import readable_name
 from trainer.restore.readers.ordered_code import slice_key
 from trainer.restore.readers.sorted_table import read_table, unmasked
 from trainer.restore.regular_files import read_whole

@@ -9,7 +9,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.layer_state import LayerState
-from trainer.restore.names import normalize, normalize_siblings
+from trainer.restore.matching.names import normalize, normalize_siblings
 from trainer.restore.readers.bundle_values import load_value
 from trainer.restore.readers.byte_reader import ByteReader
 from trainer.restore.readers.checkpoint_tables import checkpoint_states
