@@ -10,7 +10,7 @@ import google_crc32c
 
 from trainer.checkpoints import files
 from trainer.restore import RestoreError, find_checkpoint, open_checkpoint, whole_checkpoints
-from trainer.restore.regular_files import open_regular
+from trainer.restore.local_files import open_regular
 
 
 def prefix_of(folder: str, step: int) -> str:

@@ -1,7 +1,8 @@
-"""What every reader gives: a checkpoint as a tree of the writer's objects, each entry's kind, and tensors on demand."""
+"""Opens a checkpoint of any format as a tree of the writer's objects, each entry's kind, and tensors on demand."""
 
 import abc
 import dataclasses
+import importlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,19 @@ from trainer.restore.report import about_lines
 
 KINDS = ("weight", "optimizer", "counter", "other")
 _PIECE_BYTES = 1 << 20  # a tensor is checked in pieces that stay in the processor's cache
+# By the ends that `find.WEIGHT_FILES` lists, in any case; whatever ends otherwise is a TensorFlow prefix. By name,
+# and imported when a file needs it: the libraries behind them take longer to import than a small model to train.
+_READERS = [
+    (".weights.json", "keras_weights.KerasWeightsSource"),
+    (".weights.h5", "keras_hdf5.open_hdf5"),
+    (".keras", "keras_archive.KerasArchiveSource"),
+    (".h5", "keras_hdf5.open_hdf5"),
+    (".hdf5", "keras_hdf5.open_hdf5"),
+    (".safetensors", "safetensors_files.SafetensorsSource"),
+    (".safetensors.index.json", "safetensors_files.SafetensorsSource"),
+    (".npz", "npz.NpzSource"),
+]
+_PREFIX_READER = "tensorflow_checkpoint.TensorFlowSource"
 
 
 @dataclasses.dataclass(eq=False)
@@ -227,6 +241,15 @@ class CheckpointSource(abc.ABC):
         return RestoreError(
             f"The checkpoint {self.path} cannot be read; its index is damaged or of something else: {first_line(error)}"
         )
+
+
+def open_checkpoint(path: str) -> CheckpointSource:
+    """Opens what `find_checkpoint` gave; raises `RestoreError` if it is damaged."""
+    reader = next((reader for end, reader in _READERS if path.lower().endswith(end)), _PREFIX_READER)
+    if tf.io.gfile.exists(path + ".index"):  # `find_checkpoint` takes it for a prefix, too, whatever its end
+        reader = _PREFIX_READER
+    module, _, name = reader.partition(".")
+    return getattr(importlib.import_module(f"trainer.restore.readers.{module}"), name)(path)
 
 
 def is_copy_of(source: CheckpointSource, one: Entry, other: Entry) -> bool:

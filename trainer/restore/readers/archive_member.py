@@ -9,8 +9,8 @@ import zlib
 from collections import Counter
 
 from trainer.restore.errors import RestoreError
+from trainer.restore.local_files import local_copy
 from trainer.restore.readers.file_range import FileRange
-from trainer.restore.readers.local_copy import local_copy
 from trainer.restore.readers.zip_members import ZIP_DAMAGE
 
 _FLOOR_BYTES = 100 << 20

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from trainer.restore.regular_files import expect_regular
+from trainer.restore.local_files import expect_regular
 
 _THREADS = 2  # one copies out of the page cache while the other does; more bring nothing
 _ALONE_BYTES = 32 << 20  # tensors up to this size are read side by side, larger ones in two halves

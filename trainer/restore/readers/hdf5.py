@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.restore.errors import RestoreError
+from trainer.restore.local_files import local_copy
 from trainer.restore.matching.names import expect_bearable, readable_name
 from trainer.restore.readers.file_range import FileRange
 from trainer.restore.readers.hdf5_trial import try_out
-from trainer.restore.readers.local_copy import local_copy
 from trainer.restore.source import Entry
 
 UNREADABLE = tf.variant  # stands for text, references and records, which no variable can take

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LOOKUP_CLASSES, LayerState, is_numbered
+from trainer.restore.local_files import read_whole
 from trainer.restore.matching.names import join, normalize
 from trainer.restore.readers.archive_member import Archive
 from trainer.restore.readers.config_names import LAYER_LISTS, name_groups
@@ -17,7 +18,6 @@ from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
 from trainer.restore.readers.keras_shards import open_shards
 from trainer.restore.readers.keras_weights import MAX_TEXT_BYTES, KerasWeightsSource
 from trainer.restore.readers.layer_config import configured_states
-from trainer.restore.regular_files import read_whole
 from trainer.restore.source import Node
 
 _WEIGHTS, _INDEX = "model.weights.h5", "model.weights.json"

@@ -6,12 +6,12 @@ import re
 import tensorflow as tf
 
 from trainer.restore.layer_state import OWN_DATASET, LayerState, states_from_json
+from trainer.restore.local_files import read_whole
 from trainer.restore.readers.hdf5 import Group, Hdf5File, open_path, walk
 from trainer.restore.readers.hdf5_source import Hdf5Source
 from trainer.restore.readers.keras_config import plain
 from trainer.restore.readers.keras_shards import merged, open_shards
 from trainer.restore.readers.keras_tree import WeightsTree
-from trainer.restore.regular_files import read_whole
 
 MAX_TEXT_BYTES = 256 << 20
 

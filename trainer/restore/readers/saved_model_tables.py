@@ -11,9 +11,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LayerState
+from trainer.restore.local_files import read_whole
 from trainer.restore.matching.names import join, normalize
 from trainer.restore.readers.layer_config import layer_state
-from trainer.restore.regular_files import read_whole
 
 _INNER = ("lookup_layer", "index_lookup_layer")  # the part of TextVectorization that holds the table
 _TABLES = ("lookup_table", "table")

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
+from trainer.restore.local_files import read_whole
 from trainer.restore.matching.names import readable_name
 from trainer.restore.readers.ordered_code import slice_key
 from trainer.restore.readers.sorted_table import read_table, unmasked
-from trainer.restore.regular_files import read_whole
 
 _VERSION = 1  # of the format, since 2016
 _MAX_SHARDS = 99_999
