@@ -16,10 +16,9 @@ from keras import layers
 
 from trainer.restore.errors import RestoreError
 from trainer.restore.readers import hdf5
-from trainer.restore.readers.hdf5_source import NamedDatasetsSource
-from trainer.restore.readers.keras_archive import KerasArchiveSource
+from trainer.restore.readers.hdf5 import NamedDatasetsSource
 from trainer.restore.readers.keras_hdf5 import KerasLegacySource, open_hdf5
-from trainer.restore.readers.keras_weights import KerasWeightsSource
+from trainer.restore.readers.keras_weights import KerasArchiveSource, KerasWeightsSource
 
 
 @pytest.fixture

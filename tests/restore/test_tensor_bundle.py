@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import tensor_bundle_pb2
 
 import trainer
 from trainer.restore import open_checkpoint
-from trainer.restore.readers.ordered_code import slice_key
+from trainer.restore.readers.sorted_table import slice_key
 
 DTYPES = [
     "float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",

@@ -24,7 +24,7 @@ _PIECE_BYTES = 1 << 20  # a tensor is checked in pieces that stay in the process
 _READERS = [
     (".weights.json", "keras_weights.KerasWeightsSource"),
     (".weights.h5", "keras_hdf5.open_hdf5"),
-    (".keras", "keras_archive.KerasArchiveSource"),
+    (".keras", "keras_weights.KerasArchiveSource"),
     (".h5", "keras_hdf5.open_hdf5"),
     (".hdf5", "keras_hdf5.open_hdf5"),
     (".safetensors", "safetensors_files.SafetensorsSource"),

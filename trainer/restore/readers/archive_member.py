@@ -10,7 +10,7 @@ from collections import Counter
 
 from trainer.restore.errors import RestoreError
 from trainer.restore.local_files import local_copy
-from trainer.restore.readers.file_range import FileRange
+from trainer.restore.readers.hdf5_probe import FileRange
 from trainer.restore.readers.zip_members import ZIP_DAMAGE
 
 _FLOOR_BYTES = 100 << 20

@@ -1,5 +1,6 @@
 """Opens an HDF5 file that may be damaged or hostile, and gives its datasets as entries, none of them read."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -13,14 +14,12 @@ import tensorflow as tf
 from trainer.restore.errors import RestoreError
 from trainer.restore.local_files import local_copy
 from trainer.restore.matching.names import expect_bearable, readable_name
-from trainer.restore.readers.file_range import FileRange
-from trainer.restore.readers.hdf5_trial import try_out
-from trainer.restore.source import Entry
+from trainer.restore.readers.flat_names import mark_named_slots
+from trainer.restore.readers.hdf5_probe import FLOOR_BYTES, LARGEST_RATIO, FileRange, try_out
+from trainer.restore.source import CheckpointSource, Entry, tree_of_names
 
 UNREADABLE = tf.variant  # stands for text, references and records, which no variable can take
 _DEEPEST = 100  # groups inside of groups; Keras nests a dozen for models inside of models
-_FLOOR_BYTES = 100 << 20
-_LARGEST_RATIO = 1100  # deflate reaches 1032:1 on zeros, which is what untrained slots are
 
 
 @dataclasses.dataclass(eq=False)
@@ -137,7 +136,7 @@ class Hdf5File:
         if layout.get_layout() == h5py.h5d.CHUNKED:
             # One chunk is unpacked as a whole, however little of it the shape takes.
             announced = max(announced, math.prod(layout.get_chunk()) * item_bytes)
-            lies = not stored or (announced > _FLOOR_BYTES and announced > stored * _LARGEST_RATIO)
+            lies = not stored or (announced > FLOOR_BYTES and announced > stored * LARGEST_RATIO)
         else:
             lies = announced > stored or (dataset.id.get_offset() or 0) + announced > self._size_bytes
         if lies or stored > self._size_bytes:
@@ -197,3 +196,48 @@ def _tensor_dtype(dataset: h5py.Dataset) -> tf.DType | None:
 def _text(item: object) -> str:
     text = item.decode("utf8", "replace") if isinstance(item, bytes) else str(item)
     return text.encode("utf8", "replace").decode("utf8")
+
+
+class Hdf5Source(CheckpointSource):
+    """A source whose entries lie in one or several HDF5 files."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._file_of: dict[str, Hdf5File] = {}
+
+    def _load(self, entry: Entry) -> np.ndarray:
+        return self._file_of[entry.key].load(entry)
+
+    def _take(self, files: list[Hdf5File]) -> None:
+        self._file_of = {entry.key: file for file in files for entry in file.entries}
+        self.entries = [entry for file in files for entry in file.entries]
+        if all(file.checksums for file in files):
+            self.checksums = files[0].checksums
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Turns what goes wrong while the file is looked over into a fault of the file."""
+        try:
+            yield
+        except RestoreError:
+            raise
+        except self.damage as error:
+            raise self.cannot_be_read(error) from error
+
+
+class NamedDatasetsSource(Hdf5Source):
+    """An HDF5 file that is none of Keras': its datasets by their paths. `file` is the open file."""
+
+    format = "HDF5, datasets by name"
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        with self.opening():
+            self.file = open_path(path)
+        for entry in self.file.entries:
+            kind = "other" if entry.dtype == UNREADABLE else "weight"
+            self.entries.append(dataclasses.replace(entry, key=entry.key.strip("/"), kind=kind))
+        self._file_of = {entry.key: self.file for entry in self.entries}
+        self.checksums = self.file.checksums
+        self.top = tree_of_names(self.entries)
+        mark_named_slots(self.top, self.entries)

@@ -5,12 +5,10 @@ import re
 from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LayerState
 from trainer.restore.matching.names import join, normalize, readable_name
-from trainer.restore.readers.hdf5 import Hdf5File, open_path
-from trainer.restore.readers.hdf5_source import Hdf5Source, NamedDatasetsSource
-from trainer.restore.readers.keras_config import optimizer_words, parsed, plain
-from trainer.restore.readers.keras_kinds import is_seed_name, variable_kind
+from trainer.restore.readers.hdf5 import Hdf5File, Hdf5Source, NamedDatasetsSource, open_path
+from trainer.restore.readers.keras_tree import is_seed_name, optimizer_words, parsed, plain, variable_kind
 from trainer.restore.readers.keras_weights import KerasWeightsSource
-from trainer.restore.readers.layer_config import configured_states
+from trainer.restore.readers.vocabularies import configured_states
 from trainer.restore.source import CheckpointSource, Entry, Node
 
 _MODEL, _OPTIMIZER = "/model_weights", "/optimizer_weights"

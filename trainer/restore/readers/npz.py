@@ -14,7 +14,7 @@ import tensorflow as tf
 from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.local_files import local_copy
 from trainer.restore.matching.names import readable_name
-from trainer.restore.readers.flat_files import all_there, bytes_of, tree_of_flat_names
+from trainer.restore.readers.flat_names import all_there, bytes_of, tree_of_flat_names
 from trainer.restore.readers.zip_members import ZIP_DAMAGE, members, unpack
 from trainer.restore.source import CheckpointSource, Entry
 

@@ -1,28 +1,34 @@
-"""Reads the table of contents of a TensorFlow checkpoint, its `.index`, and tests everything in it.
+"""Reads a TensorFlow checkpoint's table of contents, its `.index`, and the tensors that need more than a copy.
 
-The table's values are protocol buffers
-(https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/protobuf/tensor_bundle.proto).
-TensorFlow's own reader ends the process at a shape, a slice or a dtype that cannot be, so no file is
-handed to it that was not read here first.
+A foreign file never goes to TensorFlow's own reader. That reader is C++, which ends the process at a shape, a slice or
+a dtype that cannot be, and Python cannot catch it. So this module reads the format from its description
+(https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/protobuf/tensor_bundle.proto) and tests all of it.
+Two more things follow. The index holds a CRC-32C of every tensor: a restore tests each tensor that it takes, piece by
+piece, before a variable changes, and does not read the optimizer's state. And the bytes of numbers in the file are
+those in memory: `byte_reader` reads them straight into the tensor whose memory the variable takes over, so there is one
+copy. Only texts, slices and numbers of the other byte order need work, which `load_value` does.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterable
 
+import google_crc32c
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
 from trainer.restore.local_files import read_whole
 from trainer.restore.matching.names import readable_name
-from trainer.restore.readers.ordered_code import slice_key
-from trainer.restore.readers.sorted_table import read_table, unmasked
+from trainer.restore.readers.byte_reader import ByteReader
+from trainer.restore.readers.sorted_table import read_table, slice_key, unmasked, varint
 
 _VERSION = 1  # of the format, since 2016
 _MAX_SHARDS = 99_999
 _MAX_AXES = 254
 _MAX_INDEX_BYTES = 1 << 30
 _SLICE_MARK = b"\0"  # begins the key of a slice, whose rest is binary; no tensor's name begins so
+_CRC_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,3 +188,60 @@ def _expect_apart(tensors: Iterable[StoredTensor]) -> None:
         if place.offset < ends.get(place.file, 0):
             raise ValueError("two tensors in it share bytes")
         ends[place.file] = place.offset + place.size
+
+
+def load_value(stored: StoredTensor, byte_order: str, reader: ByteReader) -> np.ndarray:
+    """The tensor, its checksum tested. Raises `ValueError`, or what `ByteReader` raises."""
+    if stored.dtype == tf.string and stored.place:
+        return _texts(stored.place, stored.shape, byte_order, reader)
+    if not stored.dtype.is_numpy_compatible:
+        raise ValueError(f"it is a {stored.dtype.name}, which no variable of Keras can take")
+    if stored.place:
+        return _numbers(stored.place, stored.shape, stored.dtype, byte_order, reader)
+    whole = np.empty(stored.shape, stored.dtype.as_numpy_dtype)
+    filled = np.zeros(stored.shape, bool)
+    for part in stored.parts:
+        # Read first: what the file does not hold must not take memory.
+        value = _numbers(part.place, part.shape, stored.dtype, byte_order, reader)
+        if filled[part.window].any():
+            raise ValueError("its slices overlap")
+        filled[part.window], whole[part.window] = True, value
+    return whole
+
+
+def _numbers(place: Place, shape, dtype: tf.DType, byte_order: str, reader: ByteReader) -> np.ndarray:
+    content = reader.read(place.file, place.offset, place.size)
+    _check(content, place.crc32c)
+    if byte_order == ">":
+        item_bytes = dtype.size // 2 if dtype.is_complex else dtype.size
+        content = np.ascontiguousarray(content.reshape(-1, item_bytes)[:, ::-1]).reshape(-1)
+    return content.view(dtype.as_numpy_dtype).reshape(shape)
+
+
+def _texts(place: Place, shape: tuple[int, ...], byte_order: str, reader: ByteReader) -> np.ndarray:
+    """The lengths of all elements, a checksum of these, then the elements one after the other.
+
+    The checksums are of the lengths in four bytes each, or eight for more than 4 GB.
+    """
+    raw = reader.read(place.file, place.offset, place.size).tobytes()
+    count, at = math.prod(shape), 0
+    lengths: list[int] = []
+    while len(lengths) < count:
+        length, at = varint(raw, at)
+        lengths.append(length)
+    start = at + _CRC_BYTES
+    if start + sum(lengths) != len(raw):
+        raise ValueError("the texts in it do not fill their place")
+    numbers = b"".join(np.array(length, f"{byte_order}u{8 if length >> 32 else 4}").tobytes() for length in lengths)
+    _check(numbers, unmasked(int(np.frombuffer(raw[at:start], f"{byte_order}u4")[0])))
+    _check(numbers + raw[at:], place.crc32c)
+    found = np.empty(count, object)
+    for index, length in enumerate(lengths):
+        found[index] = raw[start : start + length]
+        start += length
+    return found.reshape(shape)
+
+
+def _check(content: np.ndarray | bytes, checksum: int) -> None:
+    if google_crc32c.value(content) != checksum:
+        raise ValueError("its checksum does not fit")

@@ -10,17 +10,17 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.layer_state import LayerState
 from trainer.restore.matching.names import normalize, normalize_siblings
-from trainer.restore.readers.bundle_values import load_value
-from trainer.restore.readers.byte_reader import ByteReader
-from trainer.restore.readers.checkpoint_tables import checkpoint_states
-from trainer.restore.readers.classify import classify
-from trainer.restore.readers.layer_names import name_layers
-from trainer.restore.readers.object_graph import parse_graph
-from trainer.restore.readers.optimizer_marks import looks_like_optimizer, optimizer_by_slots, plain_optimizers
-from trainer.restore.readers.optimizer_slots import saved_optimizers
-from trainer.restore.readers.tensor_bundle import Place, has_numbers, read_bundle
+from trainer.restore.readers.byte_reader import ByteReader, is_worthwhile, unfilled_tensor
+from trainer.restore.readers.object_graph import classify, name_layers, parse_graph
+from trainer.restore.readers.saved_optimizers import (
+    looks_like_optimizer,
+    optimizer_by_slots,
+    plain_optimizers,
+    saved_optimizers,
+)
+from trainer.restore.readers.tensor_bundle import Place, has_numbers, load_value, read_bundle
+from trainer.restore.readers.vocabularies import checkpoint_states
 from trainer.restore.source import CheckpointSource, Entry, Node, tree_of_names
-from trainer.restore.tensor_memory import is_worthwhile, unfilled_tensor
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"

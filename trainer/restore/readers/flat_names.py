@@ -1,20 +1,25 @@
-"""Finds an optimizer's slots in files that hold names alone: `X/Adam` stands beside `X`."""
+"""Makes a tree of a flat list of named tensors, with kinds and optimizer slots by name, and tests shapes."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from trainer.restore.source import Entry, Node
+from trainer.restore.errors import RestoreError
+from trainer.restore.source import Entry, Node, tree_of_names
 
+_OPTIMIZER = ("optimizer", "optimizer_state")
+_MAX_AXES = 32  # NumPy 1's limit; NumPy 2 has 64
+_MAX_SHOWN = 5
 # Class names and default names of optimizers in TensorFlow 1, Keras and libraries around them.
-_OPTIMIZER = (
+_OPTIMIZER_NAME = (
     r"(?:distributed|fused|lazy|rectified|proximal)?_?(?:adam(?:w|ax|async|weightdecay)?|ada(?:belief|bound|mod)"
     r"|adafactor|adagrad(?:da)?|adadelta|addsign|amsgrad|ftrl(?:proximal)?|lamb|lars|lion|momentum|nadam|novograd"
     r"|powersign|radam|rmsprop|sgdw?|shampoo|sm3|yogi)(?:optimizer)?"
 )
-_SCOPE = re.compile(rf"{_OPTIMIZER}(?:_\d+)?", re.IGNORECASE)
+_SCOPE = re.compile(rf"{_OPTIMIZER_NAME}(?:_\d+)?", re.IGNORECASE)
 _KERAS_SCOPE = re.compile(r"training(?:_\d+)?")
 # TF1 writes `X/Adam` and `X/Adam_1`, BERT `X/adam_m`, Mesh TensorFlow `X_slot_vr`.
-_SLOT = re.compile(rf"(?:/{_OPTIMIZER}(?:_\w+)?(?:/[a-z_]+)?|_slot_(?:m|v|vr|vc)|_momentum_v)$", re.IGNORECASE)
+_SLOT = re.compile(rf"(?:/{_OPTIMIZER_NAME}(?:_\w+)?(?:/[a-z_]+)?|_slot_(?:m|v|vr|vc)|_momentum_v)$", re.IGNORECASE)
 _POWER = re.compile(r"(?:^|/)beta_?[12]?_power(?:_\d+)?$")
 _SETTING = re.compile(r"iter|iterations?|lr|learning_rate|decay|momentum|rho|epsilon|beta_[12]")
 # Keras 2.11 writes `Adam/m/X`, older ones `training/Adam/X/m`, Keras 3 `adam/X_momentum`; slashes are underscores here.
@@ -25,6 +30,49 @@ _WORD = (
 _IN_SCOPE = (re.compile(rf"(.+)_{_WORD}"), re.compile(rf"{_WORD}_(.+)"))
 
 _Shape = tuple[int, ...]
+
+
+def all_there(path: str, parts: Sequence[str], present: Iterable[str]) -> None:
+    """Raises `RestoreError` that lists the parts of a checkpoint in several files which are not there."""
+    present = set(present)
+    missing = [part for part in parts if part not in present]
+    if missing:
+        more = f" and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
+        raise RestoreError(
+            f"The checkpoint {path} is in {len(parts)} files, and of these {len(missing)} are not beside it: "
+            f"{', '.join(missing[:_MAX_SHOWN])}{more}. Copy all of them into one folder."
+        )
+
+
+def tree_of_flat_names(entries: Sequence[Entry]) -> Node:
+    """A tree from the entries' keys, split at slashes where any has one, else at dots; sets names and kinds."""
+    separator = "/" if any("/" in entry.key for entry in entries) else "."
+    for entry in entries:
+        entry.kind = _kind(entry, separator)
+    top = tree_of_names(entries, separator)
+    mark_named_slots(top, entries)
+    for name in _OPTIMIZER:
+        if name in top.children:
+            top.children[name].is_optimizer = True
+    return top
+
+
+def _kind(entry: Entry, separator: str) -> str:
+    if entry.key.split(separator)[0] in _OPTIMIZER:
+        return "optimizer"
+    if entry.key.removesuffix(":0").endswith("seed_generator_state"):
+        return "other"
+    return "counter" if not entry.shape and entry.dtype.is_integer else "weight"
+
+
+def bytes_of(key: str, shape: Sequence[int], item_bytes: int) -> int:
+    """Size of an array; raises `ValueError` for a shape that no array has.
+
+    An axis of length zero does not excuse the others: NumPy multiplies them before it sees the zero.
+    """
+    if len(shape) > _MAX_AXES or min(shape, default=0) < 0 or math.prod(n or 1 for n in shape) * item_bytes >= 2**63:
+        raise ValueError(f"the array {key} has the shape {str(list(shape))[:80]}, which is impossible")
+    return math.prod(shape) * item_bytes
 
 
 def mark_named_slots(top: Node, entries: Iterable[Entry]) -> None:
