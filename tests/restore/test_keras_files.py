@@ -223,6 +223,22 @@ def test_a_member_that_unpacks_to_far_more_than_it_takes_is_refused(tmp_path):
         KerasArchiveSource(str(tmp_path / "bomb.keras"))
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("name", "packed", "message"),
+    [
+        ("model.weights.h5", zipfile.ZIP_STORED, "it holds model.weights.h5 more than once"),
+        ("assets/a/vocabulary.txt", zipfile.ZIP_LZMA, "vocabulary.txt in it is neither stored nor deflated"),
+    ],
+)
+def test_an_archive_with_a_member_that_no_writer_makes_is_refused(name, packed, message, folder, tmp_path):
+    shutil.copy(folder / "model.keras", tmp_path)
+    with zipfile.ZipFile(tmp_path / "model.keras", "a", packed) as file:
+        file.writestr(name, "x")
+    with pytest.raises(RestoreError, match=message):
+        KerasArchiveSource(str(tmp_path / "model.keras"))
+
+
 @pytest.mark.parametrize("by", ["keras 2", "keras 3"])
 def test_the_old_h5_has_layers_in_order_with_names(by, folder, keras_2_folder):
     source = open_hdf5(str((keras_2_folder if by == "keras 2" else folder) / "model.h5"))

@@ -15,10 +15,10 @@ from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LOOKUP_CLASSES, OWN_DATASET, LayerState, is_numbered, states_from_json
 from trainer.restore.local_files import read_whole
 from trainer.restore.matching.names import join, normalize
-from trainer.restore.readers.archive_member import Archive
 from trainer.restore.readers.hdf5 import Group, Hdf5File, Hdf5Source, natural_order, open_path, walk
 from trainer.restore.readers.keras_tree import LAYER_LISTS, WeightsTree, name_groups, optimizer_words, parsed, plain
 from trainer.restore.readers.vocabularies import configured_states
+from trainer.restore.readers.zip_archive import Archive
 from trainer.restore.source import Node
 
 _MAX_TEXT_BYTES = 256 << 20
