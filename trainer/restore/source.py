@@ -18,6 +18,8 @@ from trainer.restore.matching.names import join, normalize_siblings
 from trainer.restore.report import about_lines
 
 KINDS = ("weight", "optimizer", "counter", "other")
+# Tensors up to this size are read side by side. Larger ones would fill the memory: each is read alone, in two halves.
+SIDE_BY_SIDE_BYTES = 32 << 20
 _PIECE_BYTES = 1 << 20  # a tensor is checked in pieces that stay in the processor's cache
 # By the ends that `find.WEIGHT_FILES` lists, in any case; whatever ends otherwise is a TensorFlow prefix. By name,
 # and imported when a file needs it: the libraries behind them take longer to import than a small model to train.
@@ -202,6 +204,13 @@ class CheckpointSource(abc.ABC):
         """The CRC-32C of the tensor's bytes, if the file has one."""
         return None
 
+    def computed_crc32c(self, entry: Entry) -> int:
+        """The CRC-32C of a tensor of numbers, all of whose bytes are read."""
+        checksum = 0
+        for piece in self.pieces(entry):
+            checksum = google_crc32c.extend(checksum, np.ascontiguousarray(piece).view(np.uint8))
+        return checksum
+
     def layer_states(self) -> list[LayerState]:
         """Vocabularies and the like, as far as the file has them; raises `RestoreError` for damaged ones."""
         return []
@@ -261,12 +270,8 @@ def is_copy_of(source: CheckpointSource, one: Entry, other: Entry) -> bool:
 
 def _checksum(source: CheckpointSource, entry: Entry) -> int:
     """Of the entry's bytes; only a file that has no checksum of it is read."""
-    checksum = source.crc32c(entry)
-    if checksum is None:
-        checksum = 0
-        for piece in source.pieces(entry):
-            checksum = google_crc32c.extend(checksum, np.ascontiguousarray(piece).view(np.uint8))
-    return checksum
+    written = source.crc32c(entry)
+    return written if written is not None else source.computed_crc32c(entry)
 
 
 def tree_of_names(entries: Iterable[Entry], separator: str = "/") -> Node:

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.restore.local_files import expect_regular
+from trainer.restore.source import SIDE_BY_SIDE_BYTES
 
 _THREADS = 2  # one copies out of the page cache while the other does; more bring nothing
-_ALONE_BYTES = 32 << 20  # tensors up to this size are read side by side, larger ones in two halves
 _PIECE_BYTES = 2 << 20  # long enough that threads seldom wait for each other, and small beside a tensor
 _WORTHWHILE_BYTES = 1 << 20
 
@@ -38,7 +38,7 @@ class ByteReader:
 
     def fill(self, path: str, offset: int, buffer: np.ndarray) -> None:
         """Fills a flat uint8 buffer from `offset` on. Raises `OSError`, `tf.errors.OpError` or `EOFError`."""
-        if "://" in path or buffer.size <= _ALONE_BYTES:
+        if "://" in path or buffer.size <= SIDE_BY_SIDE_BYTES:
             self._fill(path, offset, buffer)
             return
         half = buffer.size // _THREADS
