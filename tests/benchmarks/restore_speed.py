@@ -29,8 +29,8 @@ from rich.table import Table  # noqa: E402
 
 from trainer import restore  # noqa: E402
 from trainer.restore.apply import apply_plan  # noqa: E402
-from trainer.restore.plan import plan_restore  # noqa: E402
-from trainer.restore.rules import Rules  # noqa: E402
+from trainer.restore.matching.plan import plan_restore  # noqa: E402
+from trainer.restore.matching.rules import Rules  # noqa: E402
 
 KEYS: list[str] = []  # where the weights stand in the file; a way by TensorFlow alone needs to be told
 

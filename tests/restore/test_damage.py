@@ -16,8 +16,8 @@ from zoo import TwoDense, built, saved, used_adam, values
 import trainer
 from trainer.restore import open_checkpoint
 from trainer.restore.apply import apply_plan
-from trainer.restore.plan import plan_restore
-from trainer.restore.rules import Rules
+from trainer.restore.matching.plan import plan_restore
+from trainer.restore.matching.rules import Rules
 
 DATA, INDEX = ".data-00000-of-00001", ".index"
 

@@ -17,9 +17,8 @@ from keras import layers
 from trainer.restore.errors import RestoreError
 from trainer.restore.readers import hdf5
 from trainer.restore.readers.hdf5 import NamedDatasetsSource
-from trainer.restore.readers.keras_archive import KerasArchiveSource
 from trainer.restore.readers.keras_hdf5 import KerasLegacySource, open_hdf5
-from trainer.restore.readers.keras_weights import KerasWeightsSource
+from trainer.restore.readers.keras_weights import KerasArchiveSource, KerasWeightsSource
 
 
 @pytest.fixture
@@ -222,6 +221,22 @@ def test_a_member_that_unpacks_to_far_more_than_it_takes_is_refused(tmp_path):
             member.write(bytes(1 << 20))
     with pytest.raises(RestoreError, match="announces 115,343,360 bytes"):
         KerasArchiveSource(str(tmp_path / "bomb.keras"))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("name", "packed", "message"),
+    [
+        ("model.weights.h5", zipfile.ZIP_STORED, "it holds model.weights.h5 more than once"),
+        ("assets/a/vocabulary.txt", zipfile.ZIP_LZMA, "vocabulary.txt in it is neither stored nor deflated"),
+    ],
+)
+def test_an_archive_with_a_member_that_no_writer_makes_is_refused(name, packed, message, folder, tmp_path):
+    shutil.copy(folder / "model.keras", tmp_path)
+    with zipfile.ZipFile(tmp_path / "model.keras", "a", packed) as file:
+        file.writestr(name, "x")
+    with pytest.raises(RestoreError, match=message):
+        KerasArchiveSource(str(tmp_path / "model.keras"))
 
 
 @pytest.mark.parametrize("by", ["keras 2", "keras 3"])

@@ -298,7 +298,7 @@ def test_a_name_twice_in_one_file_is_refused(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("w.npy", header((1,)) + bytes(4))
         archive.writestr("w.npy", header((1,)) + b"abcd")
-    refused(path, "w is there twice")
+    refused(path, "is refused: it holds w.npy more than once")
 
 
 def test_an_entry_of_the_table_that_swallows_the_rest_is_noticed(path):
@@ -380,12 +380,19 @@ def deflated(content: bytes) -> bytes:
 
 def test_a_length_that_no_deflated_member_can_have_is_refused_unread(path):
     start = header((2**30 - 30,))
-    refused(bomb(path, len(start) + 4 * (2**30 - 30), deflated(start + bytes(10**6))), "more than an archive of")
+    refused(bomb(path, len(start) + 4 * (2**30 - 30), deflated(start + bytes(10**6))), "which cannot be")
+
+
+def test_an_array_that_unpacks_to_far_more_than_it_takes_is_refused(path):
+    np.savez_compressed(path, w=np.zeros(110 << 20, "u1"))
+    refused(path, "is refused: w.npy in it announces 115,343,488 bytes", "write it again without compression")
+    np.savez(path, w=np.zeros(110 << 20, "u1"))
+    assert all_read(NpzSource(path))["w"].size == 110 << 20
 
 
 def test_a_stored_length_beyond_the_file_is_refused_unread(path):
     start = header((10**8,))
-    refused(bomb(path, len(start) + 4 * 10**8, start + bytes(99), zipfile.ZIP_STORED), "more than an archive of")
+    refused(bomb(path, len(start) + 4 * 10**8, start + bytes(99), zipfile.ZIP_STORED), "which cannot be")
 
 
 def test_no_more_is_unpacked_than_was_announced(path):
@@ -400,7 +407,7 @@ def test_no_more_is_unpacked_than_was_announced(path):
 
 
 def test_less_than_was_announced_takes_no_more_memory_than_there_is(path):
-    start = header((24_000_000,))  # 96 MB, of which 0.4 MB is there, in bytes that pass for 96 MB deflated
+    start = header((24_000_000,))  # 96 MB, of which 400 kB are there
     noise = random.Random(0).randbytes(400_000)
     bomb(path, len(start) + 96_000_000, deflated(start + noise))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -465,11 +472,3 @@ def test_a_damaged_file_gives_the_same_values_or_is_refused(path, seed):
     for key, value in expected.items():
         assert read[key].dtype == value.dtype
         np.testing.assert_array_equal(read[key], value)
-
-
-def test_an_array_that_unpacks_to_far_more_than_it_takes_is_refused_as_a_bomb_and_stored_it_is_read(path):
-    zeros = np.zeros(30_000_000, np.float32)
-    np.savez_compressed(path, w=zeros)
-    refused(path, "announces 120,000,128 bytes", "as a bomb would; write the file again without compression")
-    np.savez(path, w=zeros)
-    assert sum(entry.shape[0] for entry in NpzSource(path).entries) == len(zeros)

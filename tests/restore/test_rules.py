@@ -12,8 +12,8 @@ from zoo import FOUR, TwoDense, built, functional, layers, saved, sequential, us
 import trainer
 from trainer.restore import open_checkpoint
 from trainer.restore.apply import apply_plan
-from trainer.restore.plan import plan_restore
-from trainer.restore.rules import Rules
+from trainer.restore.matching.plan import plan_restore
+from trainer.restore.matching.rules import Rules
 
 
 def refused(model, path, **rules) -> trainer.RestoreError:

@@ -15,7 +15,7 @@ from pathlib import Path
 import google_crc32c
 import tensorflow as tf
 
-from trainer.restore.regular_files import open_regular
+from trainer.restore.local_files import open_regular
 
 MANIFEST = ".manifest.json"
 _INDEX = ".index"

@@ -6,11 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-
 from trainer.checkpoints import files
 from trainer.restore import RestoreError, find_checkpoint, open_checkpoint, whole_checkpoints
-from trainer.restore.regular_files import open_regular
+from trainer.restore.local_files import open_regular
 
 
 def prefix_of(folder: str, step: int) -> str:
@@ -49,12 +47,10 @@ def find_faults(prefix: str) -> list[str]:
         # With a manifest, too: TensorFlow's reader ends the process at an index that holds what cannot be.
         with contextlib.closing(open_checkpoint(find_checkpoint(prefix))) as source:
             for entry in source.entries if not has_manifest else ():
-                checksum = 0
                 written = source.crc32c(entry)
-                for piece in source.pieces(entry):  # where the index has no checksum for us, TensorFlow's reader has
-                    if written is not None:
-                        checksum = google_crc32c.extend(checksum, piece.tobytes())
-                if written not in (None, checksum):
+                if written is None:
+                    source.read(entry)  # which tests the checksums of its parts
+                elif source.computed_crc32c(entry) != written:
                     return [f"the checksum of {entry.key} is not that of the bytes that were written"]
     except RestoreError as error:
         return [str(error).splitlines()[0]]

@@ -20,7 +20,7 @@ from trainer.cluster.collectives import Agreement
 from trainer.errors import UserError
 from trainer.output.atomic_files import write_json
 from trainer.restore import renew_constants
-from trainer.restore.pattern_paths import without_pattern
+from trainer.restore.local_files import without_pattern
 
 # What a worker sees when another one is lost: not a fault of the disk.
 _PEER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)

@@ -13,17 +13,16 @@ from trainer.restore.build import build_model, forget_traces, renew_constants
 from trainer.restore.errors import RestoreError, UndecidedRestore
 from trainer.restore.explain import explain_choices, explain_problems
 from trainer.restore.find import find_checkpoint, missing_files, unreadable_checkpoints, whole_checkpoints
-from trainer.restore.formats import open_checkpoint
 from trainer.restore.layer_state import OWN_DATASET, empty_layers, live_states, states_as_json
-from trainer.restore.live import lasting_names, layer_paths, layers_of, weights_of
-from trainer.restore.names import is_lora_matrix
-from trainer.restore.plan import Plan, plan_restore
+from trainer.restore.matching.model_tree import lasting_names, layer_paths, layers_of, weights_of
+from trainer.restore.matching.names import is_lora_matrix
+from trainer.restore.matching.plan import Plan, plan_restore
+from trainer.restore.matching.rules import Rules
+from trainer.restore.matching.torch_layout import explain_torch_layout
 from trainer.restore.report import Record, RestoreReport
-from trainer.restore.rules import Rules
 from trainer.restore.show import RestoreProgress, log_report
-from trainer.restore.source import CheckpointSource, describe_source
+from trainer.restore.source import CheckpointSource, describe_source, open_checkpoint
 from trainer.restore.tables import SavedLayerStates
-from trainer.restore.torch_layout import explain_torch_layout
 from trainer.restore.trials import Trials
 
 RULES = tuple(field.name for field in dataclasses.fields(Rules))  # what a restore's config may say

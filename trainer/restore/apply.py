@@ -12,14 +12,13 @@ from trainer.cluster.replicas import each_replica_value, first_value
 from trainer.restore.all_workers import AllWorkers
 from trainer.restore.casts import CastLosses, cast_losses
 from trainer.restore.errors import RestoreError
-from trainer.restore.plan import Pair, Plan
-from trainer.restore.source import CheckpointSource
+from trainer.restore.matching.plan import Pair, Plan
+from trainer.restore.source import SIDE_BY_SIDE_BYTES, CheckpointSource
 
 # A cast is meant to round values. Above one in a hundred, those that vanish are no exceptions any more: the variable
 # lies below the dtype's range, as the variances of a normalisation or embeddings of a small scale do.
 _MAX_SHARE_TO_ZERO = 0.01
 _COMPARING_THREADS = 2
-_SIDE_BY_SIDE_BYTES = 32 << 20  # of the largest tensor; of two larger ones both would be in memory
 _Result = TypeVar("_Result")
 
 
@@ -69,7 +68,7 @@ def apply_plan(
         with workers.all_or_none("fill the model, which must not be used"):
             written: list[int] = []
             largest = max((pair.entry.size_bytes for pair in plan.pairs), default=0)
-            threads = source.threads if largest <= _SIDE_BY_SIDE_BYTES else 1
+            threads = source.threads if largest <= SIDE_BY_SIDE_BYTES else 1
             writes = _mapped(threads, lambda pair, test: _write_or_say(pair, source, test), plan.pairs, tested)
             for pair, checksum in zip(plan.pairs, writes, strict=True):
                 written.append(checksum)

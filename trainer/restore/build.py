@@ -7,9 +7,8 @@ import keras
 import tensorflow as tf
 
 from trainer.restore.errors import RestoreError
-from trainer.restore.live import layers_of, paths, unbuilt_layers
-from trainer.restore.model_tree import live_tree
-from trainer.restore.names import join, normalize
+from trainer.restore.matching.model_tree import layers_of, live_tree, paths, unbuilt_layers
+from trainer.restore.matching.names import join, normalize
 
 
 def build_model(model: keras.Model, input_spec=None) -> None:

@@ -1,9 +1,10 @@
-"""Counts what a cast to a narrower floating dtype does to values beyond rounding them."""
+"""Which casts a restore makes, and what one to a narrower floating dtype does to values beyond rounding them."""
 
 import dataclasses
 
 import ml_dtypes
 import numpy as np
+import tensorflow as tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,3 +48,9 @@ def cast_losses(piece: np.ndarray, finite: np.ndarray, target: type) -> CastLoss
         zero=int(np.count_nonzero(small == 0)),
         subnormal=int(np.count_nonzero((small != 0) & is_below & was_normal)),
     )
+
+
+def castable(source: tf.DType, target: tf.DType) -> bool:
+    """Whether a restore casts between the two: between floats, and to integers that hold all of the source's."""
+    widened = source.is_integer and target.is_integer and target.min <= source.min and source.max <= target.max
+    return source == target or widened or (source.is_floating and target.is_floating)

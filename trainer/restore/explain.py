@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from trainer.restore.errors import UndecidedRestore
-from trainer.restore.homes import is_in_bare_list, possible_homes, same_kind
-from trainer.restore.names import is_lora_matrix
+from trainer.restore.matching.names import is_lora_matrix
 from trainer.restore.proposals import choices, proposals, spare_weights, wanting
+from trainer.restore.renames import is_in_bare_list, possible_homes, same_kind
 from trainer.restore.report import Record, RestoreReport
 from trainer.restore.trials import Proposal, Trials
 

@@ -10,9 +10,8 @@ import keras
 import numpy as np
 
 from trainer.restore.errors import RestoreError
-from trainer.restore.live import paths
-from trainer.restore.model_tree import LiveNode, class_name, live_tree
-from trainer.restore.names import join
+from trainer.restore.matching.model_tree import LiveNode, class_name, live_tree, paths
+from trainer.restore.matching.names import join
 
 OWN_DATASET = "regraft_layer_states"  # in the `.weights.h5` files of our runs, which Keras passes over
 LOOKUPS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layers.IntegerLookup)

@@ -1,7 +1,8 @@
-"""The interface of every reader: a checkpoint as a tree of objects, each entry's kind, and tensors on demand."""
+"""Opens a checkpoint of any format as a tree of the writer's objects, each entry's kind, and tensors on demand."""
 
 import abc
 import dataclasses
+import importlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,11 +14,26 @@ import tensorflow as tf
 from trainer.output.printable import printable
 from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.layer_state import LayerState
-from trainer.restore.names import join, normalize_siblings
+from trainer.restore.matching.names import join, normalize_siblings
 from trainer.restore.report import about_lines
 
 KINDS = ("weight", "optimizer", "counter", "other")
+# Tensors up to this size are read side by side. Larger ones would fill the memory: each is read alone, in two halves.
+SIDE_BY_SIDE_BYTES = 32 << 20
 _PIECE_BYTES = 1 << 20  # a tensor is checked in pieces that stay in the processor's cache
+# By the ends that `find.WEIGHT_FILES` lists, in any case; whatever ends otherwise is a TensorFlow prefix. By name,
+# and imported when a file needs it: the libraries behind them take longer to import than a small model to train.
+_READERS = [
+    (".weights.json", "keras_weights.KerasWeightsSource"),
+    (".weights.h5", "keras_hdf5.open_hdf5"),
+    (".keras", "keras_weights.KerasArchiveSource"),
+    (".h5", "keras_hdf5.open_hdf5"),
+    (".hdf5", "keras_hdf5.open_hdf5"),
+    (".safetensors", "safetensors_files.SafetensorsSource"),
+    (".safetensors.index.json", "safetensors_files.SafetensorsSource"),
+    (".npz", "npz.NpzSource"),
+]
+_PREFIX_READER = "tensorflow_checkpoint.TensorFlowSource"
 
 
 @dataclasses.dataclass(eq=False)
@@ -188,6 +204,13 @@ class CheckpointSource(abc.ABC):
         """The CRC-32C of the tensor's bytes, if the file has one."""
         return None
 
+    def computed_crc32c(self, entry: Entry) -> int:
+        """The CRC-32C of a tensor of numbers, all of whose bytes are read."""
+        checksum = 0
+        for piece in self.pieces(entry):
+            checksum = google_crc32c.extend(checksum, np.ascontiguousarray(piece).view(np.uint8))
+        return checksum
+
     def layer_states(self) -> list[LayerState]:
         """Vocabularies and the like, as far as the file has them; raises `RestoreError` for damaged ones."""
         return []
@@ -229,6 +252,15 @@ class CheckpointSource(abc.ABC):
         )
 
 
+def open_checkpoint(path: str) -> CheckpointSource:
+    """Opens what `find_checkpoint` gave; raises `RestoreError` if it is damaged."""
+    reader = next((reader for end, reader in _READERS if path.lower().endswith(end)), _PREFIX_READER)
+    if tf.io.gfile.exists(path + ".index"):  # `find_checkpoint` takes it for a prefix, too, whatever its end
+        reader = _PREFIX_READER
+    module, _, name = reader.partition(".")
+    return getattr(importlib.import_module(f"trainer.restore.readers.{module}"), name)(path)
+
+
 def is_copy_of(source: CheckpointSource, one: Entry, other: Entry) -> bool:
     """Whether two entries have one shape, one dtype and the same bytes, by their CRC-32C."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
@@ -238,12 +270,8 @@ def is_copy_of(source: CheckpointSource, one: Entry, other: Entry) -> bool:
 
 def _checksum(source: CheckpointSource, entry: Entry) -> int:
     """The checksum of the entry's bytes; only a file that has none of it is read."""
-    checksum = source.crc32c(entry)
-    if checksum is None:
-        checksum = 0
-        for piece in source.pieces(entry):
-            checksum = google_crc32c.extend(checksum, np.ascontiguousarray(piece).view(np.uint8))
-    return checksum
+    written = source.crc32c(entry)
+    return written if written is not None else source.computed_crc32c(entry)
 
 
 def tree_of_names(entries: Iterable[Entry], separator: str = "/") -> Node:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from trainer.restore.layer_state import LayerState, LiveState, first_difference, is_numbered
-from trainer.restore.names import join
-from trainer.restore.rules import Rules
+from trainer.restore.matching.names import join
+from trainer.restore.matching.rules import Rules
 
 Pairs = dict[LiveState, tuple[LayerState, str]]
 

@@ -21,10 +21,10 @@ from trainer.restore.layer_state import (
     states_as_json,
     states_from_json,
 )
-from trainer.restore.model_tree import LiveNode
-from trainer.restore.names import join, matching_rule
+from trainer.restore.matching.model_tree import LiveNode
+from trainer.restore.matching.names import join, matching_rule
+from trainer.restore.matching.rules import Rules
 from trainer.restore.report import RestoreReport, TableRecord
-from trainer.restore.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry
 from trainer.restore.state_pairs import Pairs, state_pairs
 

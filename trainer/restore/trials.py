@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable
 
 from trainer.restore.errors import RestoreError
+from trainer.restore.matching.rules import Rules
 from trainer.restore.report import RestoreReport
-from trainer.restore.rules import Rules
 
 _MAX_PLANS = 12  # a plan of a large model takes a second
 

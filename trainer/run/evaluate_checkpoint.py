@@ -27,7 +27,7 @@ from trainer.restore import (
     weights_of,
     whole_checkpoints,
 )
-from trainer.restore.rules import Rules
+from trainer.restore.matching.rules import Rules
 from trainer.run.model import assemble_model
 from trainer.step.evaluate import build_evaluate
 from trainer.tasks.task import Task

@@ -18,8 +18,8 @@ from trainer.optimizers.state_transfer.report import CarriedSlot, FreshSlot, Lef
 from trainer.optimizers.state_transfer.warmup import warm_up_again
 from trainer.restore import RestoreError, RestoreReport, open_checkpoint
 from trainer.restore.apply import apply_plan
-from trainer.restore.live import LiveVariable
-from trainer.restore.plan import Pair, Plan
+from trainer.restore.matching.model_tree import LiveVariable
+from trainer.restore.matching.plan import Pair, Plan
 from trainer.restore.report import Record
 
 POLICIES = ("fresh", "step", "slots")  # of Restore.optimizer_state

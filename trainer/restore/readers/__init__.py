@@ -1,1 +1,1 @@
-"""One module a format, each giving a `CheckpointSource`; nothing outside of `restore` imports them."""
+"""One module a format, each giving a `CheckpointSource`, and what formats share; only `restore` imports them."""

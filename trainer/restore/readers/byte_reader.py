@@ -1,5 +1,9 @@
-"""Reads byte ranges of files into buffers, large ones with two threads, from any file system that TensorFlow knows."""
+"""Reads byte ranges of files, large ones with two threads, and into the memory of a tensor, with one copy.
 
+Files may lie on any file system that TensorFlow knows.
+"""
+
+import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -8,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from trainer.restore.regular_files import expect_regular
+from trainer.restore.local_files import expect_regular
+from trainer.restore.source import SIDE_BY_SIDE_BYTES
 
 _THREADS = 2  # one copies out of the page cache while the other does; more bring nothing
-_ALONE_BYTES = 32 << 20  # tensors up to this size are read side by side, larger ones in two halves
 _PIECE_BYTES = 2 << 20  # long enough that threads seldom wait for each other, and small beside a tensor
+_WORTHWHILE_BYTES = 1 << 20
 
 
 class ByteReader:
@@ -33,7 +38,7 @@ class ByteReader:
 
     def fill(self, path: str, offset: int, buffer: np.ndarray) -> None:
         """Fills a flat uint8 buffer from `offset` on. Raises `OSError`, `tf.errors.OpError` or `EOFError`."""
-        if "://" in path or buffer.size <= _ALONE_BYTES:
+        if "://" in path or buffer.size <= SIDE_BY_SIDE_BYTES:
             self._fill(path, offset, buffer)
             return
         half = buffer.size // _THREADS
@@ -100,3 +105,24 @@ class ByteReader:
             content = self._remote[path].read(buffer.size)
         buffer[: len(content)] = np.frombuffer(content, np.uint8)
         return len(content)
+
+
+def is_worthwhile(size_bytes: int, dtype: tf.DType) -> bool:
+    """Whether a copy that is saved is worth more than the way around it."""
+    return size_bytes >= _WORTHWHILE_BYTES and dtype.is_numpy_compatible and dtype != tf.string
+
+
+def unfilled_tensor(shape: tuple[int, ...], dtype: tf.DType) -> tuple[tf.Tensor, np.ndarray]:
+    """A tensor in the host's memory, and its bytes as a flat uint8 array to be written once, before it is used.
+
+    The array is good for as long as the tensor is referenced.
+
+    TensorFlow allocates: a variable that the tensor is assigned to takes the memory over, and gives
+    back its old one for the next tensor. Memory of NumPy's would be taken over as well, but the old
+    one would be kept beside it.
+    """
+    with tf.device("/CPU:0"):
+        tensor = tf.raw_ops.Empty(shape=shape, dtype=dtype, init=False)
+    view = np.asarray(tensor)  # shares the memory, for reading
+    memory = (ctypes.c_uint8 * view.nbytes).from_address(view.__array_interface__["data"][0])
+    return tensor, np.ctypeslib.as_array(memory)

@@ -12,17 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.restore.errors import RestoreError
-from trainer.restore.names import expect_bearable, readable_name
-from trainer.restore.readers.file_range import FileRange
-from trainer.restore.readers.hdf5_trial import try_out
-from trainer.restore.readers.local_copy import local_copy
-from trainer.restore.readers.optimizer_slots import mark_named_slots
+from trainer.restore.local_files import local_copy
+from trainer.restore.matching.names import expect_bearable, readable_name
+from trainer.restore.readers.flat_names import mark_named_slots
+from trainer.restore.readers.hdf5_probe import FLOOR_BYTES, LARGEST_RATIO, FileRange, try_out
 from trainer.restore.source import CheckpointSource, Entry, tree_of_names
 
 UNREADABLE = tf.variant  # stands for text, references and records, which no variable can take
 _DEEPEST = 100  # groups inside of groups; Keras nests a dozen for models inside of models
-_FLOOR_BYTES = 100 << 20
-_LARGEST_RATIO = 1100  # deflate reaches 1032:1 on zeros, which is what untrained slots are
 
 
 @dataclasses.dataclass(eq=False)
@@ -139,7 +136,7 @@ class Hdf5File:
         if layout.get_layout() == h5py.h5d.CHUNKED:
             # One chunk is unpacked as a whole, however little of it the shape takes.
             announced = max(announced, math.prod(layout.get_chunk()) * item_bytes)
-            lies = not stored or (announced > _FLOOR_BYTES and announced > stored * _LARGEST_RATIO)
+            lies = not stored or (announced > FLOOR_BYTES and announced > stored * LARGEST_RATIO)
         else:
             lies = announced > stored or (dataset.id.get_offset() or 0) + announced > self._size_bytes
         if lies or stored > self._size_bytes:

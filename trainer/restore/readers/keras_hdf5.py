@@ -4,11 +4,11 @@ import re
 
 from trainer.restore.errors import RestoreError
 from trainer.restore.layer_state import LayerState
-from trainer.restore.names import join, normalize, readable_name
-from trainer.restore.readers.classify import is_seed_name, variable_kind
+from trainer.restore.matching.names import join, normalize, readable_name
 from trainer.restore.readers.hdf5 import Hdf5File, Hdf5Source, NamedDatasetsSource, open_path
-from trainer.restore.readers.keras_archive import open_weights
-from trainer.restore.readers.keras_config import configured_states, optimizer_words, parsed, plain
+from trainer.restore.readers.keras_tree import is_seed_name, optimizer_words, parsed, plain, variable_kind
+from trainer.restore.readers.keras_weights import KerasWeightsSource
+from trainer.restore.readers.vocabularies import configured_states
 from trainer.restore.source import CheckpointSource, Entry, Node
 
 _MODEL, _OPTIMIZER = "/model_weights", "/optimizer_weights"
@@ -23,7 +23,7 @@ def open_hdf5(path: str) -> CheckpointSource:
     if is_old:
         return KerasLegacySource(path, source.file)
     is_new = any(group.endswith("/vars") for group in source.file.groups)
-    return open_weights(path, source.file) if is_new else source
+    return KerasWeightsSource(path, source.file) if is_new else source
 
 
 class KerasLegacySource(Hdf5Source):

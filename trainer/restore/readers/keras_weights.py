@@ -1,22 +1,191 @@
-"""Reads `.weights.h5` files and their shards: a tree of numbered layers, without names of variables."""
+"""Reads Keras' `.weights.h5` files, in one file or in shards, alone or in a `.keras` archive; its config is never run.
 
+Keras 3 and late Keras 2 write them. A `.weights.json` lists the shards; an archive may be unpacked into a folder.
+"""
+
+import dataclasses
 import os
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
 
 from trainer.output.printable import printable
 from trainer.restore.errors import RestoreError
-from trainer.restore.layer_state import OWN_DATASET, LayerState, states_from_json
-from trainer.restore.names import join, normalize, normalize_siblings
-from trainer.restore.readers.classify import is_optimizer, is_seed_name, kind_of_part, variable_kind
+from trainer.restore.layer_state import LOOKUP_CLASSES, OWN_DATASET, LayerState, is_numbered, states_from_json
+from trainer.restore.local_files import read_whole
+from trainer.restore.matching.names import join, normalize
 from trainer.restore.readers.hdf5 import Group, Hdf5File, Hdf5Source, natural_order, open_path, walk
-from trainer.restore.readers.keras_config import LAYER_LISTS, parsed, plain
-from trainer.restore.regular_files import read_whole
-from trainer.restore.source import Entry, Node
+from trainer.restore.readers.keras_tree import LAYER_LISTS, WeightsTree, name_groups, optimizer_words, parsed, plain
+from trainer.restore.readers.vocabularies import configured_states
+from trainer.restore.readers.zip_archive import Archive
+from trainer.restore.source import Node
+
+_MAX_TEXT_BYTES = 256 << 20
+_WEIGHTS, _INDEX = "model.weights.h5", "model.weights.json"
+_ASSETS, _VOCABULARY, _INNER_VOCABULARY = "assets/", "/vocabulary.txt", "/_lookup_layer/vocabulary.txt"
 
 
-def open_shards(index: str | bytes, name: str, open_file: Callable[[str], Hdf5File]) -> list[Hdf5File]:
+class KerasWeightsSource(Hdf5Source):
+    """Reads what `model.save_weights` wrote: no names of variables, only their order in each layer.
+
+    file: the file at `path`, where it is open already.
+    """
+
+    format = "Keras weights (.weights.h5)"
+
+    def __init__(self, path: str, file: Hdf5File | None = None):
+        super().__init__(path)
+        with self.opening():
+            files = [file] if file else self._open()
+            self._take(files)
+            top = _merged(files)
+            self._name_layers(top)
+            self._own_states = top.entries.pop(OWN_DATASET, None)
+            # Shards are cut where they are full, so the layers' order is that of the whole.
+            self.entries = list(dict.fromkeys(entry for group in walk(top) for entry in group.entries.values()))
+            self.top = WeightsTree(top, self.path).top
+            self.writer = plain(files[0].text("", "keras_version"))
+        # A model may hold optimizers of its own beside the one that it was compiled with.
+        optimizers = {name: node.keras_name for name, node in self.top.children.items() if node.is_optimizer}
+        name = optimizers.get("optimizer") or next(iter(optimizers.values()), "")
+        self.optimizer = re.sub(r"_\d+$", "", name)  # Keras numbers them by process
+
+    def _name_layers(self, top: Group) -> None:
+        """Sets names of layers that stand beside the weights; Keras 3 writes them into the file itself."""
+
+    def layer_states(self) -> list[LayerState]:
+        """Keras writes none into these files, but beside them in an unpacked archive; our runs do."""
+        if self._own_states is None:
+            return self._states_beside()
+        with self.opening():
+            return states_from_json(self._load(self._own_states).tobytes())
+
+    def _states_beside(self) -> list[LayerState]:
+        folder, name = os.path.split(self.path)
+        is_unpacked = name in ("model.weights.h5", "model.weights.json")
+        if not is_unpacked or not tf.io.gfile.exists(os.path.join(folder, "config.json")):
+            return []
+        return KerasArchiveSource(folder).layer_states()
+
+    def _open(self) -> list[Hdf5File]:
+        if not self.path.lower().endswith(".json"):
+            return [open_path(self.path)]
+        index = read_whole(self.path, _MAX_TEXT_BYTES)
+        folder = os.path.dirname(self.path)
+        files = _open_shards(index, self.path, lambda shard: open_path(os.path.join(folder, shard)))
+        self.format = f"Keras weights (.weights.json, {len(files)} files)"
+        return files
+
+
+class KerasArchiveSource(KerasWeightsSource):
+    """Reads what `model.save("x.keras")` wrote."""
+
+    format = "Keras archive (.keras)"
+    damage = (*KerasWeightsSource.damage, *Archive.damage)
+
+    def __init__(self, path: str):
+        self._archive: Archive | None = None
+        super().__init__(path)
+        with self.opening():
+            metadata = self._json("metadata.json")
+        if self._archive:
+            self.checksums = "CRC-32 of the zip archive"
+        version, date = metadata.get("keras_version"), metadata.get("date_saved")
+        self.writer = plain(f"Keras {version}" + (f", {date}" if date else "")) if version else ""
+        compiled = self._config.get("compile_config")
+        words = optimizer_words(compiled.get("optimizer")) if isinstance(compiled, dict) else ""
+        self.optimizer = words or self.optimizer
+
+    def _name_layers(self, top: Group) -> None:
+        self._config = self._json("config.json")
+        name_groups(top, self._config)
+
+    def layer_states(self) -> list[LayerState]:
+        """Stated values are in the config, adapted vocabularies in `assets` under the layers' places in the file."""
+        with self.opening():
+            states = {state.place: state for state in configured_states(self._config)}
+            for asset_place, words in self._vocabularies():
+                found = self._state_at(asset_place)
+                states[found.place] = dataclasses.replace(states.get(found.place, found), values={"vocabulary": words})
+        return list(states.values())
+
+    def _vocabularies(self) -> Iterator[tuple[str, list[str]]]:
+        """(place in `assets`, words) of each vocabulary; that of TextVectorization's part is the same again."""
+        for name in self._names():
+            if name.startswith(_ASSETS) and name.endswith(_VOCABULARY) and not name.endswith(_INNER_VOCABULARY):
+                # Not `splitlines`, which would cut a word at every kind of line's end that Unicode has.
+                words = self._text(name).decode("utf8", "surrogateescape").split("\n")
+                yield name.removeprefix(_ASSETS).removesuffix(_VOCABULARY), words
+
+    def _state_at(self, asset_place: str) -> LayerState:
+        """The layer at a place, which goes by class and number where its model lists it."""
+        node: Node | None = self.top
+        place, called, layer_class = "", "", ""
+        for segment in asset_place.split("/"):
+            if segment in LAYER_LISTS:
+                continue
+            by_class = node.by_class.get(segment) if node else None
+            node = by_class or (node.children.get(normalize(segment)) if node else None)
+            called = node.keras_name if node else ""
+            layer_class = re.sub(r"_\d+$", "", segment if by_class else called)
+            place = join(place, called if by_class and called else normalize(segment))
+        layer_class = layer_class if layer_class in LOOKUP_CLASSES else ""
+        return LayerState(place, "" if is_numbered(called, layer_class) else called, layer_class)
+
+    def _names(self) -> list[str]:
+        if self._archive:
+            return sorted(self._archive.names, key=natural_order)
+        folders = tf.io.gfile.walk(os.path.join(self.path, _ASSETS))
+        files = [os.path.join(folder, name) for folder, _, names in folders for name in names]
+        return sorted((os.path.relpath(file, self.path) for file in files), key=natural_order)
+
+    def check_file(self) -> None:
+        if self._archive is None:
+            return
+        for name in self._archive.names_read:
+            try:
+                self._archive.check(name)
+            except self.damage as error:
+                raise self.cannot_be_read(error) from error
+
+    def _open(self) -> list[Hdf5File]:
+        if tf.io.gfile.isdir(self.path):
+            self.format = "Keras archive, unpacked"
+        else:
+            self._archive = Archive(self.path)
+        if self._has(_WEIGHTS):
+            return [self._hdf5(_WEIGHTS)]
+        if self._has(_INDEX):
+            return _open_shards(self._text(_INDEX), f"{self.path}: {_INDEX}", self._hdf5)
+        if self._has("model.weights.npz"):
+            raise RestoreError(
+                f"{self.path} keeps its weights as a pickled .npz, which could run anything when it is read. "
+                "Save the model again with weights_format='h5', as Keras does by itself."
+            )
+        raise RestoreError(f"{self.path} holds no {_WEIGHTS}; it is no Keras archive, or was damaged.")
+
+    def _has(self, name: str) -> bool:
+        if self._archive:
+            return name in self._archive
+        return tf.io.gfile.exists(os.path.join(self.path, name))
+
+    def _hdf5(self, name: str) -> Hdf5File:
+        if self._archive:
+            return Hdf5File(self._archive.open(name), f"{self.path}: {name}")
+        return open_path(os.path.join(self.path, name))
+
+    def _text(self, name: str) -> bytes:
+        if self._archive:
+            with self._archive.open(name) as file:
+                return file.read(min(file.size_bytes, _MAX_TEXT_BYTES))
+        return read_whole(os.path.join(self.path, name), _MAX_TEXT_BYTES)
+
+    def _json(self, name: str) -> dict:
+        return parsed(self._text(name), f"{self.path}: {name}") if self._has(name) else {}
+
+
+def _open_shards(index: str | bytes, name: str, open_file: Callable[[str], Hdf5File]) -> list[Hdf5File]:
     """The files that the index names, once each and in its order; each must hold what the index says.
 
     name: of the index, for errors.  open_file: opens a file that lies beside the index.
@@ -36,7 +205,7 @@ def open_shards(index: str | bytes, name: str, open_file: Callable[[str], Hdf5Fi
     return list(files.values())
 
 
-def merged(files: list[Hdf5File]) -> Group:
+def _merged(files: list[Hdf5File]) -> Group:
     """One tree from those of the files; the variables of a layer may lie in several."""
     if len(files) == 1:
         return files[0].top
@@ -80,138 +249,3 @@ def _merge(into: Group, group: Group, file: str) -> None:
         into.entries[name] = entry
     for name, part in group.groups.items():
         _merge(into.groups.setdefault(name, Group(part.path)), part, file)
-
-
-class WeightsTree:
-    """Builds `top`, and gives each entry its name and kind on the way. file: its name, for errors."""
-
-    def __init__(self, group: Group, file: str):
-        self._file = file
-        self._named: list[Entry] = []
-        self.top = self._object(group, "", "")
-        counts = Counter(entry.name for entry in self._named)
-        for entry in self._named:
-            if counts[entry.name] > 1:
-                entry.name = entry.key.strip("/").replace("/vars/", "/").removeprefix("vars/")
-
-    def _object(self, group: Group, path: str, kind: str) -> Node:
-        """A model or layer. kind: that of everything inside, "" where each variable says its own."""
-        variables = group.groups.get("vars", Group(f"{group.path}/vars"))
-        node = Node(is_optimizer=kind == "optimizer", keras_name=variables.keras_name)
-        parts = {name: part for name, part in group.groups.items() if name != "vars"}
-        if variables.groups:  # not the level that Keras puts in, but an attribute of that name
-            parts["vars"] = Group(variables.path, groups=variables.groups)
-        lists = [parts.pop(name) for name in LAYER_LISTS if name in parts and "vars" not in parts[name].groups]
-
-        is_seed = is_seed_name(group.path.rpartition("/")[2]) or is_seed_name(variables.keras_name)
-        numbered = {key: entry for key, entry in variables.entries.items() if key.isascii() and key.isdecimal()}
-        keyed = {key: entry for key, entry in variables.entries.items() if key not in numbered} | group.entries
-        names = normalize_siblings([*parts, *keyed])
-        if kind != "optimizer":
-            self._expect_none_left_out(numbered, group.path)
-        for key, entry in numbered.items():
-            node.own.append(self._variable(entry, join(path, key), kind, is_seed))
-        for name, part in parts.items():
-            node.children[names[name]] = self._part(name, part, join(path, names[name]), kind)
-        for key, entry in keyed.items():
-            variable = self._variable(entry, join(path, names[key]), kind, is_seed)
-            # A layer may hold a part and a variable of one name.
-            node.children.setdefault(names[key], variable).entry = entry
-        for layers in lists:
-            self._fill_by_class(node, layers, path, kind)
-        return node
-
-    def _part(self, name: str, group: Group, path: str, kind: str) -> Node:
-        """The object that an attribute holds. Keras gives every object its `vars`, and lists, dicts and tuples none."""
-        kind = kind or kind_of_part(name, group)
-        if kind or "vars" in group.groups or group.entries:
-            return self._object(group, path, kind)
-        container = Node()
-        self._fill_by_class(container, group, path, kind)
-        return container
-
-    def _fill_by_class(self, node: Node, group: Group, path: str, kind: str) -> None:
-        """Puts the items of a list under their classes, and under their own names where those are known."""
-        times = Counter(_keras_name(item) for item in group.groups.values())
-        taken = set(node.children)
-        for name, item in group.groups.items():
-            keras_name = _keras_name(item)
-            is_known = keras_name != "" and times[keras_name] == 1 and keras_name not in taken
-            place = join(path, keras_name if is_known else name)
-            if "vars" in item.groups or item.entries:
-                below = self._object(item, place, kind or ("optimizer" if is_optimizer(name, item) else ""))
-            else:
-                below = Node()
-                self._fill_by_class(below, item, place, kind)
-            # A file may hold both spellings of `layers`.
-            node.by_class[name if name not in node.by_class else item.path.strip("/")] = below
-            if is_known:
-                node.children[keras_name] = below
-        for key, entry in group.entries.items():
-            variable = self._variable(entry, join(path, key), kind, False)
-            node.children.setdefault(normalize(key), variable).entry = entry
-
-    def _variable(self, entry: Entry, name: str, kind: str, is_seed: bool) -> Node:
-        entry.kind = variable_kind(entry, is_seed) if kind == "" else kind
-        entry.name = name
-        self._named.append(entry)
-        return Node(entry=entry)
-
-    def _expect_none_left_out(self, numbered: dict[str, Entry], path: str) -> None:
-        if [*numbered] != [str(index) for index in range(len(numbered))]:
-            raise RestoreError(
-                f"{self._file}: the variables of {path or '/'} are numbered {', '.join([*numbered][:20])}, so some are "
-                f"not in the file. Copy the checkpoint again, or take another one."
-            )
-
-
-def _keras_name(group: Group) -> str:
-    return group.groups["vars"].keras_name if "vars" in group.groups else ""
-
-
-MAX_TEXT_BYTES = 256 << 20
-
-
-class KerasWeightsSource(Hdf5Source):
-    """Reads what `model.save_weights` wrote: no names of variables, only their order in each layer.
-
-    file: the file at `path`, where it is open already.
-    """
-
-    format = "Keras weights (.weights.h5)"
-
-    def __init__(self, path: str, file: Hdf5File | None = None):
-        super().__init__(path)
-        with self.opening():
-            files = [file] if file else self._open()
-            self._take(files)
-            top = merged(files)
-            self._name_layers(top)
-            self._own_states = top.entries.pop(OWN_DATASET, None)
-            # Shards are cut where they are full, so the layers' order is that of the whole.
-            self.entries = list(dict.fromkeys(entry for group in walk(top) for entry in group.entries.values()))
-            self.top = WeightsTree(top, self.path).top
-            self.writer = plain(files[0].text("", "keras_version"))
-        # A model may hold optimizers of its own beside the one that it was compiled with.
-        optimizers = {name: node.keras_name for name, node in self.top.children.items() if node.is_optimizer}
-        name = optimizers.get("optimizer") or next(iter(optimizers.values()), "")
-        self.optimizer = re.sub(r"_\d+$", "", name)  # Keras numbers them by process
-
-    def _name_layers(self, top: Group) -> None:
-        """Sets names of layers that stand beside the weights; Keras 3 writes them into the file itself."""
-
-    def layer_states(self) -> list[LayerState]:
-        """Keras writes none into these files; our runs do."""
-        if self._own_states is None:
-            return []
-        with self.opening():
-            return states_from_json(self._load(self._own_states).tobytes())
-
-    def _open(self) -> list[Hdf5File]:
-        if not self.path.lower().endswith(".json"):
-            return [open_path(self.path)]
-        index = read_whole(self.path, MAX_TEXT_BYTES)
-        folder = os.path.dirname(self.path)
-        files = open_shards(index, self.path, lambda shard: open_path(os.path.join(folder, shard)))
-        self.format = f"Keras weights (.weights.json, {len(files)} files)"
-        return files

@@ -1,21 +1,18 @@
 """Reads weights from NumPy's `.npz`, or from several that are numbered `-00000-of-00003.npz`."""
 
-import copy
 import dataclasses
 import io
 import os
 import re
 import tokenize
-import zipfile
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.restore.errors import RestoreError, first_line
-from trainer.restore.names import readable_name
-from trainer.restore.readers.flat_files import all_there, bytes_of, tree_of_flat_names
-from trainer.restore.readers.local_copy import local_copy
-from trainer.restore.readers.zip_archive import ZipArchive
+from trainer.restore.matching.names import readable_name
+from trainer.restore.readers.flat_names import all_there, bytes_of, tree_of_flat_names
+from trainer.restore.readers.zip_archive import Archive
 from trainer.restore.source import CheckpointSource, Entry
 
 _MAX_HEADER_BYTES = 10_000  # NumPy's own limit: Python's parser, which it uses, is not safe beyond
@@ -26,8 +23,8 @@ _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # of the field before a heade
 class _Member:
     """One array in a zip archive, as its header describes it."""
 
-    file: str
-    info: zipfile.ZipInfo
+    archive: Archive
+    name: str
     header_bytes: int
     shape: tuple[int, ...]
     in_columns: bool
@@ -44,12 +41,12 @@ class NpzSource(CheckpointSource):
 
     format = "NumPy .npz"
     checksums = "CRC-32 of the zip archive"
-    damage = (*CheckpointSource.damage, *ZipArchive.damage, tokenize.TokenError, SyntaxError)
+    damage = (*CheckpointSource.damage, *Archive.damage, tokenize.TokenError, SyntaxError)
 
     def __init__(self, path: str):
         super().__init__(path)
         self._members: dict[str, _Member] = {}
-        self._archives: dict[str, ZipArchive] = {}
+        self._archives: list[Archive] = []
         for shard in _shards(path):
             try:
                 self._open(shard)
@@ -65,34 +62,28 @@ class NpzSource(CheckpointSource):
                 entry.kind = "other"
 
     def _open(self, path: str) -> None:
-        near = local_copy(path)
-        archive = self._archive(near)
-        for info in archive.members():
-            key = readable_name(info.filename.removesuffix(".npy"))
-            if not info.filename.endswith(".npy"):
+        archive = Archive(path)
+        self._archives.append(archive)
+        for name in archive.names:
+            key = readable_name(name.removesuffix(".npy"))
+            if not name.endswith(".npy"):
                 raise RestoreError(f"{path}: {key!r} in it is no array of NumPy's (.npy). Write the file without it.")
             if key in self._members:
                 raise ValueError(f"the array {key} is there twice")
             try:
-                member = _read_header(near, archive, info)
+                member = _read_header(archive, name)
             except self.damage as error:
-                raise ValueError(f"the header of {info.filename}: {first_line(error)}") from error
+                raise ValueError(f"the header of {name}: {first_line(error)}") from error
             self._members[key] = member
             self.entries.append(Entry(key, key, member.shape, self._dtype(key, member)))
 
-    def _archive(self, file: str) -> ZipArchive:
-        # Kept open: to read the table of contents again for every tensor takes longer than the tensor.
-        if file not in self._archives:
-            self._archives[file] = ZipArchive(file)
-        return self._archives[file]
-
     def damaged(self, entry: Entry, why: str) -> RestoreError:
-        file = os.path.basename(self._members[entry.key].file)
+        file = os.path.basename(self._members[entry.key].archive.path)
         return super().damaged(entry, why if self.path.endswith(file) else f"{file}: {why}")
 
     def close(self) -> None:
-        while self._archives:
-            self._archives.popitem()[1].close()
+        for archive in self._archives:
+            archive.close()
 
     def _dtype(self, key: str, member: _Member) -> tf.DType:
         dtype = member.dtype
@@ -101,10 +92,11 @@ class NpzSource(CheckpointSource):
                 f"{self.path}: the array {key} holds Python objects, which NumPy stores as a pickle, and reading a "
                 "pickle runs whatever code is in it. Write the file without this array, or with numbers in it."
             )
-        if member.header_bytes + bytes_of(key, member.shape, dtype.itemsize) != member.info.file_size:
+        size_bytes = member.archive.size_bytes(member.name) - member.header_bytes
+        if bytes_of(key, member.shape, dtype.itemsize) != size_bytes:
             raise ValueError(
                 f"the array {key} says that it is {dtype}{list(member.shape)}, and the archive that it takes "
-                f"{member.info.file_size - member.header_bytes} bytes"
+                f"{size_bytes} bytes"
             )
         if issubclass(dtype.type, (np.void, np.character, np.datetime64, np.timedelta64)):
             return tf.string
@@ -118,7 +110,7 @@ class NpzSource(CheckpointSource):
 
     def _load(self, entry: Entry) -> np.ndarray:
         member = self._members[entry.key]
-        raw = self._archive(member.file).unpack(member.info, member.header_bytes)
+        raw = member.archive.read(member.name, member.header_bytes)
         if entry.dtype == tf.string:
             flat = _elements_as_bytes(raw, member.dtype)
         else:
@@ -144,11 +136,8 @@ def _shards(path: str) -> list[str]:
     return [folder + part for part in parts]
 
 
-def _read_header(file: str, archive: ZipArchive, info: zipfile.ZipInfo) -> _Member:
-    # The zip reader reads ahead, and would refuse the whole file for damage in a small array that is not asked for.
-    unchecked = copy.copy(info)
-    del unchecked.CRC
-    with archive.stream(unchecked) as stream:
+def _read_header(archive: Archive, name: str) -> _Member:
+    with archive.beginning(name) as stream:
         start = stream.read(np.lib.format.MAGIC_LEN)
         version = np.lib.format.read_magic(io.BytesIO(start))
         if version not in _LENGTH_BYTES:
@@ -167,7 +156,9 @@ def _read_header(file: str, archive: ZipArchive, info: zipfile.ZipInfo) -> _Memb
         raise ValueError("its elements take no bytes")
     if dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names and not dtype.subdtype:
         dtype = tf.bfloat16.as_numpy_dtype
-    return _Member(file, info, len(start) + width + header_bytes, tuple(map(int, shape)), in_columns, np.dtype(dtype))
+    return _Member(
+        archive, name, len(start) + width + header_bytes, tuple(map(int, shape)), in_columns, np.dtype(dtype)
+    )
 
 
 def _elements_as_bytes(raw: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -10,10 +10,9 @@ import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 
 from trainer.restore.errors import RestoreError, first_line
-from trainer.restore.names import readable_name
-from trainer.restore.readers.flat_files import all_there, bytes_of, tree_of_flat_names
-from trainer.restore.readers.local_copy import local_copy
-from trainer.restore.regular_files import read_whole
+from trainer.restore.local_files import local_copy, read_whole
+from trainer.restore.matching.names import readable_name
+from trainer.restore.readers.flat_names import all_there, bytes_of, tree_of_flat_names
 from trainer.restore.source import CheckpointSource, Entry, is_named_weight
 
 _DTYPES = {

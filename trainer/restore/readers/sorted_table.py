@@ -1,40 +1,15 @@
-"""Reads a sorted string table of LevelDB's format, and tests everything in it.
+"""Reads a sorted string table of LevelDB's format, tests everything in it, and makes the keys of a tensor's slices.
 
 TensorFlow's checkpoints have one as their `.index`
 (https://github.com/google/leveldb/blob/main/doc/table_format.md). TensorFlow's own reader believes
-it, and ends the process where it should not have.
+it, and ends the process where it should not have. The keys of slices sort as the slices do
+(https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/lib/strings/ordered_code.cc).
 """
 
 import struct
 from collections.abc import Iterator, Sequence
 
 import google_crc32c
-
-
-def slice_key(name: bytes, extents: Sequence[tuple[int, int]]) -> bytes:
-    """extents: (start, length) for each axis, a length of -1 for all of it; numbers of 64 bits."""
-    numbers = [_signed(number) for extent in extents for number in extent]
-    return _unsigned(0) + _text(name) + _unsigned(len(extents)) + b"".join(numbers)
-
-
-def _unsigned(number: int) -> bytes:
-    digits = number.to_bytes((number.bit_length() + 7) // 8, "big")
-    return bytes([len(digits)]) + digits
-
-
-def _text(text: bytes) -> bytes:
-    # Two at once: what one replaces must not be found by the other.
-    escaped = b"".join({0: b"\0\xff", 255: b"\xff\0"}.get(byte, bytes([byte])) for byte in text)
-    return escaped + b"\0\1"
-
-
-def _signed(number: int) -> bytes:
-    """As many leading ones as bytes, then the number, all inverted for a negative one."""
-    length = (number if number >= 0 else ~number).bit_length() // 7 + 1
-    header = (1 << 8 * length) - (1 << 7 * length)
-    bits = (number & ((1 << 8 * length) - 1)) ^ header
-    return bits.to_bytes(length, "big")
-
 
 _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
@@ -145,3 +120,28 @@ def _unpacked(block: bytes) -> bytes:
     if len(out) != size or at != len(block):
         raise ValueError("a packed block of the index is damaged")
     return bytes(out)
+
+
+def slice_key(name: bytes, extents: Sequence[tuple[int, int]]) -> bytes:
+    """extents: (start, length) for each axis, a length of -1 for all of it; numbers of 64 bits."""
+    numbers = [_signed(number) for extent in extents for number in extent]
+    return _unsigned(0) + _text(name) + _unsigned(len(extents)) + b"".join(numbers)
+
+
+def _unsigned(number: int) -> bytes:
+    digits = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    return bytes([len(digits)]) + digits
+
+
+def _text(text: bytes) -> bytes:
+    # Two at once: what one replaces must not be found by the other.
+    escaped = b"".join({0: b"\0\xff", 255: b"\xff\0"}.get(byte, bytes([byte])) for byte in text)
+    return escaped + b"\0\1"
+
+
+def _signed(number: int) -> bytes:
+    """As many leading ones as bytes, then the number, all inverted for a negative one."""
+    length = (number if number >= 0 else ~number).bit_length() // 7 + 1
+    header = (1 << 8 * length) - (1 << 7 * length)
+    bits = (number & ((1 << 8 * length) - 1)) ^ header
+    return bits.to_bytes(length, "big")

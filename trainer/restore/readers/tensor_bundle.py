@@ -1,12 +1,12 @@
-"""Reads a TensorFlow checkpoint: the table of contents in its `.index`, and the tensors in its data files.
+"""Reads a TensorFlow checkpoint's table of contents, its `.index`, and the tensors that need more than a copy.
 
-TensorFlow has a reader of its own, which is not used, for three reasons. It ends the process at a shape, a slice or a
-dtype that cannot be, which a damaged or hostile file may hold. It tests no checksum of a tensor unless all of it is
-read by its own operation, while here every tensor's CRC-32C is tested before a variable changes. And it copies each
-tensor twice, where here the bytes go from the file into the variable with one copy. The price is this module: a table
-of sorted keys (`sorted_table`), whose values are protocol buffers
-(https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/protobuf/tensor_bundle.proto) that say in which
-file, from which byte on and for how many bytes a tensor lies.
+A foreign file never goes to TensorFlow's own reader. That reader is C++, which ends the process at a shape, a slice or
+a dtype that cannot be, and Python cannot catch it. So this module reads the format from its description
+(https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/protobuf/tensor_bundle.proto) and tests all of it.
+Two more things follow. The index holds a CRC-32C of every tensor: a restore tests each tensor that it takes, piece by
+piece, before a variable changes, and does not read the optimizer's state. And the bytes of numbers in the file are
+those in memory: `byte_reader` reads them straight into the tensor whose memory the variable takes over, so there is one
+copy. Only texts, slices and numbers of the other byte order need work, which `load_value` does.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
-from trainer.restore.names import readable_name
+from trainer.restore.local_files import read_whole
+from trainer.restore.matching.names import readable_name
 from trainer.restore.readers.byte_reader import ByteReader
 from trainer.restore.readers.sorted_table import read_table, slice_key, unmasked, varint
-from trainer.restore.regular_files import read_whole
 
-_CRC_BYTES = 4
 _VERSION = 1  # of the format, since 2016
 _MAX_SHARDS = 99_999
 _MAX_AXES = 254
 _MAX_INDEX_BYTES = 1 << 30
 _SLICE_MARK = b"\0"  # begins the key of a slice, whose rest is binary; no tensor's name begins so
+_CRC_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,19 +5,16 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from trainer.restore.full_names import settle_by_full_names
-from trainer.restore.homes import castable
-from trainer.restore.live import LiveVariable, classes_in, live_variables, numbered_by_keras
-from trainer.restore.match import Match, best_match
-from trainer.restore.model_tree import live_tree
-from trainer.restore.names import matching_rule
-from trainer.restore.order import pairs_by_order
+from trainer.restore.casts import castable
+from trainer.restore.matching.by_order import pairs_by_order
+from trainer.restore.matching.match import Match, best_match, settle_by_full_names
+from trainer.restore.matching.model_tree import LiveVariable, classes_in, live_tree, live_variables, numbered_by_keras
+from trainer.restore.matching.names import matching_rule
+from trainer.restore.matching.rules import Rows, Rules, check_rules, rows_for
+from trainer.restore.matching.torch_layout import torch_note
 from trainer.restore.report import Pairing, Record, RestoreReport
-from trainer.restore.rows import Rows, rows_for
-from trainer.restore.rules import Rules, check_rules
 from trainer.restore.source import CheckpointSource, Entry, is_copy_of
 from trainer.restore.tables import Fill, plan_tables
-from trainer.restore.torch_layout import torch_note
 
 _NUMBERED = "(a number)"  # the leaf of what a file knows by its place in its layer only
 _MAX_KIN = 20  # comparing spellings takes about 0.1 ms a pair; a large model has thousands of equal shapes

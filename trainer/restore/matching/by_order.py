@@ -7,13 +7,11 @@ import keras
 import tensorflow as tf
 
 from trainer.restore.errors import RestoreError, UndecidedRestore
-from trainer.restore.keras_names import names_in_keras_2
-from trainer.restore.keras_paths import Comparison
-from trainer.restore.live import LiveVariable
-from trainer.restore.model_tree import LiveNode
-from trainer.restore.names import matching_rule
-from trainer.restore.numbered_lists import NumberedList, file_lists, model_lists
-from trainer.restore.rules import Rules
+from trainer.restore.matching.keras_paths import Comparison, names_in_keras_2
+from trainer.restore.matching.model_tree import LiveNode, LiveVariable
+from trainer.restore.matching.names import matching_rule
+from trainer.restore.matching.numbered_lists import NumberedList, file_lists, model_lists
+from trainer.restore.matching.rules import Rules
 from trainer.restore.source import CheckpointSource, Entry
 
 Pairs = dict[LiveVariable, Entry]

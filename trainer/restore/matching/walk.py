@@ -1,14 +1,16 @@
 """Walks the model's tree and a checkpoint's together and pairs what stands in the same place."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from trainer.restore.flat_layers import flat_pairs
-from trainer.restore.layer_pairs import child_pairs
-from trainer.restore.live import as_stored, numbered_paths, paths, paths_by_rank
-from trainer.restore.model_tree import LiveNode
-from trainer.restore.names import join
+import keras
+import numpy as np
+
+from trainer.restore.matching.layers import child_pairs, flat_pairs
+from trainer.restore.matching.model_tree import LiveNode, numbered_paths, paths, paths_by_rank
+from trainer.restore.matching.names import join
+from trainer.restore.matching.rules import Rules
 from trainer.restore.report import Pairing
-from trainer.restore.rules import Rules
 from trainer.restore.source import Entry, Node
 
 _FROM_STRONG_TO_WEAK = [Pairing.BY_PATH, Pairing.BY_NAME, Pairing.BY_PLACE, Pairing.BY_ORDER]
@@ -178,3 +180,33 @@ def nodes(root: Node) -> Iterator[tuple[str, Node]]:
         seen.add(id(node))
         yield path, node
         queue += [(join(path, name), child) for name, child in node.parts().items()]
+
+
+def as_stored(node: LiveNode) -> list[LiveNode]:
+    """A layer's own variables in the order in which Keras' `.weights.h5` files number them.
+
+    Quantized layers and those with LoRA leave some out or write them in another order; they are
+    asked, and what they compute for the file is known by its shape.
+    """
+    layer = node.layer
+    if layer is None or type(layer).save_own_variables is keras.Layer.save_own_variables:
+        return node.own
+    store: dict[str, Any] = {}
+    try:
+        layer.save_own_variables(store)
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError):
+        return node.own  # the user's own way to save, which asks for more than a dict
+    if not all(key.isdigit() for key in store):
+        return node.own
+    left = {id(part.variable): part for part in node.own}
+    shapes = {id(variable): tuple(variable.shape) for variable in layer.weights}
+    found: dict[str, LiveNode] = {}
+    for key, value in store.items():
+        if id(value) in left:
+            found[key] = left.pop(id(value))
+    for key in (key for key in store if key not in found):
+        alike = [part for part in left.values() if shapes.get(id(part.variable)) == tuple(np.shape(store[key]))]
+        if len(alike) != 1:
+            return node.own
+        found[key] = left.pop(id(alike[0].variable))
+    return [found[key] for key in sorted(found, key=int)]

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import keras
 
 from trainer.keras_internals import own_variables
-from trainer.restore.live import trained_first
-from trainer.restore.model_tree import LiveNode
-from trainer.restore.names import join
+from trainer.restore.matching.model_tree import LiveNode, trained_first
+from trainer.restore.matching.names import join
 from trainer.restore.source import CheckpointSource, Entry, Node
 
 _MAX_DEPTH = 20  # of lists in lists

@@ -1,104 +1,16 @@
-"""Tells which variable each slot of an optimizer in a TensorFlow checkpoint belongs to, by what the file says."""
+"""Knows an optimizer in a TensorFlow checkpoint by what it keeps, and which variable each of its slots belongs to.
+
+TensorFlow writes no classes there; the lists and names in the file tell both.
+"""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from trainer.restore.names import join
+from trainer.restore.matching.names import join
 from trainer.restore.source import Entry, Node, SavedOptimizer, Slot
-
-# Class names and default names of optimizers in TensorFlow 1, Keras and libraries around them.
-_OPTIMIZER = (
-    r"(?:distributed|fused|lazy|rectified|proximal)?_?(?:adam(?:w|ax|async|weightdecay)?|ada(?:belief|bound|mod)"
-    r"|adafactor|adagrad(?:da)?|adadelta|addsign|amsgrad|ftrl(?:proximal)?|lamb|lars|lion|momentum|nadam|novograd"
-    r"|powersign|radam|rmsprop|sgdw?|shampoo|sm3|yogi)(?:optimizer)?"
-)
-_SCOPE = re.compile(rf"{_OPTIMIZER}(?:_\d+)?", re.IGNORECASE)
-_KERAS_SCOPE = re.compile(r"training(?:_\d+)?")
-# TF1 writes `X/Adam` and `X/Adam_1`, BERT `X/adam_m`, Mesh TensorFlow `X_slot_vr`.
-_SLOT = re.compile(rf"(?:/{_OPTIMIZER}(?:_\w+)?(?:/[a-z_]+)?|_slot_(?:m|v|vr|vc)|_momentum_v)$", re.IGNORECASE)
-_POWER = re.compile(r"(?:^|/)beta_?[12]?_power(?:_\d+)?$")
-_SETTING = re.compile(r"iter|iterations?|lr|learning_rate|decay|momentum|rho|epsilon|beta_[12]")
-# Keras 2.11 writes `Adam/m/X`, older ones `training/Adam/X/m`, Keras 3 `adam/X_momentum`; slashes are underscores here.
-_WORD = (
-    r"(?:m|v|vhat|u|c|r|linear|rms|mg|momentum|velocity(?:_hat)?|accumulator|accum(?:_grad|_var)?"
-    r"|accumulated_(?:grad|delta_var)|average(?:_gradient)?)"
-)
-_IN_SCOPE = (re.compile(rf"(.+)_{_WORD}"), re.compile(rf"{_WORD}_(.+)"))
-
-_Shape = tuple[int, ...]
-
-
-def mark_named_slots(top: Node, entries: Iterable[Entry]) -> None:
-    """Turns the slots among the weights into optimizer state and takes them out of the tree of names.
-
-    A slot has an optimizer's name behind that of a variable in the file (`X/Adam_1`, `X_slot_vr`), or stands
-    below an optimizer's name and holds the variable's (`training/Adam/X/m`). Its shape is the variable's, or has
-    some of its axes. What has another name stays a weight, since a model may have both `w` and `w/v`.
-    """
-    weights = [entry for entry in entries if entry.kind == "weight"]
-    shapes = {entry.name: entry.shape for entry in weights}
-    flat = {name.replace("/", "_"): shape for name, shape in shapes.items()}
-    slots = {entry for entry in weights if _is_slot(entry, shapes) or _is_in_optimizer(entry, flat)}
-    names = {entry.name for entry in slots}
-    slots |= {entry for entry in weights if entry.name.rpartition("/")[0] in names}  # averages of slots
-    for entry in slots:
-        entry.kind = "optimizer"
-    if slots:
-        _take_out(top, slots)
-
-
-def _is_slot(entry: Entry, shapes: Mapping[str, _Shape]) -> bool:
-    if _POWER.search(entry.name):
-        return not entry.shape
-    match = _SLOT.search(entry.name)
-    variable = shapes.get(entry.name[: match.start()]) if match else None
-    return variable is not None and _is_shape_of_slot(entry.shape, variable)
-
-
-def _is_in_optimizer(entry: Entry, flat: Mapping[str, _Shape]) -> bool:
-    """Whether it is a slot or a setting below an optimizer's name.
-
-    flat: {name of a weight, with underscores for slashes: shape}, as Keras 3 puts it into the name of a slot.
-    """
-    *scopes, leaf = entry.name.split("/")
-    inside = ""
-    for place, scope in enumerate(scopes):
-        if _SCOPE.fullmatch(scope) or (place and _KERAS_SCOPE.fullmatch(scopes[place - 1])):
-            inside = "_".join([*scopes[place + 1 :], leaf])
-            break
-    if not inside:
-        return False
-    if not entry.shape and _SETTING.fullmatch(inside):
-        return True
-    if re.fullmatch(r"Variable(_\d+)?", inside):  # of Keras before 2.3, which gave its slots no names
-        return not entry.shape or entry.shape in flat.values()
-    names = [match[1] for pattern in _IN_SCOPE if (match := pattern.fullmatch(inside))]
-    return any(_is_shape_of_slot(entry.shape, flat[name]) for name in names if name in flat)
-
-
-def _is_shape_of_slot(slot: _Shape, variable: _Shape) -> bool:
-    """Whether a slot has the variable's shape, or some of its axes in their order as Adafactor's do."""
-    remaining = iter(variable)
-    return slot == variable or all(any(length == axis for axis in remaining) for length in slot if length != 1)
-
-
-def _take_out(top: Node, slots: set[Entry]) -> None:
-    """Removes the slots' nodes, so that what stands beside a variable is the model's."""
-    parents = [top]
-    for node in parents:
-        parents += node.children.values()
-    for node in reversed(parents):
-        kept = {
-            name: child
-            for name, child in node.children.items()
-            if child.children or not (child.entry is None or child.entry in slots)
-        }
-        if len(kept) < len(node.children):
-            node.children = kept
-            node.spelled = {raw: name for raw, name in node.spelled.items() if name in kept}
-
 
 _NOT_SLOTS = {"_variables", "_trainable_variables", "_trainable_variables_indices", "_index_dict", "exclude_layers"}
 _INNER = ("inner_optimizer", "base_optimizer")
@@ -107,6 +19,40 @@ _KERAS_2_NAME = re.compile(
     r"(?:(?P<called>.*?)/)??(?:m|v|vhat|u|c|r|velocity|momentum|average_gradient|accumulator|linear"
     r"|accumulated_grad|accumulated_delta_var|average)/(?P<variable>.+)"
 )
+_BY_SLOTS = {
+    frozenset(slots.split()): kin
+    for slots, kin in {
+        "m v": "Adam or a kin",
+        "m v vhat": "Adam with amsgrad",
+        "momentums velocities": "Adam or a kin",
+        "momentums velocities velocity_hats": "Adam with amsgrad",
+        "momentums": "SGD with momentum, or Lion",
+        "momentums u_product velocities": "Nadam",
+        "adam_velocities momentums": "Muon",
+        "c r v": "Adafactor",
+        "momentum": "SGD with momentum",
+        "velocities": "RMSprop",
+        "rms": "RMSprop",
+        "rms momentum": "RMSprop with momentum",
+        "velocities momentums average_gradients": "RMSprop, centered",
+        "accumulators": "Adagrad",
+        "accumulator": "Adagrad",
+        "accumulators linears": "Ftrl",
+        "m u": "Adamax",
+        "accumulated_grads accumulated_delta_vars": "Adadelta",
+        # Of Sonnet, and of optimizers that a user wrote.
+        "accumulated_momentum": "SGD with momentum",
+        "mom ms": "RMSprop",
+        "mg mom ms": "RMSprop, centered",
+        "exp_avg exp_avg_sq": "Adam or a kin",
+        "first_moments second_moments": "Adam or a kin",
+        "mu nu": "Adam or a kin",
+        "m": "SGD with momentum, or Lion",
+        "velocity": "SGD with momentum",
+    }.items()
+}
+_WITHOUT_STEP = {frozenset({"accumulated_momentum"}), frozenset({"mom", "ms"}), frozenset({"mg", "mom", "ms"})}
+_NO_SLOTS = {"variables", "trainable_variables", "trainable_variables_indices", "exclude_layers"}
 
 
 def saved_optimizers(graph: trackable_object_graph_pb2.TrackableObjectGraph, nodes: list[Node]) -> list[SavedOptimizer]:
@@ -220,3 +166,95 @@ class _Reader:
 
     def _entry(self, name: str) -> Entry | None:
         return self._nodes[self._children[name]].entry if name in self._children else None
+
+
+def looks_like_optimizer(children: dict[str, Node]) -> bool:
+    """Whether an object has a step counter and a rate, and nothing but variables and flat lists of them.
+
+    The names alone would take a user's Checkpoint(model=..., iter=..., learning_rate=...) for one.
+    """
+    names = set(children)
+    if names & {"inner_optimizer", "base_optimizer"}:
+        return True
+    return bool(
+        names & {"iterations", "iter"}
+        and names & {"learning_rate", "variables", "current_learning_rate", "decay"}
+        # The lists go by number; tf_keras keeps the parts of a loss scale by name.
+        and all(
+            name.isdigit() and not part.children
+            for key, child in children.items()
+            if key != "loss_scale" and not _holds_optimizers(key, child)
+            for name, part in child.children.items()
+        )
+    )
+
+
+def _holds_optimizers(name: str, node: Node) -> bool:
+    """Whether it is the list of those that an optimizer in groups, or Keras' MultiOptimizer, is made of."""
+    parts = node.children.values()
+    is_list = name in ("optimizers", "inner_optimizers") and bool(parts)
+    return is_list and all(looks_like_optimizer(part.children) for part in parts)
+
+
+def plain_optimizers(nodes: list[Node], slots: list[Node]) -> list[Node]:
+    """The objects that are optimizers of other libraries or of a user, as a `tf.Module` with lists `m` and `v`.
+
+    nodes: all objects of a file.  slots: those that the file calls slot variables.
+    Such an optimizer holds scalars and lists of slots and no other object. It has lists of known names and a step
+    counter, or is called an optimizer. The slots have the shapes of weights that stand elsewhere in the file, which
+    tells it from a model with lists `m` and `v`.
+    """
+    named = {id(part) for node in nodes for name, part in node.children.items() if "optimizer" in name.lower()}
+    found = [node for node in nodes if _has_slots_alone(node, id(node) in named)]
+    # Nor do two models of one class, or Keras' slots of a model, make an optimizer of that model.
+    known = [*found, *(node for node in nodes if node.is_optimizer)]
+    state = {id(node.entry) for node in slots} | {id(entry) for node in known for entry in _entries_in(node)}
+    elsewhere = Counter(node.entry.shape for node in nodes if node.entry is not None and id(node.entry) not in state)
+
+    def has_weights(slots: list[Node]) -> bool:
+        return Counter(slot.entry.shape for slot in slots if slot.entry) <= elsewhere
+
+    return [node for node in found if all(map(has_weights, _lists_in(node).values()))]
+
+
+def _has_slots_alone(node: Node, is_named: bool) -> bool:
+    """Whether it holds scalars and lists of variables only. is_named: whether its name says that it is an optimizer."""
+    lists = _lists_in(node)
+    scalars = [part.entry for part in node.children.values() if part.entry is not None]
+    names = frozenset(lists)
+    is_known = names in _WITHOUT_STEP or (names in _BY_SLOTS and any(entry.dtype.is_integer for entry in scalars))
+    return bool(
+        lists
+        and not node.is_optimizer
+        and (is_named or is_known)
+        and all(not entry.shape for entry in scalars)
+        and all(part.entry is not None and not part.children for parts in lists.values() for part in parts)
+        and (is_named or all(name.isdigit() for part in node.children.values() for name in part.children))
+    )
+
+
+def _lists_in(node: Node) -> dict[str, list[Node]]:
+    return {name: list(part.children.values()) for name, part in node.children.items() if part.children}
+
+
+def _entries_in(node: Node) -> Iterator[Entry]:
+    """The variables in an object and in its lists."""
+    for part in (node, *node.children.values()):
+        yield from (child.entry for child in part.children.values() if child.entry is not None)
+
+
+def optimizer_by_slots(node: Node, slot_names: list[str]) -> str:
+    """Which optimizers keep the slots that this one has.
+
+    slot_names: those that the file calls so, as Keras 2 writes them; else they are known by their lists.
+    """
+    for name, child in node.children.items():
+        if _holds_optimizers(name, child):
+            kins = dict.fromkeys(optimizer_by_slots(part, []) for part in child.children.values())
+            return f"{len(child.children)} for groups of variables: {'; '.join(kins)}"
+    lists = sorted(name for name, child in node.children.items() if child.children and name not in _NO_SLOTS)
+    names = slot_names or lists
+    if not names:
+        return "one without slots, as plain SGD"
+    kin = _BY_SLOTS.get(frozenset(names))
+    return (f"{kin}, by its slots " if kin else "one with the slots ") + ", ".join(names)
