@@ -33,8 +33,10 @@ def apply_gradients_of(state, strategy, update_kind: str, steps: int = 3) -> Non
 
     @tf.function
     def step(value):
-        strategy.run(lambda: update.on_replica(gradients(value)))
-        update.once(gradients(value))
+        if update.per_replica:
+            strategy.run(lambda: update.on_replica(gradients(value)))
+        else:
+            update.once(gradients(value))
 
     for value in range(1, steps + 1):
         step(tf.constant(float(value)))

@@ -74,8 +74,8 @@ class Checkpoints:
     def save(self) -> None:
         """Writes the state as of now, and deletes what need not be kept any longer.
 
-        Raises `UserError` if it cannot be written; the older checkpoints are then as they were. In the
-        background, its error is raised by the next `save` or `wait`, after that has done its own work.
+        Raises `UserError` if it cannot be written; the older checkpoints are then as they were. An error in the
+        background is raised by the next `save` of another step, or by `wait`; a `save` of the same step tries again.
         """
         step = self._state.current_step()
         self.close()

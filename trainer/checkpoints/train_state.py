@@ -17,7 +17,7 @@ from trainer.restore import SavedLayerStates, lasting_names, live_states, weight
 class TrainState:
     """The variables that change while a run trains, all made in the strategy's scope.
 
-    step: int64 scalar, finished optimizer updates. The data position follows from it alone.
+    step: int64 scalar, finished optimizer updates. The data position follows from it and `batches_left_out`.
     ema: averages of the trained weights, None for a run without.
     steps_before: int64 scalar, the step count that the optimizer took over from a checkpoint; None if it began at 0.
     batches_left_out, rollbacks: int64 scalars, of a run that went back from a loss that was not finite.

@@ -54,7 +54,7 @@ def build_optimizer(
     optimizer: a function without required arguments that returns a Keras optimizer. A Keras
       optimizer itself, or one that has state already, is taken as a description: a new one is made
       from its config.
-    parts: of the variables, each of which an optimizer of its own then trains; see `parameter_groups.divide`.
+    parts: of the variables, each of which an optimizer of its own then trains; see `groups.divide`.
     phases: what trains after it, one after the other.
     """
     built = _new_optimizer(optimizer)
@@ -199,7 +199,7 @@ def constant_rates(optimizer: keras.optimizers.Optimizer) -> list[tuple[keras.Va
 def trained_variables(model: keras.Model, frozen: Sequence[str] = (), trained: str = "all") -> list[keras.Variable]:
     """The model's trainable variables of a preset, without those in whose normalised name a regex of `frozen` is found.
 
-    trained: a preset, see `parameter_groups.PRESETS`.
+    trained: a preset, see `groups.PRESETS`.
 
     Raises `UserError` for a pattern that matches no trainable variable, and if nothing is left to train.
     """

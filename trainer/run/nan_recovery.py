@@ -76,7 +76,7 @@ def recover(
 def _make_again(built: Built, train_loop: Callable, end: int, after_step: Callable[[], None]) -> StackedBatches:
     """Makes the steps from the state's to `end` without the batches that are known to be bad.
 
-    One by one, as a loop gives the metrics of its last step only: raises `LossNotFinite` of the first.
+    One by one, as a loop does not say which of its steps was the first that is not finite: raises `LossNotFinite`.
     Returns the batches to go on with.
     """
     state = built.state

@@ -33,7 +33,8 @@ _SLOW_DISK_BYTES_PER_SECOND = 50e6  # of a folder that many machines share; unti
 class Session:
     """Trains one run from where its state is to its end, or to where a signal or the time ends it.
 
-    The loop calls `next_steps`, `train`, `log`, `evaluate`, `save` and `leave`, in this order.
+    The loop calls `next_steps`, `train`, `log`, `evaluate` and `save`, in this order; at the last step each of them is
+    due. It calls `leave` in place of the rest where the run ends before.
 
     notes: what a person should know before the first step, by heading.
     identity: by which the same command, given again, recognises the run.

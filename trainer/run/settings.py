@@ -136,7 +136,7 @@ class Step(Checked):
 @settings("intervals", may_change=True)
 @dataclasses.dataclass(frozen=True)
 class Intervals(Checked):
-    """How often, in steps; 0 means only at the end."""
+    """How often the host does something, in steps; 0 means only at the end, but for `steps_per_loop`."""
 
     log_every: int = 10
     """Steps from one row of training metrics to the next."""

@@ -61,7 +61,8 @@ def train(
     finetune, step, intervals, saving, limits, invocation: see these classes, field by field.
 
     If `model_dir` holds this run's own checkpoint, the run is resumed and `restore` is not read.
-    Raises `UserError` (`RestoreError` among them) for whatever the caller can fix, before anything is written.
+    Raises `UserError` for whatever the caller can fix: for arguments, data and a restore (`RestoreError`) before
+    anything is written; later for a loss that is not finite, a save that fails, and a data file that cannot be read.
     Raises `RunAgain` if another process wrote to `model_dir` meanwhile.
     """
     settings = Settings(

@@ -53,7 +53,7 @@ def build_train_loop(
 
     stack: of `batches`, several steps' inputs.  first, end: int32 scalar tensors: which of them to make;
       loops of any length are one trace.
-    random_numbers: what dropout and noise draw, see `random_numbers.drawing`.
+    random_numbers: what dropout and noise draw, see `randomness.drawing`.
     jit_compile: whether XLA compiles each replica's forward and backward pass; all-reduce and update stay outside.
     update: "per_replica" makes it on every replica's own copies of the variables, "once"
       makes it once and sends the result to all.
@@ -94,7 +94,8 @@ def build_train_loop(
             else:
                 gradients, loss, weight = add_up_replicas((gradients, loss, weight))
         sums = {"gradients": gradients, "loss": loss, "weight": weight, "scale": state.optimizer.scale_loss(1.0)}
-        updates.on_replica(means(sums))
+        if updates.per_replica:
+            updates.on_replica(means(sums))
         return sums
 
     def means(sums):
@@ -108,7 +109,8 @@ def build_train_loop(
         per_replica = strategy.run(replica_step, args=(inputs,))
         # After the all-reduce every replica holds the same.
         sums = tf.nest.map_structure(lambda each: strategy.experimental_local_results(each)[0], per_replica)
-        updates.once(means(sums))
+        if not updates.per_replica:
+            updates.once(means(sums))
         # By l2_loss, which no optimizer of Keras' or ours takes: shared with the update on one replica alone, it
         # might round in another way there, and the copies would drift apart.
         halves = tf.add_n([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in sums["gradients"].values()])

@@ -33,23 +33,21 @@ class Update:
         self._twins = [_Twins(replica, self._alone) for replica in range(local_replicas(strategy))]
         known = [twins.of(state.optimizer) and twins.knows(state.optimizer.variables) for twins in self._twins]
         on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
-        #: Which of the two it is.
+        #: Whether `on_replica` makes the update; else `once` does.
         self.per_replica = update == "per_replica" and all(known) and not on_tpu
 
     def on_replica(self, gradients: Mapping[int, tf.Tensor]) -> None:
-        """gradients: by the variable's index. Call in `strategy.run`, on every replica."""
-        if self.per_replica:
-            replica = int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
-            # Not before the last variable's gradient, mostly the first that is there: TensorFlow starts what is ready
-            # in an order of chance, and momenta that are read before the batch hold a small step up by a tenth.
-            begin = tf.control_dependencies(list(gradients.values())[-1:])
-            with begin, tf.distribute.ReplicaContext(self._alone, 0):
-                self._apply(gradients, self._twins[replica % len(self._twins)].of)
+        """Where `per_replica`. gradients: by the variable's index. Call in `strategy.run`, on every replica."""
+        replica = int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
+        # The update waits for the last variable's gradient, mostly the first that is computed. TensorFlow starts what
+        # is ready in an order of chance, and momenta that are read before the batch cost a small step a tenth.
+        begin = tf.control_dependencies(list(gradients.values())[-1:])
+        with begin, tf.distribute.ReplicaContext(self._alone, 0):
+            self._apply(gradients, self._twins[replica % len(self._twins)].of)
 
     def once(self, gradients: Mapping[int, tf.Tensor]) -> None:
-        """gradients: one replica's, by the variable's index. Call outside of `strategy.run`."""
-        if not self.per_replica:
-            self._apply(gradients, copy_of=lambda original: original)
+        """Where not `per_replica`. gradients: one replica's, by the variable's index. Call outside `strategy.run`."""
+        self._apply(gradients, copy_of=lambda original: original)
 
     def _apply(self, gradients, copy_of: Callable) -> None:
         copy_of(self._state.optimizer).apply(list(gradients.values()), [copy_of(self._variables[i]) for i in gradients])
