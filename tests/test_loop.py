@@ -45,9 +45,10 @@ class Diary(Session):
         self._writer, self._split, self._new_steps = self, "test", 0
         self._preemption = types.SimpleNamespace(next_steps=self.agreed_steps)
 
-    def train(self, num_steps):
+    def train(self, num_steps, end):
         self.state.step.assign_add(num_steps)
         step = self.state.current_step()
+        assert step == end
         self.entries.append(f"steps to {step}")
         grad_norm = self.grad_norms.get(step, 2.0)
         return [{"loss": tf.constant(self.losses.get(step, 1.0)), "grad_norm": tf.constant(grad_norm)}]
@@ -169,9 +170,9 @@ def test_near_the_end_of_its_time_a_run_makes_the_steps_that_fit_and_saves():
     deadline = Deadline(100, clock)
     diary = Diary()
 
-    def train(count, original=diary.train):
+    def train(count, end, original=diary.train):
         clock.now += 2.0 * count + (20 if not diary.entries else 0)  # a trace comes first
-        return original(count)
+        return original(count, end)
 
     def save(original=diary._save):
         clock.now += 5.0
@@ -190,9 +191,9 @@ def test_no_loop_lasts_longer_than_a_signal_may_wait():
     clock = Clock()
     deadline, diary = Deadline(0, clock, longest_loop_seconds=15), Diary()
 
-    def train(count, original=diary.train):
+    def train(count, end, original=diary.train):
         clock.now += 2.0 * count
-        return original(count)
+        return original(count, end)
 
     diary.train = train
     diary.run(42, deadline, log_every=0, eval_every=0, checkpoint_every=0, steps_per_loop=20)
@@ -238,3 +239,15 @@ def test_a_grace_time_that_is_none_is_refused():
     for wrong in (-1, float("inf"), "30s"):
         with pytest.raises(UserError, match="grace_seconds"):
             Limits(grace_seconds=wrong)
+
+
+def test_making_steps_waits_for_nothing_on_the_device():
+    class State:
+        def current_step(self):
+            raise AssertionError("to read the step count would wait until the device has made the steps")
+
+    session, shown = object.__new__(Session), []
+    session.state, session._train_loop = State(), None
+    session._batches = types.SimpleNamespace(run=lambda train_loop, count: [{"of": count}])
+    session._progress = types.SimpleNamespace(advance=shown.append)
+    assert session.train(3, 13) == [{"of": 3}] and shown == [13]

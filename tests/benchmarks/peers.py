@@ -61,14 +61,16 @@ class _Round:
     def __init__(self, state, train_loop, batches, folder: Path, workload: Workload, strategy):
         self.state, self._train_loop, self._batches = state, train_loop, batches
         writer = MetricWriter(folder / "metrics.jsonl", {"train": folder / "train"}, is_chief(strategy))
-        self._log = TrainingLog(state, workload.batch_size, writer, StepProgress(1, 0, visible=False))
+        self._progress = StepProgress(1, 0, visible=False)
+        self._log = TrainingLog(state, workload.batch_size, writer, self._progress)
         self._preemption, self._deadline = Preemption(strategy), Deadline()
 
     def next_steps(self, due_in: int) -> int:
         return self._preemption.next_steps(due_in, self._deadline.steps_left())
 
-    def train(self, num_steps: int):
+    def train(self, num_steps: int, end: int):
         loops = self._batches.run(self._train_loop, num_steps)
+        self._progress.advance(end)
         self._deadline.made(num_steps)
         return loops
 

@@ -55,8 +55,8 @@ class Run(Protocol):
     def next_steps(self, due_in: int) -> int:
         """How many steps to make now, `due_in` or fewer; 0 to leave."""
 
-    def train(self, num_steps: int) -> Sequence[Mapping]:
-        """Makes the steps, and returns the metrics of each loop on the device."""
+    def train(self, num_steps: int, end: int) -> Sequence[Mapping]:
+        """Makes the steps, up to step `end`, and returns the metrics of each loop on the device, without waiting."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """values: loss and norm of the gradient at the step."""
@@ -84,8 +84,8 @@ def run_loop(run: Run, num_steps: int, intervals: Intervals) -> bool:
         count = run.next_steps(intervals.steps_to_next_look(step, num_steps, first_step))
         if not count:
             break
-        unseen += run.train(count)
         step += count
+        unseen += run.train(count, step)
 
         def due(every: int, step=step) -> bool:
             return step == num_steps or (every > 0 and step % every == 0)

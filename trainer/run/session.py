@@ -111,10 +111,13 @@ class Session:
         self._new_steps = self._preemption.next_steps(due_in, self._deadline.steps_left())
         return self._new_steps
 
-    def train(self, num_steps: int) -> Sequence[Mapping]:
-        """Makes steps, and returns the metrics of each loop on the device, which may still compute."""
+    def train(self, num_steps: int, end: int) -> Sequence[Mapping]:
+        """Makes steps, up to step `end`, and returns the metrics of each loop on the device, which may still compute.
+
+        Nothing is read from the device here: to read its step count would wait for the loop.
+        """
         loops = self._batches.run(self._train_loop, num_steps)
-        self._progress.advance(self.state.current_step())
+        self._progress.advance(end)
         return loops
 
     def log(self, step: int, values: dict[str, float]) -> None:
