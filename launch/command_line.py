@@ -203,15 +203,15 @@ def _status_of(main: Callable[..., int | None], words: Sequence[str] | None) -> 
     """The exit status, and what was complained of."""
     from trainer.cluster.heartbeat import current_watch
     from trainer.config import missing_binding
-    from trainer.errors import RunAgain, UserError
+    from trainer.errors import RunAgain, UserError, message_of
 
     try:
         status = main() if words is None else main(words)
         return (EXIT_DONE if status is None else status), ""
     except UserError as error:
-        return _complain(_plain(error), EXIT_USER_MISTAKE)
+        return _complain(message_of(error), EXIT_USER_MISTAKE)
     except RunAgain as error:
-        return _complain(_plain(error), RunAgain.exit_status)
+        return _complain(message_of(error), RunAgain.exit_status)
     except Exception as error:  # noqa: BLE001  the outermost frame: printed with its traceback, and turned into a status
         watch = current_watch()
         if watch is not None and _is_of_lost_worker(error):
@@ -236,11 +236,6 @@ def _is_of_lost_worker(error: Exception) -> bool:
 
     names = "Unavailable", "Aborted", "Cancelled", "DeadlineExceeded", "Internal", "FailedPrecondition"
     return isinstance(error, tuple(getattr(tf.errors, f"{name}Error") for name in names))
-
-
-def _plain(error: Exception) -> str:
-    """The message without what gin puts around it."""
-    return str(error).split("\n  In call to configurable")[0].strip()
 
 
 def _complain(message: str, status: int) -> tuple[int, str]:

@@ -16,3 +16,8 @@ class RunAgain(RuntimeError):
     """An error that the same command may get past the next time: a worker that did not come, or is gone."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: "try again", a supervisor's sign to restart
+
+
+def message_of(error: BaseException) -> str:
+    """The error's text without what gin adds of the configurable that it was calling."""
+    return str(error).partition("\n  In call to configurable")[0].strip()

@@ -14,7 +14,7 @@ from trainer.comparison.process import MISTAKE, Devices
 from trainer.comparison.record import RunRecord, read_record
 from trainer.comparison.source_task import measure_forgetting
 from trainer.config import parse_text
-from trainer.errors import RunAgain, UserError
+from trainer.errors import RunAgain, UserError, message_of
 from trainer.run.loop import LossNotFinite
 
 
@@ -82,7 +82,7 @@ def _trained(record: RunRecord, job: Job, strategy: tf.distribute.Strategy) -> R
 
 
 def _failure(error: UserError) -> dict[str, Any]:
-    message = str(error).split("\n  In call to configurable")[0].strip()
+    message = message_of(error)
     print(f"regraft: {message}", flush=True)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, LossNotFinite):

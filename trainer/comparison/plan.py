@@ -1,7 +1,6 @@
 """Reads the members, the seeds and the metric of a comparison from the config, and checks them without building any."""
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +8,6 @@ from trainer.config import bindings_in, bindings_of, bound_value, changes_of, sc
 from trainer.config.messages import parameters_of
 from trainer.config.settings import DECLARED
 from trainer.errors import UserError
-from trainer.run.train import train
 from trainer.suggest import nearest
 
 
@@ -19,7 +17,7 @@ def _fixed() -> dict[str, list[str]]:
     The settings classes say so themselves, see `trainer.config.settings`.
     """
     classes = {entry.parameter for entry in DECLARED.values()}
-    of_train = [name for name in inspect.signature(train).parameters if name not in classes | {"optimizer"}]
+    of_train = [name for name in parameters_of("experiment.train") if name not in classes | {"optimizer"}]
     fixed = {f"settings.{name}": entry.fixed_fields for name, entry in DECLARED.items()}
     taken = [entry.parameter for entry in DECLARED.values() if not entry.may_differ]
     return {

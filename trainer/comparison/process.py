@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from trainer.cluster.strategy import build_strategy
 from trainer.cluster.tf_config import cluster_workers
-from trainer.errors import RunAgain, UserError
+from trainer.errors import RunAgain, UserError, message_of
 from trainer.run.signals import StopSignals
 
 _PRELOADED = ["trainer", "trainer.comparison", "matplotlib.figure", "matplotlib.backends.backend_agg"]
@@ -126,7 +126,7 @@ def _guarded(function: Callable[..., int], arguments: tuple, sending: Connection
     try:
         return function(*arguments, answer) if sending is not None else function(*arguments)
     except UserError as error:
-        message = str(error).split("\n  In call to configurable")[0].strip()
+        message = message_of(error)
         print(f"regraft: {message}", file=sys.stderr, flush=True)
         answer(message, "mistake")
         return MISTAKE
@@ -150,7 +150,7 @@ def _print_to(log: Path | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """Nobody waits for this run any more; the next command resumes it from its last checkpoint."""
+    """No process waits for this run any more; the next command resumes it from its last checkpoint."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -137,7 +137,7 @@ def settings_of(parameter: str, *names: str) -> dict:
     value, _ = resolved(gin.get_bindings("train", resolve_references=False).get(parameter))
     cls = next(name for name, entry in DECLARED.items() if entry.parameter == parameter)
     if gin_tables.is_reference(value):
-        return bindings_of("/".join(filter(None, (value.config_key[0], cls))), *names)
+        return bindings_of(gin_tables.in_scope(value.config_key[0], cls), *names)
     return {name: parameters_of(cls)[name].default for name in names}
 
 

@@ -10,7 +10,7 @@ import gin
 import keras
 
 from trainer.config import gin_tables
-from trainer.config.gin_tables import references
+from trainer.config.gin_tables import MACRO, in_scope, references, shown
 from trainer.config.keras_names import is_keras
 from trainer.config.members import COMPARE, TRAIN, bindings_in, member_config, member_names, without_member
 from trainer.config.messages import macros, parameters_of
@@ -20,36 +20,27 @@ from trainer.config.types import admits_builder, fits, in_words
 from trainer.errors import UserError
 from trainer.suggest import nearest
 
-_MACRO = "gin.macro"
-
 
 def settle_required_macros() -> None:
     """Raises `UserError` for `MODEL = %gin.REQUIRED` that the run reaches and nothing else sets.
 
     One that it does not reach is set to None: gin refuses it otherwise, even where nothing reads it.
     """
-    required = {scope for (scope, each), value in gin_tables.bindings().items() if _is_required(each, value)}
+    required = [key for key, bindings in gin_tables.bindings().items() if _is_required(key, bindings)]
     configs: list[Mapping] = [member_config(member) for member in member_names()] or [gin_tables.bindings()]
-    reached = set[tuple[str, str]]().union(
-        *(
-            {key for key in _reachable([TRAIN], config) if _is_required(key[1], config.get(key, {}))}
-            for config in configs
-        )
-    )
-    missing = [scope for scope in _in_order(required) if (scope, _MACRO) in reached]
+    reached = {
+        key for config in configs for key in _reachable([TRAIN], config) if _is_required(key, config.get(key, {}))
+    }
+    missing = [scope for scope, selector in required if (scope, selector) in reached]
     if missing:
         checkpoint = " (or train.restore = None, for random weights)" if "INIT_CHECKPOINT" in missing else ""
         raise UserError(f"The config does not set {', '.join(missing)}{checkpoint}.")
-    for scope in required:
-        gin.bind_parameter((scope, _MACRO, "value"), None)
+    for scope, selector in required:
+        gin.bind_parameter((scope, selector, "value"), None)
 
 
-def _is_required(selector: str, bindings: Mapping) -> bool:
-    return selector == _MACRO and is_required(bindings.get("value"))
-
-
-def _in_order(macros_required: set[str]) -> list[str]:
-    return [scope for scope, selector in gin_tables.bindings() if selector == _MACRO and scope in macros_required]
+def _is_required(key: tuple[str, str], bindings: Mapping) -> bool:
+    return key[1] == MACRO and is_required(bindings.get("value"))
 
 
 def check_run_is_complete() -> None:
@@ -57,12 +48,12 @@ def check_run_is_complete() -> None:
     owners = [TRAIN, *(f"settings.{name}" for name in DECLARED)]
     reached = sorted(_reachable([TRAIN], gin_tables.bindings()), key=lambda key: (key[1] != TRAIN, key))
     missing = [
-        f"{scope}/" * bool(scope) + f"{gin_tables.short(selector)}.{name}"
+        shown(scope, selector, name)
         for scope, selector in reached
         if selector in owners
         for name, parameter in parameters_of(selector).items()
         if parameter.default is parameter.empty
-        and name not in gin.get_bindings("/".join(filter(None, (scope, selector))), resolve_references=False)
+        and name not in gin.get_bindings(in_scope(scope, selector), resolve_references=False)
     ]
     if missing:
         raise UserError(f"The config does not set {', '.join(missing)}, and there is no default.")
@@ -87,7 +78,7 @@ def problems(gin_params: Sequence[str]) -> list[str]:
 def _set_by_flag() -> Iterator[str]:
     for (_, selector), bindings in gin_tables.bindings().items():
         for parameter in bindings:
-            name = f"{gin_tables.short(selector)}.{parameter}"
+            name = shown("", selector, parameter)
             if name in FLAGS:
                 how = f"give {FLAGS[name]}" if FLAGS[name] else "the command sets it itself"
                 yield f"{name} is no part of a config: {how}."
@@ -98,9 +89,7 @@ def _not_finite() -> Iterator[str]:
     for (scope, selector), bindings in gin_tables.bindings().items():
         for name, bound in bindings.items():
             if any(isinstance(part, float) and not math.isfinite(part) for part in _parts(bound)):
-                label = (
-                    scope if selector == _MACRO else f"{scope}/" * bool(scope) + f"{gin_tables.short(selector)}.{name}"
-                )
+                label = shown(scope, selector, name)
                 yield f"{label} = {bound!r} is not finite; leave it out, or give a number."
 
 
@@ -169,12 +158,12 @@ def _unused_scopes(gin_params: Sequence[str]) -> Iterator[str]:
     typed = set() if gin_tables.imports_modules() else {name.rpartition("/")[0] for name in gin_params}
     for (scope, selector), bindings in gin_tables.bindings().items():
         inner = without_member(scope, members)[1]
-        if not inner or selector == _MACRO or any(f"{other}/".startswith(f"{inner}/") for other in used):
+        if not inner or selector == MACRO or any(f"{other}/".startswith(f"{inner}/") for other in used):
             continue
         # A file's scope may be idle because this run chose other data; one nearly the same is a slip.
         near = nearest(inner, known, cutoff=0.75)
         if near or scope in typed:
-            name = f"{scope}/{gin_tables.short(selector)}.{next(iter(bindings))}"
+            name = shown(scope, selector, next(iter(bindings)))
             yield (
                 f"{name} is set, but nothing runs in the scope '{scope}'." + (near or nearest(inner, known, "scopes"))
             )
@@ -186,14 +175,14 @@ def _unused_names(gin_params: Sequence[str]) -> Iterator[str]:
     if not entries or gin_tables.imports_modules():
         return
     reached = _reachable(entries, gin_tables.bindings())
-    selectors, macros_used = {selector for _, selector in reached}, {scope for scope, each in reached if each == _MACRO}
+    selectors, macros_used = {selector for _, selector in reached}, {scope for scope, each in reached if each == MACRO}
     known = {reference.config_key[0] for reference in references(gin_tables.bindings()) if is_macro(reference)}
     for name in gin_params:
         bare = without_member(name, member_names())[1] or name
         if "." in name:
             selector = gin_tables.match(name.split("/")[-1].rpartition(".")[0]).selector
             if selector not in selectors:
-                in_use = ", ".join(sorted(gin_tables.short(other) for other in selectors if other != _MACRO))
+                in_use = ", ".join(sorted(gin_tables.short(other) for other in selectors if other != MACRO))
                 unused = gin_tables.short(selector)
                 yield f"{name} is set by --gin_param, but this run does not use {unused}; it uses {in_use}."
         elif bare in known - macros_used:
@@ -209,7 +198,7 @@ def _is_run(selector: str) -> bool:
 
 def _users_of(macro: str) -> list[str]:
     return [
-        f"{scope}/" * bool(scope) + f"{gin_tables.short(selector)}.{name}" if selector != _MACRO else scope
+        shown(scope, selector, name)
         for (scope, selector), bindings in gin_tables.bindings().items()
         for name, value in bindings.items()
         if any(is_macro(each) and each.config_key[0] == macro for each in references(value))
@@ -228,7 +217,7 @@ def _reachable(entries: Sequence[str], config: Mapping) -> set[tuple[str, str]]:
         seen.add((scope, selector))
         for (other_scope, other), bindings in config.items():
             name = without_member(other_scope, members)[1] or other_scope
-            if other == selector and (selector != _MACRO or name == scope):
+            if other == selector and (selector != MACRO or name == scope):
                 waiting += [reference.config_key for reference in references(bindings)]
     return seen
 

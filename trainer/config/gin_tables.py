@@ -12,6 +12,8 @@ from typing import Any
 import gin
 from gin import config as _gin
 
+MACRO = "gin.macro"  # the selector of every macro, whose scope is its name
+
 _NAMES = {
     "_CONFIG": dict,
     "_REGISTRY": object,
@@ -52,6 +54,16 @@ def match(name: str):
 def short(selector: str) -> str:
     """The shortest name that stands for a selector."""
     return _gin._REGISTRY.minimal_selector(selector)
+
+
+def in_scope(scope: str, selector: str) -> str:
+    """`a/Restore`, or the selector alone where there is no scope."""
+    return f"{scope}/{selector}" if scope else selector
+
+
+def shown(scope: str, selector: str, parameter: str) -> str:
+    """A binding's name as the config writes it, `a/Restore.rename`; a macro's has no parameter."""
+    return scope if selector == MACRO else in_scope(scope, f"{short(selector)}.{parameter}")
 
 
 def selectors() -> list[str]:

@@ -13,13 +13,12 @@ import gin
 
 from trainer.config import gin_tables
 from trainer.config.files import find_files, text_in_scope
-from trainer.config.gin_tables import references
+from trainer.config.gin_tables import MACRO, references, shown
 from trainer.config.references import is_macro, is_reference, resolved
 from trainer.config.settings import DECLARED
 
 COMPARE = "comparison.compare"
 TRAIN = "experiment.train"
-_MACRO = "gin.macro"
 
 
 def member_names() -> list[str]:
@@ -60,7 +59,7 @@ def bindings_in(member: str) -> dict[str, str]:
     """{`SGD.momentum`: `0.9`}: what the config sets for one member, as gin writes it."""
     found: dict[str, str] = {}
     for (scope, selector), bindings in _own(member).items():
-        found |= {_shown(scope, selector, parameter): repr(value) for parameter, value in bindings.items()}
+        found |= {shown(scope, selector, parameter): repr(value) for parameter, value in bindings.items()}
     return dict(sorted(found.items(), key=lambda item: (item[0].split(".")[0] not in ("train", *DECLARED), item[0])))
 
 
@@ -94,9 +93,9 @@ def changes_of(member: str, parameters: Mapping[str, Sequence[str]]) -> dict[str
             macros, selectors = _reached(values, config, set(parameters))
             for (scope, selector), bindings in _own(member).items():
                 for bound in bindings:
-                    is_led_to = scope in macros if selector == _MACRO else selector in selectors
+                    is_led_to = scope in macros if selector == MACRO else selector in selectors
                     if is_led_to or (selector == owner and bound == name):
-                        changed.setdefault(_shown(scope, selector, bound), f"{gin_tables.short(owner)}.{name}")
+                        changed.setdefault(shown(scope, selector, bound), f"{gin_tables.short(owner)}.{name}")
     return changed
 
 
@@ -116,7 +115,7 @@ def text_of(member: str, seed: int, with_source_data: bool = False) -> str:
     for (scope, selector), bindings in config.items():
         # Of a scope that only the source data lead to nothing is left in a run without them.
         if used is None or _first_scope(scope, selector) in used or (scope, selector) in _own(member):
-            lines += [f"{_shown(scope, selector, name)} = {value!r}" for name, value in bindings.items()]
+            lines += [f"{shown(scope, selector, name)} = {value!r}" for name, value in bindings.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -149,7 +148,7 @@ def _scopes_led_to(config: Mapping) -> set[str]:
 
 def _first_scope(scope: str, selector: str) -> str:
     """Empty for a macro without one, whose name stands where other bindings have their scope."""
-    return scope.partition("/")[0] if selector != _MACRO or "/" in scope else ""
+    return scope.partition("/")[0] if selector != MACRO or "/" in scope else ""
 
 
 def _own(member: str) -> dict[tuple[str, str], dict]:
@@ -190,8 +189,3 @@ def _set_seed(config: dict, seed: int) -> None:
         key, name = value.config_key, "value"
         value = config[key][name]
     config.setdefault(key, {})[name] = seed
-
-
-def _shown(scope: str, selector: str, parameter: str) -> str:
-    """A binding's name as the config writes it; a macro's has no parameter."""
-    return scope if selector == _MACRO else f"{scope}/" * bool(scope) + f"{gin_tables.short(selector)}.{parameter}"

@@ -52,7 +52,7 @@ def parameters_of(configurable: str) -> Mapping[str, inspect.Parameter]:
 
 def macros() -> list[str]:
     """Names of the macros that the config sets."""
-    return [scope for scope, selector in gin_tables.bindings() if selector == "gin.macro"]
+    return [scope for scope, selector in gin_tables.bindings() if selector == gin_tables.MACRO]
 
 
 def _failed_import(error: BaseException, said: str, place: str) -> str:

@@ -23,4 +23,4 @@ def is_required(value) -> bool:
 
 
 def is_macro(reference) -> bool:
-    return reference.configurable.selector == "gin.macro"
+    return reference.configurable.selector == gin_tables.MACRO

@@ -92,7 +92,7 @@ def _check_same_run(files: ModelDir, identity: str, allow_change: bool, evaluati
     if changed and not allow_change:
         raise UserError(
             f"model_dir {files.path} holds a run of another config:\n{lines}\n"
-            "Choose another --model_dir, go back to the config that the run was started with, or go on with the new "
+            "Choose another --model_dir, go back to the config that the run was started with, or continue with the new "
             "one from the run's last step by --allow_config_change."
         )
     return lines

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.data import Data
-from trainer.errors import UserError
+from trainer.errors import UserError, message_of
 from trainer.tasks.loss_terms import added_terms
 from trainer.tasks.task import Task
 
@@ -119,7 +119,7 @@ def _trace(what: str, function: Callable, data: Data, batch_size: int):
 
 def error_with_place(error: Exception) -> str:
     """Kind, message and the user's own line, without the frames that AutoGraph writes into a message."""
-    kind, text = type(error).__name__, str(error).strip().partition("\n  In call to configurable")[0]
+    kind, text = type(error).__name__, message_of(error)
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     named = re.findall(r'File "([^"]+)", line (\d+)', text)
     places = [place for place in named or frames if not _is_ours(place[0])]

@@ -9,7 +9,6 @@ graphs the second.
 import collections
 import re
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
 
 import keras
 
@@ -23,8 +22,6 @@ _CALLED_OTHERWISE_IN_KERAS_2 = {
     keras.layers.DepthwiseConv1D: {"kernel": "depthwise_kernel"},
     keras.layers.DepthwiseConv2D: {"kernel": "depthwise_kernel"},
 }
-Ours = TypeVar("Ours")
-Theirs = TypeVar("Theirs")
 _Path = tuple[int, tuple[str, ...]]  # a path's place in its list, and what is left of it
 
 
@@ -171,22 +168,6 @@ def _under(names: list[str], node: Node) -> list[Node]:
     """The variables that the file has under these names."""
     found = {id(part): part for name in names if (part := node.children.get(name)) is not None and part.entry}
     return list(found.values())
-
-
-def path_pairs(
-    ours: Sequence[tuple[str, Ours]], theirs: Sequence[tuple[str, Theirs]], classes: Collection[str]
-) -> list[tuple[Ours, Theirs]]:
-    """The pairs of equal paths if every path of either side has its equal, else nothing.
-
-    classes: names that Keras makes layer names from, `dense` and `dense_1` from `Dense`.
-
-    `dense_3, dense_4` of one process are `dense, dense_1` of another: among the layers of one place
-    the rank of the number counts. What all paths of a side begin with, as the model's own name, does not.
-    """
-    found = Comparison([path for path, _ in ours], [path for path, _ in theirs], classes)
-    if not found.is_complete:
-        return []
-    return [(ours[place][1], theirs[other][1]) for place, other in found.equal()]
 
 
 class Comparison:
