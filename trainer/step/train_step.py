@@ -1,6 +1,6 @@
 """One optimizer update: micro-batches -> gradient -> one all-reduce -> apply."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -95,14 +95,8 @@ def build_train_loop(
                 gradients, loss, weight = add_up_replicas((gradients, loss, weight))
         sums = {"gradients": gradients, "loss": loss, "weight": weight, "scale": state.optimizer.scale_loss(1.0)}
         if updates.per_replica:
-            updates.on_replica(means(sums))
+            updates.on_replica(_mean_gradients(sums, global_batch_size))
         return sums
-
-    def means(sums):
-        if isinstance(sums["weight"], float) and sums["weight"] == global_batch_size:
-            return sums["gradients"]  # to multiply by 1 would be an operation a variable
-        to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"])
-        return {i: gradient * tf.cast(to_mean, gradient.dtype) for i, gradient in sums["gradients"].items()}
 
     def train_step(stack, index):
         inputs = step_inputs(batches, stack, index, strategy, accumulation_steps)
@@ -110,12 +104,8 @@ def build_train_loop(
         # After the all-reduce every replica holds the same.
         sums = tf.nest.map_structure(lambda each: strategy.experimental_local_results(each)[0], per_replica)
         if not updates.per_replica:
-            updates.once(means(sums))
-        # By l2_loss, which no optimizer of Keras' or ours takes: shared with the update on one replica alone, it
-        # might round in another way there, and the copies would drift apart.
-        halves = tf.add_n([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in sums["gradients"].values()])
-        to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"]) / sums["scale"]
-        return tf.stack([tf.math.divide_no_nan(sums["loss"], sums["weight"]), halves * to_mean * to_mean])
+            updates.once(_mean_gradients(sums, global_batch_size))
+        return _loss_and_half_square(sums, global_batch_size)
 
     number = tf.TensorSpec([], tf.int32)
 
@@ -138,3 +128,20 @@ def build_train_loop(
         return {"loss": metrics[0], "grad_norm": 2**0.5 * tf.sqrt(metrics[1])}
 
     return OneTrace(train_loop)
+
+
+def _mean_gradients(sums: Mapping, global_batch_size: int) -> dict[int, tf.Tensor]:
+    """The gradients of the mean over all weights, of those of the sum over `global_batch_size`."""
+    if isinstance(sums["weight"], float) and sums["weight"] == global_batch_size:
+        return sums["gradients"]  # to multiply by 1 would be an operation a variable
+    to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"])
+    return {i: gradient * tf.cast(to_mean, gradient.dtype) for i, gradient in sums["gradients"].items()}
+
+
+def _loss_and_half_square(sums: Mapping, global_batch_size: int) -> tf.Tensor:
+    """[2] float32: the mean loss, and half of the square of the mean gradient's norm, without the loss scale."""
+    # By l2_loss, which no optimizer of Keras' or ours takes: TensorFlow would compute an operation that the update has
+    # too only once, on one replica alone, where it might round in another way, and the copies would drift apart.
+    halves = tf.add_n([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in sums["gradients"].values()])
+    to_mean = tf.math.divide_no_nan(float(global_batch_size), sums["weight"]) / sums["scale"]
+    return tf.stack([tf.math.divide_no_nan(sums["loss"], sums["weight"]), halves * to_mean * to_mean])
