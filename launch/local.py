@@ -94,7 +94,7 @@ class Workers:
                     self._send(signal.SIGTERM)
                     # The others wait for it in a step or a save, which no time would bring to an end.
                     deadline = time.monotonic() + _WITHOUT_IT_SECONDS
-                # Told also of one that is seen after another has left with 75, perhaps because it missed this one.
+                # Reported also for one that is seen after another has left with 75, perhaps because it missed this one.
                 self._tell(index, status)
             if deadline is not None and time.monotonic() > deadline:
                 self._send(signal.SIGKILL)

@@ -110,7 +110,7 @@ def test_text_uses_the_fields_words():
     paths = [*TRAINER.values(), *LAUNCH.values(), *(REPOSITORY / "configs").rglob("*.gin")]
     paths += [REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "Makefile")]
     paths += [*(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "docs").rglob("*.py")]
-    pattern = re.compile(rf"\b({'|'.join(BANNED)})\b")
+    pattern = re.compile(rf"\b({'|'.join(BANNED)})\b", re.IGNORECASE)
     found = [
         f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()}"
         for path in paths
