@@ -3,11 +3,9 @@
 import dataclasses
 
 import trainer
+from trainer.config.settings import DECLARED
 
-_CLASSES = {
-    name: getattr(trainer, name.capitalize())
-    for name in ("restore", "finetune", "step", "intervals", "saving", "limits", "invocation")
-}
+_CLASSES = {entry.parameter: entry.cls for entry in DECLARED.values()}
 _OWNERS = {field.name: name for name, cls in _CLASSES.items() for field in dataclasses.fields(cls)}
 assert len(_OWNERS) == sum(len(dataclasses.fields(cls)) for cls in _CLASSES.values()), "a field's name tells its class"
 

@@ -1,5 +1,6 @@
 """`trainer.train` from Python, without gin or flags."""
 
+import dataclasses
 import json
 import re
 
@@ -425,3 +426,16 @@ def test_a_keras_applications_model_trains_on_two_replicas():
         model=mobile_net, train_data=data, task=task, global_batch_size=8, num_steps=2, strategy=make_strategy(2)
     )
     assert result.step == 2 and len(result.model.weights) > 100
+
+
+def test_other_data_of_the_same_size_make_another_run_and_what_a_task_computes_of_them_does_not(tmp_path, monkeypatch):
+    def computed(task, data):
+        # As on another machine: never the same to the last bit.
+        noise = np.random.default_rng().normal(size=[data.num_examples])
+        return dataclasses.replace(data, examples={**data.examples, "computed": noise})
+
+    monkeypatch.setattr(type(TASK), "completed", computed)
+    train(model_dir=tmp_path / "run", num_steps=2)
+    assert train(model_dir=tmp_path / "run", num_steps=4).step == 4
+    with pytest.raises(trainer.UserError, match="run of another config:\n  was: train.train_data = .*CRC-32C"):
+        train(model_dir=tmp_path / "run", num_steps=6, train_data=DATA | {"x": 2 * DATA["x"]})

@@ -58,8 +58,7 @@ def settings(parameter: str, **declared: bool) -> Callable[[type], type]:
         name, fields = cls.__name__, dataclasses.fields(cls)
         declaration = DECLARED[name] = Declaration(cls, parameter, **declared)
         if declaration.may_change:
-            changing = [field for field in fields if field.metadata.get("of_evaluation")]
-            may_change("train", parameter, of_evaluation=bool(changing))
+            may_change("train", parameter, of_evaluation=any(field.metadata.get("of_evaluation") for field in fields))
             for field in fields:
                 may_change(name, field.name, of_evaluation=field.metadata.get("of_evaluation", False))
         if declaration.by_flag:
@@ -105,7 +104,7 @@ def _decides(name: str, texts, evaluation_decides: bool, seen: tuple[str, ...]) 
         user
         for text in texts
         for user, binding in text.items()
-        if user != name and user not in seen and name in re.findall(r"%([\w./]+)", binding)
+        if user != name and user not in seen and name in _macros_in(binding)
     }
     if "train.num_steps" in users:
         users = {user for user in users if not _is_of_schedule(user)}
@@ -123,14 +122,18 @@ def _scopes_of_evaluation(texts: Sequence[Mapping[str, str]]) -> set[str]:
     bindings = [item for text in texts for item in text.items()]
     chain = {"train.eval_data"}  # and the macros behind it
     while True:
-        macros = {macro for name, text in bindings if name in chain for macro in re.findall(r"%([\w./]+)", text)}
-        shared = {macro for name, text in bindings if name not in chain for macro in re.findall(r"%([\w./]+)", text)}
+        macros = {macro for name, text in bindings if name in chain for macro in _macros_in(text)}
+        shared = {macro for name, text in bindings if name not in chain for macro in _macros_in(text)}
         if macros - shared <= chain:
             break
         chain |= macros - shared
     scopes = {scope for name, text in bindings if name in chain for scope in re.findall(r"@(\w+)/", text)}
     others = [text for name, text in bindings if name not in chain and name.partition("/")[0] not in scopes]
     return scopes - {scope for text in others for scope in re.findall(r"@(\w+)/", text)}
+
+
+def _macros_in(text: str) -> list[str]:
+    return re.findall(r"%([\w./]+)", text)
 
 
 class Checked:

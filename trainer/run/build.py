@@ -7,6 +7,7 @@ import keras
 
 from trainer.checkpoints.train_state import TrainState, new_train_state
 from trainer.config import bound_value
+from trainer.data.step_batches import StackedBatches
 from trainer.optimizers.build import OptimizerProof, build_optimizer, prove_new, trained_variables
 from trainer.optimizers.groups import Part, divide
 from trainer.optimizers.lora import add_lora, describe_lora, finds_trainable, lora_variables
@@ -22,6 +23,7 @@ from trainer.run.model import (
 )
 from trainer.run.resume import Start
 from trainer.step.trace_checks import try_task
+from trainer.step.train_step import OneTrace, build_train_loop
 from trainer.step.xla_check import check_xla, describe_fitness
 
 
@@ -46,6 +48,14 @@ class Built:
     state_transfer: StateTransfer | None
     notes: Mapping[str, str]
 
+    def train_loop(self, batches: StackedBatches) -> OneTrace:
+        """The run's steps on these batches, see `build_train_loop`."""
+        settings, step = self.settings, self.settings.step
+        return build_train_loop(
+            self.inputs.strategy, self.state, settings.task, self.variables, settings.global_batch_size, batches,
+            step.accumulation_steps, step.random_numbers, step.jit_compile, step.update,
+        )  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
@@ -65,7 +75,7 @@ def build(settings: Settings, inputs: Inputs, start: Start) -> Built:
     Raises `UserError`, `RestoreError` among them, for whatever the caller can mend; nothing is written.
     """
     task, finetune, restore = settings.task, settings.finetune, settings.restore
-    takes_state = restore is not None and restore.optimizer_state != "fresh"
+    takes_state = settings.optimizer_state != "fresh"
     with inputs.strategy.scope():
         synchronized = settings.step.synchronize_batch_norm
         model = assemble_model(settings.model, task, inputs.train_data, inputs.strategy, synchronized)

@@ -1,6 +1,5 @@
 """Says what a run will do before a step is taken."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import keras
@@ -104,13 +103,10 @@ def _table(built: Built) -> Table:
 
 def describe_settings(settings: Settings) -> str:
     """Each field of the settings classes that is not at its default, but for those that other rows describe."""
-    parts = (settings.restore, settings.finetune, settings.step, settings.intervals, settings.saving, settings.limits)
     changed = [
-        f"{type(part).__name__}.{field.name} = {value!r}"
-        for part in parts
-        if part is not None
-        for field in dataclasses.fields(part)
-        if (value := getattr(part, field.name)) != field.default and field.name not in _DESCRIBED
+        f"{entry.cls.__name__}.{field.name} = {value!r}"
+        for entry, field, value in settings.fields()
+        if value != field.default and field.name not in _DESCRIBED and not entry.by_flag
     ]
     return ", ".join(changed)
 

@@ -106,7 +106,7 @@ def _changed_at(files: ModelDir) -> int:
 
 
 def _arguments(built: Built) -> str:
-    optimizer, model, data = built.state.optimizer, built.state.model, built.inputs.train_data
+    optimizer, model, data = built.state.optimizer, built.state.model, built.inputs.given_train_data
     given = {
         "train.model": f"{type(model).__name__}, {len(model.weights)} weights, {model.count_params()} numbers",
         "train.task": built.settings.task.describe(),

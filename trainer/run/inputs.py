@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from trainer.cluster.collectives import Agreement
 from trainer.cluster.strategy import build_strategy, num_workers, worker_index
+from trainer.config.settings import DECLARED, Declaration
 from trainer.data.batches import replica_batch_size, train_batches
 from trainer.data.data import Data, as_data
 from trainer.data.step_batches import StackedBatches
@@ -52,17 +53,17 @@ class Settings:
 
     def check(self) -> None:
         """Raises `UserError` for what makes no sense, as far as it shows before anything is built."""
-        for cls in (Finetune, Step, Intervals, Saving, Limits, Invocation):
-            name = cls.__name__.lower()
-            if not isinstance(getattr(self, name), cls):
-                raise UserError(f"{name} must be a {cls.__name__}(...), not {getattr(self, name)!r}.")
+        for entry in DECLARED.values():
+            value = getattr(self, entry.parameter)
+            if not isinstance(value, entry.cls) and (entry.cls is not Restore or value is not None):
+                raise UserError(f"{entry.parameter} must be a {entry.cls.__name__}(...), not {value!r}.")
         check_model(self.model)
         check_task(self.task)
         check_model_dir(self.model_dir)
         check_strategy(self.strategy)
-        if self.restore is not None and self.restore.optimizer_state != "fresh" and self.finetune.divides:
+        if self.optimizer_state != "fresh" and self.finetune.divides:
             raise UserError(
-                f"Restore.optimizer_state = {self.restore.optimizer_state!r} goes with one optimizer for all "
+                f"Restore.optimizer_state = {self.optimizer_state!r} goes with one optimizer for all "
                 "variables; with groups or layer_decay each part has its own. Leave these out, or take 'fresh'."
             )
         self._check_best_metric()
@@ -72,21 +73,32 @@ class Settings:
             self.eval_data is not None and self.intervals.eval_every > 0,
             self.finetune.groups,
             self.finetune.layer_decay,
-            self.restore.optimizer_state if self.restore else "fresh",
+            self.optimizer_state,
         )
+
+    @property
+    def optimizer_state(self) -> str:
+        """`Restore.optimizer_state`; from scratch there is none to take."""
+        return self.restore.optimizer_state if self.restore else "fresh"
+
+    @property
+    def rewarmup_steps(self) -> int:
+        return self.restore.rewarmup_steps if self.restore else 0
+
+    def fields(self) -> Iterator[tuple[Declaration, dataclasses.Field, Any]]:
+        """(class, field, value) of each field of the settings classes; those of `Restore` are none from scratch."""
+        for entry in DECLARED.values():
+            part = getattr(self, entry.parameter)
+            for field in dataclasses.fields(entry.cls) if part is not None else ():
+                yield entry, field, getattr(part, field.name)
 
     def decisive(self) -> dict[str, Any]:
         """{`Restore.rename`: value} of what decides the weights and can be compared, data, model and task left out."""
         names = ("num_steps", "global_batch_size", "seed")
         given: dict[str, Any] = {f"train.{name}": getattr(self, name) for name in names}
-        phases = describe_starts(self.finetune.phases, self.intervals.eval_every)
-        for name in ("restore", "finetune", "step"):
-            part = getattr(self, name)
-            fields = (
-                {} if part is None else {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-            )
-            given |= {f"{name.capitalize()}.{field}": value for field, value in fields.items()}
-        return given | {"Finetune.phases": phases}
+        decided = ((entry, field, value) for entry, field, value in self.fields() if not entry.may_change)
+        given |= {f"{entry.cls.__name__}.{field.name}": value for entry, field, value in decided}
+        return given | {"Finetune.phases": describe_starts(self.finetune.phases, self.intervals.eval_every)}
 
     def _check_best_metric(self) -> None:
         name = self.saving.best_metric
@@ -116,6 +128,8 @@ class Inputs:
     """The devices and the data of a run, the same on all workers.
 
     files: None for a run that writes nothing.
+    train_data, eval_data: completed by the task, such as with what a network computes of them.
+    given_train_data: as it was given; what is computed is not the same to the last bit on every kind of machine.
     replica_batch_size: examples that one replica sees in one micro-batch.
     """
 
@@ -124,6 +138,7 @@ class Inputs:
     files: ModelDir | None
     train_data: Data
     eval_data: Data | None
+    given_train_data: Data
     replica_batch_size: int
 
 
@@ -145,9 +160,9 @@ def load_inputs(settings: Settings) -> Inputs:
         strategy=strategy,
         agreement=agreement,
         files=ModelDir(Path(settings.model_dir)) if settings.model_dir else None,
-        # After the comparison: what is computed is not the same to the last bit on every kind of machine.
         train_data=settings.task.completed(train_data),
         eval_data=None if eval_data is None else settings.task.completed(eval_data),
+        given_train_data=train_data,
         replica_batch_size=replica_batch,
     )
 

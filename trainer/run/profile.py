@@ -9,7 +9,6 @@ from trainer.data.data import Data
 from trainer.data.step_batches import StackedBatches
 from trainer.run.build import Built
 from trainer.run.inputs import worker_batches
-from trainer.step.train_step import build_train_loop
 
 # A stack that lay ready comes in less.
 _WAIT_SECONDS = 1e-3
@@ -39,11 +38,7 @@ def measure_throughput(built: Built, num_steps: int) -> Throughput:
     settings, inputs = built.settings, built.inputs
     # A stack comes whole: of slow data, no more steps are waited for than were asked for.
     batches = worker_batches(settings, inputs, 0, min(settings.intervals.steps_per_loop, num_steps))
-    step = settings.step
-    train_loop = build_train_loop(
-        inputs.strategy, built.state, settings.task, built.variables, settings.global_batch_size, batches,
-        step.accumulation_steps, step.random_numbers, step.jit_compile, step.update,
-    )  # fmt: skip
+    train_loop = built.train_loop(batches)
     data_seconds, stack = _data_seconds(inputs.train_data, batches, num_steps)
     held = tf.nest.flatten(batches.spec)[0].shape[0]
     with built.state.unchanged():

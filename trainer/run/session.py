@@ -25,7 +25,6 @@ from trainer.run.result import TrainResult
 from trainer.run.resume import Resume
 from trainer.run.time_limit import Deadline
 from trainer.step.evaluate import build_evaluate
-from trainer.step.train_step import build_train_loop
 
 _SLOW_DISK_BYTES_PER_SECOND = 50e6  # of a folder that many machines share; until a save was measured
 
@@ -63,9 +62,8 @@ class Session:
         self._new_steps = 0  # whose time is not counted yet
         strategy, state = built.inputs.strategy, self.state
         self._is_chief = is_chief(strategy)
-        restore = self._settings.restore
         # After a resume, which brings the step count that the warm-up begins at.
-        warm_up_again(state.optimizer, state.optimizer_step(0), restore.rewarmup_steps if restore else 0)
+        warm_up_again(state.optimizer, state.optimizer_step(0), self._settings.rewarmup_steps)
         self._writer = start_files(built, files if self._is_chief else None, identity, resumed_step)
         self._progress = StepProgress(self._settings.num_steps, state.current_step(), visible=self._is_chief)
         self._progress.say(describe_start(built, notes, resumed_step))
@@ -86,12 +84,7 @@ class Session:
         # From the state's step on, without the batches that the run has left out so far.
         next_batch, steps_per_loop = self.state.next_batch(), self._settings.intervals.steps_per_loop
         self._batches = worker_batches(self._settings, self._built.inputs, next_batch, steps_per_loop)
-        step = self._settings.step
-        self._train_loop = build_train_loop(
-            self._built.inputs.strategy, self.state, self._task, self._built.variables,
-            self._settings.global_batch_size, self._batches, step.accumulation_steps, step.random_numbers,
-            step.jit_compile, step.update,
-        )  # fmt: skip
+        self._train_loop = self._built.train_loop(self._batches)
         with self._progress:
             finished = self._make_up_evaluation() and self._train_to_the_end()
         self._finish(finished)

@@ -104,7 +104,7 @@ def dry_run(built: Built, fit: Fit, start: Start, identity: Identity) -> TrainRe
     if files is not None and start is Start.RESUMED:
         checkpoints = Checkpoints(built.state, files.checkpoints)
         resumed_step = Resume(checkpoints, optimizer, settings.num_steps, identity.changed_at)()
-    warm_up_again(optimizer, built.state.optimizer_step(0), settings.restore.rewarmup_steps if settings.restore else 0)
+    warm_up_again(optimizer, built.state.optimizer_step(0), settings.rewarmup_steps)
     notes = {**built.notes, **fit.notes, **identity.notes()}
     if settings.invocation.timed_steps:
         notes["speed"] = str(measure_throughput(built, settings.invocation.timed_steps))
