@@ -16,7 +16,7 @@ from trainer.comparison.source_task import check_source
 from trainer.config import bindings_of, parse_text, text_of
 from trainer.data.batches import train_batches
 from trainer.data.data import Data, as_data
-from trainer.errors import UserError
+from trainer.errors import UserError, message_of
 from trainer.restore import weights_of
 from trainer.run.inputs import as_restore
 from trainer.run.model import assemble_model
@@ -54,11 +54,8 @@ def check_same_start(plan: Plan, devices: Devices) -> tuple[Start, str]:
     for member in plan.members:
         config = text_of(member, plan.seeds[0])
         source_config = text_of(member, plan.seeds[0], with_source_data=True) if plan.has_source_data else None
-        process = Process(send_start, config, None if starts else source_config, plan.seeds[0], devices, answers=True)
-        try:
-            starts[member] = process.answer()
-        except UserError as error:
-            raise UserError(f"The member {member!r}: {error}" if _is_of_member(error) else str(error)) from error
+        once = None if starts else source_config
+        starts[member] = Process(send_start, member, config, once, plan.seeds[0], devices, answers=True).answer()
         if len(starts) == 1:
             _check_metric(plan, starts[member])
     first, *others = plan.members
@@ -86,22 +83,23 @@ def _check_metric(plan: Plan, start: Start) -> None:
         raise UserError(f"compare.metric = {plan.metric!r} is not evaluated.{near}")
 
 
-def _is_of_member(error: UserError) -> bool:
-    return not str(error).startswith("compare.")
-
-
-def send_start(config: str, source_config: str | None, seed: int, devices: Devices, answer: Callable) -> int:
+def send_start(
+    member: str, config: str, source_config: str | None, seed: int, devices: Devices, answer: Callable
+) -> int:
     """Runs in a process of its own: builds a run up to its first step, and sends its `Start`.
 
     source_config: None for a run without source data; else these are tried as well.
     """
-    parse_text(config)
-    strategy = devices.build()
-    answer_with = _start_of(seed, strategy)
+    try:
+        parse_text(config)
+        strategy = devices.build()
+        start = _start_of(seed, strategy)
+    except UserError as error:
+        raise UserError(f"The member {member!r}: {message_of(error)}") from error
     if source_config is not None:
         parse_text(source_config)
         check_source(strategy)
-    answer(answer_with)
+    answer(start)
     return 0
 
 
