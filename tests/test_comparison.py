@@ -142,6 +142,26 @@ def test_a_gin_file_is_a_member_with_what_it_and_its_includes_bind_and_the_confi
         prepare(tmp_path, "compare.members = ['adam', 'configs/optimizers/lorra.gin']")
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [(["one/a.gin", "two/a.gin"], "two members would be called so"), (["one/a-b.gin"], "'a-b': it must be letters")],
+)
+def test_a_gin_file_whose_name_is_no_members_is_refused_by_name(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("OPTIMIZER = @SGD\n")
+    with pytest.raises(trainer.UserError, match=f"compare.members: .*{message}.* Rename the file"):
+        prepare(tmp_path, f"compare.members = {[str(tmp_path / name) for name in files]}")
+
+
+def test_what_each_member_sets_need_not_be_set_for_all(tmp_path):
+    text = CONFIG.replace("\nOPTIMIZER = @SGD\n", "\nsgd/OPTIMIZER = @SGD\n")
+    prepare(tmp_path, "compare.members = ['sgd', 'adam']", text=text)
+    assert "\nOPTIMIZER = @SGD\n" in text_of("sgd", 0) and "\nOPTIMIZER = @Adam\n" in text_of("adam", 0)
+    with pytest.raises(trainer.UserError, match="does not set OPTIMIZER"):
+        prepare(tmp_path, "compare.members = ['sgd', 'adam']", text=text.replace("sgd/OPTIMIZER = @SGD\n", ""))
+
+
 # what is wrong -> (bindings, those with a + in the file and not on the command line; the message)
 WRONG = {
     "no members": (["compare.members = []"], "compares nothing: name the members"),

@@ -75,13 +75,13 @@ def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_pat
                 print_includes_and_imports=False,
             )
             take_member_files(folders)
-            settle_required_macros()
+            settled = settle_required_macros()
             gin.finalize()
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001  whatever a config or its modules raise is one message, no traceback
             raise UserError(explain(error)) from error
-    wrong = problems(typed)
+    wrong = problems(typed, settled)
     if wrong:
         raise UserError("\n".join(wrong))
 

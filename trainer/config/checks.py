@@ -3,7 +3,7 @@
 import inspect
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -21,10 +21,11 @@ from trainer.errors import UserError
 from trainer.suggest import nearest
 
 
-def settle_required_macros() -> None:
+def settle_required_macros() -> set[str]:
     """Raises `UserError` for `MODEL = %gin.REQUIRED` that the run reaches and nothing else sets.
 
-    One that it does not reach is set to None: gin refuses it otherwise, even where nothing reads it.
+    One that it does not reach is set to None, and returned: gin refuses it otherwise, even where nothing reads it. A
+    comparison does not where each member sets it.
     """
     required = [key for key, bindings in gin_tables.bindings().items() if _is_required(key, bindings)]
     configs: list[Mapping] = [member_config(member) for member in member_names()] or [gin_tables.bindings()]
@@ -37,6 +38,7 @@ def settle_required_macros() -> None:
         raise UserError(f"The config does not set {', '.join(missing)}{checkpoint}.")
     for scope, selector in required:
         gin.bind_parameter((scope, selector, "value"), None)
+    return {scope for scope, _ in required}
 
 
 def _is_required(key: tuple[str, str], bindings: Mapping) -> bool:
@@ -59,16 +61,17 @@ def check_run_is_complete() -> None:
         raise UserError(f"The config does not set {', '.join(missing)}, and there is no default.")
 
 
-def problems(gin_params: Sequence[str]) -> list[str]:
+def problems(gin_params: Sequence[str], settled: Collection[str] = ()) -> list[str]:
     """The faults of the parsed config, a sentence each.
 
+    settled: macros that nothing reads, and whose value says nothing.
     gin_params: names that the command line binds. A binding in a file may wait for an optimizer
       that this run does not choose; one that was typed for this very run may not.
     """
     return [
         *_set_by_flag(),
         *_not_finite(),
-        *_wrong_types(),
+        *_wrong_types(settled),
         *_unused_macros(gin_params),
         *_unused_scopes(gin_params),
         *_unused_names(gin_params),
@@ -104,11 +107,13 @@ def _parts(value) -> Iterator:
         yield value
 
 
-def _wrong_types() -> Iterator[str]:
+def _wrong_types(settled: Collection[str]) -> Iterator[str]:
     for (scope, selector), bindings in gin_tables.bindings().items():
         configurable = gin_tables.configurable(selector)
         for name, bound in bindings.items():
             value, macro = resolved(bound)
+            if macro in settled:
+                continue
             wrong = _wrong_keras_value if _is_keras(selector) else _wrong_own_value
             expected = wrong(configurable, name, value)
             if expected:

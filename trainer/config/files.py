@@ -13,15 +13,16 @@ from trainer.suggest import nearest
 _INCLUDE = re.compile(r"^include\s+(['\"])(.+?)\1", re.MULTILINE)
 
 
-def find_files(gin_files: Sequence[str], folders: Sequence[str]) -> list[str]:
+def find_files(gin_files: Sequence[str], folders: Sequence[str], named_by: str = "--gin_file=") -> list[str]:
     """Paths of the files, each found in the first of the folders that holds it.
 
+    named_by: what names them, for messages.
     Raises `UserError` for a file or an include that is nowhere, naming the nearest that is there,
     for files that include each other in a circle, and for a name that one file binds twice.
     """
     found = []
     for name in gin_files:
-        found.append(_find(os.path.expanduser(name), folders, f"--gin_file={name} is not there"))
+        found.append(_find(os.path.expanduser(name), folders, f"{named_by}{name} is not there"))
         _check(found[-1], folders, ())
     return found
 

@@ -6,6 +6,7 @@ refers to is in the member's hands, and a thread of TensorFlow's sees what the m
 run is a process of its own, which parses the text that `text_of` gives.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trainer.config.files import find_files, text_in_scope
 from trainer.config.gin_tables import MACRO, references, shown
 from trainer.config.references import is_macro, is_reference, resolved
 from trainer.config.settings import DECLARED
+from trainer.errors import UserError
 
 COMPARE = "comparison.compare"
 TRAIN = "experiment.train"
@@ -31,12 +33,16 @@ def take_member_files(folders: Sequence[str]) -> None:
     """A member that is a gin file, `configs/optimizers/lora.gin`, becomes the scope `lora` with the file's bindings.
 
     What the config itself binds in that scope wins over the file.
-    folders: where files are looked for.  Raises `UserError` for a file that is not there.
+    folders: where files are looked for.
+    Raises `UserError` for a file that is not there, and for one whose name is no scope, or another member's.
     """
     names = member_names()
     for name in [each for each in names if each.endswith(".gin")]:
-        (path,) = find_files([name], folders)
+        (path,) = find_files([name], folders, "compare.members: ")
         scope = Path(name).stem
+        if not re.fullmatch(r"[A-Za-z_]\w*", scope) or scope in names:
+            why = "two members would be called so" if scope in names else "it must be letters, digits and _"
+            raise UserError(f"compare.members: {name} cannot be the member {scope!r}: {why}. Rename the file.")
         before = [
             (f"{scope}/{within}".strip("/"), selector, parameter, value)
             for (within, selector), bindings in _own(scope).items()
