@@ -11,6 +11,9 @@ import time
 #: When the process began, in seconds of the monotonic clock; what comes next takes some.
 STARTED_AT = time.monotonic()
 
+#: Status of a command that resumes where it is run again: EX_TEMPFAIL of sysexits.h, a supervisor's sign to restart.
+EXIT_RUN_AGAIN = 75
+
 # Commands that resume where they were stopped; launch.local's workers do.
 _RESUMING = {"launch.train", "launch.compare", "launch.local"}
 
@@ -25,7 +28,7 @@ def _leave(terminal: int, number: int, frame) -> None:
     resumes = bool(_RESUMING & set(sys.orig_argv))
     message = f"regraft: Stopped by {signal.Signals(number).name} before anything was done."
     os.write(terminal, f"{message}{' Run the same command again.' if resumes else ''}\n".encode())
-    os._exit(75 if resumes else 128 + number)
+    os._exit(EXIT_RUN_AGAIN if resumes else 128 + number)
 
 
 def import_tensorflow() -> None:

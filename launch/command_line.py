@@ -6,7 +6,6 @@ TensorFlow is imported once the flags are right, and only by commands that compu
 import functools
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import launch
 FLAGS = flags.FLAGS
 
 _LAYOUT = "\n\t"  # of a message; a file's names in it have none
-EXIT_DONE, EXIT_BUG, EXIT_USER_MISTAKE, EXIT_RUN_AGAIN = 0, 1, 2, 75
+EXIT_DONE, EXIT_BUG, EXIT_USER_MISTAKE, EXIT_RUN_AGAIN = 0, 1, 2, launch.EXIT_RUN_AGAIN
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -28,7 +27,7 @@ _MISSED_HEARTBEATS = re.compile(
 )
 _STOOD_STILL = (
     "TensorFlow has ended the exchange between the workers, because one of them stood still for about ten seconds (its "
-    "heartbeats did not come), as a paused machine does. Run the same command again to go on from the last checkpoint."
+    "heartbeats did not come), as a paused machine does. Run the same command again to resume from the last checkpoint."
 )
 
 
@@ -118,7 +117,8 @@ def required_model_dir() -> str:
 def run(main: Callable[..., int | None], takes_words: bool = False, resumes: bool = False) -> None:
     """Parses flags, runs `main` and exits: 0 done, 2 the user's mistake, 75 preempted, 1 a bug.
 
-    main: returns its exit status, None for 0.  takes_words: it is called with the arguments that are no flags.
+    main: returns its exit status, None for 0.
+    takes_words: it is called with the arguments that are no flags.
     resumes: whether the same command resumes where SIGTERM or SIGINT ended it, with 75; else it exits with 128 + the
       signal's number.
     """
@@ -148,31 +148,10 @@ def _compute(main: Callable[..., int | None], takes_words: bool, resumes: bool, 
     if words and not takes_words:
         return _complain(f"Unexpected argument {words[0]!r}; every option is a flag, see --help.", EXIT_USER_MISTAKE)[0]
     launch.import_tensorflow()
-    from trainer.run.signals import NUMBERS, StopSignals
+    from trainer.run.signals import leaving_at_signals
 
-    # What is back at the very end, when Python makes no other handler run any more; but see below.
-    for number in NUMBERS:
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        with StopSignals(functools.partial(_leave, resumes)):
-            return _guarded(main, words if takes_words else None)
-    finally:
-        # All is done, and the status decided: a supervisor that stops workers one after the other shall not turn
-        # 0 or 75 into 143. What hangs here is ended by SIGKILL, as supervisors do in time, or by Ctrl-C.
-        if resumes:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _leave(resumes: bool, number: int) -> None:
-    """Where nothing but a signal's own handling would be lost: outside a run, which saves itself first.
-
-    Without a good-bye: workers that wait for this one in a collective end as it is gone.
-    """
-    message = f"regraft: Stopped by {signal.Signals(number).name}; nothing is left half-written."
-    message += " Run the same command again." if resumes else ""
-    # Past Python's buffers, which the main thread may hold.
-    os.write(2, f"{message}\n".encode())
-    os._exit(EXIT_RUN_AGAIN if resumes else 128 + number)
+    with leaving_at_signals(resumes):
+        return _guarded(main, words if takes_words else None)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

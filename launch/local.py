@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import command_line
-from launch.command_line import Mistake
+from launch.command_line import EXIT_RUN_AGAIN, Mistake
 
 flags.DEFINE_integer("num_workers", 2, "How many processes.", lower_bound=1)
 flags.DEFINE_integer("max_restarts", 0, "How often to start all again when they end with 75.", lower_bound=0)
@@ -31,7 +31,6 @@ flags.DEFINE_bool("pin_cpus", False, "Give every worker processors of its own.")
 flags.DEFINE_integer("grace_seconds", 60, "How long workers may take to save and leave.", lower_bound=1)
 
 _WITHOUT_IT_SECONDS = 5
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as launch.train uses it
 
 
 class Workers:
@@ -66,8 +65,9 @@ class Workers:
     def wait(self, grace_seconds: float, asked: list[int]) -> int:
         """Returns the exit status of all: that of the first which ended neither with 0 nor with 75, or else 75 or 0.
 
-        A worker that a signal ended counts as 75.  asked: the signals that this process has got, to which more
-        may be added meanwhile; at the first the workers get SIGTERM, at the second they are killed.
+        A worker that a signal ended counts as 75.
+        asked: the signals that this process has got, to which more may be added meanwhile; at the first the workers get
+          SIGTERM, at the second they are killed.
         """
         statuses: dict[int, int] = {}
         causes: list[int] = []
@@ -85,12 +85,12 @@ class Workers:
                 statuses[index] = status
                 if status and deadline is None:
                     deadline = time.monotonic() + grace_seconds
-                if status in (0, TRY_AGAIN):
+                if status in (0, EXIT_RUN_AGAIN):
                     continue
                 causes.append(status)
                 if self._ended or len(causes) > 1:
                     continue
-                if TRY_AGAIN not in statuses.values():
+                if EXIT_RUN_AGAIN not in statuses.values():
                     self._send(signal.SIGTERM)
                     # The others wait for it in a step or a save, which no time would bring to an end.
                     deadline = time.monotonic() + _WITHOUT_IT_SECONDS
@@ -102,7 +102,7 @@ class Workers:
         self._echo.join(timeout=5)
         if not causes:
             return max(statuses.values())
-        return TRY_AGAIN if causes[0] < 0 else causes[0]
+        return EXIT_RUN_AGAIN if causes[0] < 0 else causes[0]
 
     def _send(self, number: int) -> None:
         self._ended = True
@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> int:
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
-    status = TRY_AGAIN
+    status = EXIT_RUN_AGAIN
     for restart in range(flags.FLAGS.max_restarts + 1):
         if asked:
             break
@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> int:
             print(f"restart {restart} of at most {flags.FLAGS.max_restarts}", file=sys.stderr, flush=True)
         workers = Workers(flags.FLAGS.num_workers, train_arguments, log_dir, flags.FLAGS.pin_cpus)
         status = workers.wait(flags.FLAGS.grace_seconds, asked)
-        if status != TRY_AGAIN:
+        if status != EXIT_RUN_AGAIN:
             break
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The status is decided.
     return status

@@ -13,10 +13,16 @@ def hidden_width(width: int = 4) -> int:
 
 
 @gin.register(module="test_comparison")
+def hidden_rate(rate: float = 0.5) -> float:
+    return rate
+
+
+@gin.register(module="test_comparison")
 def dropout_net() -> keras.Model:
     """Draws from Keras' own generator, whose state lives as long as the process."""
     width = gin.get_configurable("test_comparison.hidden_width")()  # which no reference in a config leads to
-    return keras.Sequential([keras.layers.Dense(width), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    rate = gin.get_configurable("test_comparison.hidden_rate")()
+    return keras.Sequential([keras.layers.Dense(width), keras.layers.Dropout(rate), keras.layers.Dense(1)])
 
 
 @gin.register(module="test_comparison")

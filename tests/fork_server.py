@@ -68,7 +68,7 @@ def _keep(command: dict, report: int, *streams: int) -> None:
         _become(command, streams)
         return
     for stream in (0, 1, 2, *streams):
-        os.close(stream)  # whoever reads the command's output sees its end
+        os.close(stream)  # who reads the command's output sees its end
     os.write(report, f"{pid}\n".encode())
     _, status = os.waitpid(pid, 0)
     os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())

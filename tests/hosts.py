@@ -69,7 +69,7 @@ def _write_names(host: Host, hosts: list[Host]) -> None:
     folder.mkdir(parents=True)
     lines = [f"{'127.0.1.1' if other is host else other.address} {other.name}" for other in hosts]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
-    (folder / "resolv.conf").write_text("")  # nobody else is asked
+    (folder / "resolv.conf").write_text("")  # no one else is asked
 
 
 def _start_wire(hosts: list[Host], megabits_per_second: float, delay_milliseconds: float) -> subprocess.Popen:

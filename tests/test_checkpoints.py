@@ -1,4 +1,4 @@
-"""Whatever happens to the files of a run, it goes on from a whole checkpoint, says so, or stops and says why."""
+"""Whatever happens to the files of a run, it continues from a whole checkpoint, says so, or stops and says why."""
 
 import errno
 import json
@@ -548,7 +548,7 @@ def test_in_the_background_the_values_are_those_of_the_moment_and_the_older_one_
     slow_disk.clear()
     at(state, 20)
     checkpoints.save()
-    at(state, 21)  # training goes on
+    at(state, 21)  # training continues
     assert resumed(tmp_path) == (10, []), "as a process finds it that comes after a kill"
     slow_disk.set()
     checkpoints.wait()
@@ -566,7 +566,7 @@ def test_a_save_waits_for_the_one_before(tmp_path, slow_disk):
     assert resumed(tmp_path) == (20, []) and steps_in(tmp_path) == [10, 20] and best_in(tmp_path) == (20, 0.5)
 
 
-def test_what_hindered_it_in_the_background_is_raised_later_and_the_next_is_saved(tmp_path, monkeypatch):
+def test_an_error_in_the_background_is_raised_later_and_the_next_is_saved(tmp_path, monkeypatch):
     state = new_state()
     checkpoints = saved(tmp_path, [10], state, in_background=True)
     checkpoints.wait()

@@ -52,7 +52,7 @@ BOTH = ["a:1", "b:2"]
 
 FOUND = {
     "TF_CONFIG": (tf_config(1, worker=BOTH), "tf_config", BOTH, 1),
-    "TF_CONFIG of one worker, which somebody set": (tf_config(0, worker=["a:1"]), "tf_config", ["a:1"], 0),
+    "TF_CONFIG of one worker, which someone set": (tf_config(0, worker=["a:1"]), "tf_config", ["a:1"], 0),
     "TFJob's chief comes first": (
         tf_config(0, "worker", worker=["w0.ns.svc:2222"], chief=["c0.ns.svc:2222"]),
         "tf_config",
@@ -157,7 +157,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize(("environ", "kind", "workers", "index"), FOUND.values(), ids=FOUND)
-def test_a_cluster_is_found_and_told_in_one_line(environ, kind, workers, index):
+def test_a_cluster_is_found_and_reported_in_one_line(environ, kind, workers, index):
     cluster = find_cluster(environ)
     assert (cluster.kind, list(cluster.workers), cluster.index) == (kind, workers, index)
     assert "\n" not in cluster.reason

@@ -195,6 +195,9 @@ WRONG = {
     "a model that differs by what Python calls": (
         ["MODEL = @dropout_net", "+import comparison_parts", "+adam/hidden_width.width = 8"],
         r"'sgd' and 'adam' do not start alike.*variable.*\n  of sgd: \(1, 4\) float32\n  of adam: \(1, 8\) float32"),
+    "a setting of a layer that differs by what Python calls": (
+        ["MODEL = @dropout_net", "+import comparison_parts", "+adam/hidden_rate.rate = 0.25"],
+        r"'sgd' and 'adam' do not start alike.*settings of layer.*Dropout.*rate=0.5.*rate=0.25"),
     "data that differ by what Python calls": (
         ["TRAIN_DATA = @first_rows()", "+import comparison_parts", "+adam/hidden_width.width = 9"],
         "'sgd' and 'adam' do not start alike.* the first batches of train_data"),
@@ -204,7 +207,10 @@ WRONG = {
 
 
 # The rest of their kind: what is found by building every member.
-BUILT = ("data that differ by what Python calls", "a member that cannot be built", "another loss", "other data")
+BUILT = (
+    "a setting of a layer that differs by what Python calls", "data that differ by what Python calls",
+    "a member that cannot be built", "another loss", "other data",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("what", [full(what) if what in BUILT else what for what in WRONG])
@@ -312,7 +318,7 @@ def test_the_csv_has_a_row_a_run_in_full_precision(compared):
     assert len({row["source_before"] for row in rows if row["seed"] == "0"}) == 1, "one start for all members"
 
 
-def test_all_members_of_a_seed_start_alike_and_it_is_told(compared):
+def test_all_members_of_a_seed_start_alike_and_it_is_reported(compared):
     rows = rows_of(compared.folder / "out")
     for seed in compared.seeds:
         assert len({row["initial"] for row in rows if row["seed"] == seed}) == 1
@@ -349,7 +355,7 @@ def test_a_name_or_value_cannot_break_out_of_page_and_table(tmp_path):
     assert markdown_table([["", "a|b"], ["c", "d"]]).splitlines()[0] == r"|  | a\|b |"
 
 
-def test_the_same_command_again_makes_no_run_anew(compared):
+def test_the_same_command_again_makes_no_run_again(compared):
     before = {path: path.stat().st_mtime_ns for path in compared.folder.glob("out/*/*/summary.json")}
     rows = rows_of(compared.folder / "out")
     assert (
@@ -374,19 +380,19 @@ def test_seeds_and_members_may_be_added_and_a_member_that_is_gone_is_not_in_the_
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [("adam/Adam.learning_rate = 0.2", "now: Adam.learning_rate = 0.2"), ("NUM_STEPS = 30", "now: NUM_STEPS = 30")],
 )
-def test_a_run_of_another_config_is_not_mixed_in(tmp_path, change, told):
+def test_a_run_of_another_config_is_not_mixed_in(tmp_path, change, reported):
     run_compare(tmp_path, *ONE_SEED)
     rows = rows_of(tmp_path / "out")
     with pytest.raises(trainer.UserError, match=r"holds the run (sgd|adam)/seed_0 of another config") as refused:
         run_compare(tmp_path, *ONE_SEED, change)
-    assert told in str(refused.value) and rows_of(tmp_path / "out") == rows
+    assert reported in str(refused.value) and rows_of(tmp_path / "out") == rows
 
 
 @pytest.mark.full
-def test_an_optimizer_that_diverges_is_a_result_and_the_others_go_on(tmp_path, capsys):
+def test_an_optimizer_that_diverges_is_a_result_and_the_others_continue(tmp_path, capsys):
     wild = ["sgd/SGD.learning_rate = 1e20", "compare.num_seeds = 1"]
     assert run_compare(tmp_path, *wild) == 0
     rows = {row["member"]: row for row in rows_of(tmp_path / "out")}
@@ -399,9 +405,9 @@ def test_an_optimizer_that_diverges_is_a_result_and_the_others_go_on(tmp_path, c
 
 
 @pytest.mark.full
-def test_a_run_that_fails_is_told_and_made_by_the_next_command(tmp_path, capsys):
+def test_a_run_that_fails_is_reported_and_made_by_the_next_command(tmp_path, capsys):
     (tmp_path / "out/adam/seed_0").mkdir(parents=True)
-    (tmp_path / "out/adam/seed_0/ckpt-1.index").write_text("somebody's")
+    (tmp_path / "out/adam/seed_0/ckpt-1.index").write_text("someone's")
     assert run_compare(tmp_path, *ONE_SEED) == 2
     assert "adam/seed_0 failed: model_dir" in (tmp_path / "out/comparison.md").read_text()
     assert [row["state"] for row in rows_of(tmp_path / "out")].count("finished") == 1
@@ -436,34 +442,34 @@ def results_of(**finals):
 
 
 def test_an_order_is_claimed_only_between_ranges_that_lie_apart():
-    told = verdict(plan_of(), results_of(a=[0.80, 0.82, 0.84], b=[0.70, 0.75, 0.79]))
-    assert told[0] == "a ended better than b in all 3 seeds: its worst accuracy is 0.8, the other's best 0.79."
+    reported = verdict(plan_of(), results_of(a=[0.80, 0.82, 0.84], b=[0.70, 0.75, 0.79]))
+    assert reported[0] == "a ended better than b in all 3 seeds: its worst accuracy is 0.8, the other's best 0.79."
     # 2 of the 6! / (3! 3!) = 20 orders of six runs.
-    assert chance_of_parting(3) == pytest.approx(0.1) and "in 1 of 10 comparisons" in told[1]
+    assert chance_of_parting(3) == pytest.approx(0.1) and "in 1 of 10 comparisons" in reported[1]
 
 
 def test_no_winner_inside_the_spread():
     # The means are apart by 0.04, yet b's best run is above a's worst.
-    told = verdict(plan_of(), results_of(a=[0.80, 0.82, 0.84], b=[0.75, 0.78, 0.81]))
-    assert told == ["Within the spread, no order is claimed: a and b."]
-    assert verdict(plan_of(), results_of(a=[0.8, 0.9, 0.9], b=[0.7, 0.7, 0.8])) == told, "equal ends overlap"
+    reported = verdict(plan_of(), results_of(a=[0.80, 0.82, 0.84], b=[0.75, 0.78, 0.81]))
+    assert reported == ["Within the spread, no order is claimed: a and b."]
+    assert verdict(plan_of(), results_of(a=[0.8, 0.9, 0.9], b=[0.7, 0.7, 0.8])) == reported, "equal ends overlap"
 
 
 def test_a_lower_loss_is_the_better_one():
-    told = verdict(plan_of(metric="loss", higher=False), results_of(a=[0.5, 0.6, 0.7], b=[0.1, 0.2, 0.3]))
-    assert told[0] == "b ended better than a in all 3 seeds: its worst loss is 0.3, the other's best 0.5."
+    reported = verdict(plan_of(metric="loss", higher=False), results_of(a=[0.5, 0.6, 0.7], b=[0.1, 0.2, 0.3]))
+    assert reported[0] == "b ended better than a in all 3 seeds: its worst loss is 0.3, the other's best 0.5."
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_with_fewer_than_three_seeds_no_order_is_claimed(seeds):
-    told = verdict(plan_of(seeds=seeds), results_of(a=[0.9] * seeds, b=[0.1] * seeds))
-    assert len(told) == 1 and told[0].startswith("No order is claimed")
+    reported = verdict(plan_of(seeds=seeds), results_of(a=[0.9] * seeds, b=[0.1] * seeds))
+    assert len(reported) == 1 and reported[0].startswith("No order is claimed")
 
 
 def test_a_member_that_diverged_in_one_seed_is_in_no_order():
-    told = verdict(plan_of("abc"), results_of(a=[0.9, 0.9, None], b=[0.1, 0.1, 0.1], c=[0.5, 0.5, 0.5]))
-    assert told[0] == "a diverged in 1 of 3 seeds." and "a is in no order" in told[1]
-    assert told[2].startswith("c ended better than b") and not any("a ended better" in each for each in told)
+    reported = verdict(plan_of("abc"), results_of(a=[0.9, 0.9, None], b=[0.1, 0.1, 0.1], c=[0.5, 0.5, 0.5]))
+    assert reported[0] == "a diverged in 1 of 3 seeds." and "a is in no order" in reported[1]
+    assert reported[2].startswith("c ended better than b") and not any("a ended better" in each for each in reported)
 
 
 @pytest.mark.full
@@ -491,8 +497,10 @@ def test_members_with_lora_and_phases_are_compared_but_not_where_a_penalty_is_of
     ]  # fmt: skip
     text = "\n".join(line for line in CONFIG.splitlines() if not line.startswith(("adam/", "rmsprop/")))
     assert run_compare(tmp_path, *members, text=text) == 0
-    told = capsys.readouterr().out
-    assert "SGD, then Adam" in told and "Proved: for each seed all members had the same metrics at step 0" in told
+    reported = capsys.readouterr().out
+    assert (
+        "SGD, then Adam" in reported and "Proved: for each seed all members had the same metrics at step 0" in reported
+    )
     with pytest.raises(trainer.UserError, match="do not start alike.*: regularized variables"):
         run_compare(tmp_path / "other", *members, "MODEL = @penalized", text=IMPORT + text)
 
@@ -506,7 +514,7 @@ def test_starts_that_differ_by_rounding_alone_are_not_called_the_same_bits():
     assert "NOT THE SAME START" in starts_alike(plan_of(seeds=1), [result("a", 1.0), result("b", 1.1)])[0]
 
 
-def test_unlike_starts_are_told_before_all_else():
+def test_unlike_starts_are_reported_before_all_else():
     runs = [
         Result(m, 0, RunRecord(state="finished"), start={"step": 0, "loss": v}) for m, v in (("a", 1.0), ("b", 2.0))
     ]
@@ -517,7 +525,7 @@ def test_the_table_shows_mean_and_range_by_hand():
     runs = results_of(a=[0.5, 0.6, 0.7], b=[0.25, 0.25, 0.25])
     rows = {cells[0]: cells[1:] for cells in table_rows(plan_of(), runs)}
     assert rows["accuracy at step 100"] == ["0.600 (0.500 to 0.700)", "0.250"]
-    assert "accuracy at step 0" not in rows, "nobody evaluated it"
+    assert "accuracy at step 0" not in rows, "no one evaluated it"
 
 
 def test_steps_to_a_target_say_how_many_runs_reached_it():
@@ -600,7 +608,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_numbers(co
 
 
 @pytest.mark.full
-def test_a_signal_saves_the_run_exits_75_and_the_same_command_goes_on(command, unbroken, tmp_path):
+def test_a_signal_saves_the_run_exits_75_and_the_same_command_continues(command, unbroken, tmp_path):
     status, text = interrupted(command, tmp_path / "out", signal.SIGTERM)
     assert status == 75 and "Run the same command again" in text, text
     assert "runs are still to be made; nothing is concluded yet" in (tmp_path / "out/comparison.md").read_text()
@@ -610,9 +618,7 @@ def test_a_signal_saves_the_run_exits_75_and_the_same_command_goes_on(command, u
 
 
 @pytest.mark.full
-def test_processes_at_a_time_reach_the_same_numbers_and_a_signal_to_them_all_is_gone_on_from(
-    command, unbroken, tmp_path
-):
+def test_processes_at_a_time_reach_the_same_numbers_and_a_signal_to_them_all_is_resumed(command, unbroken, tmp_path):
     parallel = [*command, "--parallel=2"]
     status, text = interrupted(parallel, tmp_path / "out", signal.SIGINT, run="sgd/seed_0")
     assert status == 75, text

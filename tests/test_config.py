@@ -1,4 +1,4 @@
-"""Every Keras name can be bound, later bindings win, files are found, and what differs is told."""
+"""Every Keras name can be bound, later bindings win, files are found, and what differs is reported."""
 
 import inspect
 

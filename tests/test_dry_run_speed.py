@@ -85,7 +85,7 @@ def test_tracing_is_not_timed(capsys):
 
 
 @pytest.mark.full
-def test_statistics_that_are_not_synchronised_are_told_and_make_other_weights(capsys):
+def test_statistics_that_are_not_synchronised_are_reported_and_make_other_weights(capsys):
     batch_norm = net(lambda: keras.layers.BatchNormalization(name="norm"))
     apart = train(make_strategy(2), model=batch_norm, synchronize_batch_norm=False, num_steps=3)
     assert "batch norm NOT synchronised in norm: each replica normalises by its own 6 examples" in page_of(capsys)
@@ -95,15 +95,15 @@ def test_statistics_that_are_not_synchronised_are_told_and_make_other_weights(ca
     assert "NOT synchronised" not in page_of(capsys), "one replica has nothing to synchronise"
 
 
-def test_float16_without_a_loss_scale_is_told(capsys):
-    def told(policy, optimizer=None) -> bool:
+def test_float16_without_a_loss_scale_is_reported(capsys):
+    def reported(policy, optimizer=None) -> bool:
         train(make_strategy(1), model=lambda: mixed(policy), optimizer=optimizer or sgd(), dry_run=True)
         return "float16 conv2d without a loss scale" in re.sub(r"conv2d_\d+", "conv2d", page_of(capsys))
 
-    assert told("mixed_float16")
-    assert not told("mixed_bfloat16")
-    assert not told("mixed_float16", lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
-    assert not told("mixed_float16", sgd(loss_scale_factor=128.0))
+    assert reported("mixed_float16")
+    assert not reported("mixed_bfloat16")
+    assert not reported("mixed_float16", lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
+    assert not reported("mixed_float16", sgd(loss_scale_factor=128.0))
 
 
 @pytest.mark.full

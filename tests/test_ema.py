@@ -204,7 +204,7 @@ def test_a_decay_that_is_none_is_named_before_anything_is_written(decay, tmp_pat
 
 
 def unnamed():
-    """Keras numbers these layers anew in every process, and at every call."""
+    """Keras numbers these layers again in every process, and at every call."""
     return keras.Sequential([keras.Input([4]), keras.layers.Dense(5), keras.layers.Dense(3)])
 
 

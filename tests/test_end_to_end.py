@@ -140,7 +140,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(command, unbroken, 
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_exits_75_and_the_same_command_goes_on_to_the_same_bits(command, unbroken, tmp_path, number):
+def test_a_signal_saves_exits_75_and_the_same_command_continues_to_the_same_bits(command, unbroken, tmp_path, number):
     status, text = start_and_signal(command, tmp_path / "run", number, 100)
     assert status == 75, text
     assert "preempted at" in text

@@ -181,9 +181,9 @@ def test_a_binding_of_the_users_own_program_is_no_config_of_the_run(tmp_path):
 def test_losses_and_metrics_that_cannot_be_are_named_before_anything_is_written(tmp_path):
     refused("task's loss cannot be computed", tmp_path, task=classification(loss=keras.losses.MeanSquaredError()))
     refused("one number is needed", tmp_path, task=classification(metrics={"each": VectorMetric}))
-    with pytest.raises(trainer.UserError) as told:
+    with pytest.raises(trainer.UserError) as reported:
         train(task=classification(loss=keras.losses.MeanSquaredError()), train_data=DATA | {"label": np.zeros([20, 2])})
-    assert "in user code" not in str(told.value) and len(str(told.value).splitlines()) < 5
+    assert "in user code" not in str(reported.value) and len(str(reported.value).splitlines()) < 5
     own = trainer.custom_loss(loss=lambda model, batch: model(batch["x"]) - batch["lable"], inputs="x")
     refused("KeyError: 'lable'", tmp_path, task=own)
     scalar = trainer.custom_loss(
@@ -225,7 +225,7 @@ def test_a_model_takes_its_inputs_by_name():
     assert result.initial_metrics["loss"] == pytest.approx(np.log(3)), "a - b is 0, and so are the logits"
 
 
-def test_a_builder_that_fails_is_told_with_its_line():
+def test_a_builder_that_fails_is_reported_with_its_line():
     with pytest.raises(
         trainer.UserError, match=r"cannot be made: ValueError: .*units(?s:.*)\(.*test_experiment.py, line \d+\)"
     ):
@@ -314,7 +314,7 @@ def test_what_would_make_it_another_run_is_named_line_by_line(tmp_path, changed,
 
 
 @pytest.mark.full
-def test_an_allowed_change_goes_on_from_the_last_step_with_the_new_rate_and_is_told(tmp_path, capsys):
+def test_an_allowed_change_continues_from_the_last_step_with_the_new_rate_and_is_reported(tmp_path, capsys):
     train(model_dir=tmp_path / "run")
     changed = dict(optimizer=lambda: keras.optimizers.SGD(0.25), num_steps=8, model_dir=tmp_path / "run")
     result = train(**changed, allow_config_change=True)

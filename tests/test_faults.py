@@ -392,7 +392,7 @@ def test_two_processes_on_one_model_dir(tmp_path, num_steps, same_bits):
     assert f"is being written by process {first[0].pid}" in text
     first[0].send_signal(signal.SIGCONT)
     assert finish(first)[0] == 0
-    same_bits("two processes on one model_dir", "the second told who holds it, exit 2", tmp_path / "run")
+    same_bits("two processes on one model_dir", "the second reported who holds it, exit 2", tmp_path / "run")
 
 
 def newest(model_dir, suffix) -> Path:

@@ -32,7 +32,7 @@ def hosts(count, **wire):
 
 
 def start(host, index, addresses, model_dir, own_folder, *arguments):
-    """Worker `index`, as somebody on that host would start it."""
+    """Worker `index`, as someone on that host would start it."""
     tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
     train = [sys.executable, "-m", "launch.train", "--strategy=multi_worker", f"--model_dir={model_dir}", *arguments]
     return subprocess.Popen(

@@ -277,7 +277,7 @@ def test_75_and_a_kill_begin_again_and_a_mistake_or_a_bug_ends_the_job(name):
     policy = spec["podFailurePolicy"]
     assert [what_happens(policy, status) for status in (75, 137, 143)] == ["Count"] * 3
     assert [what_happens(policy, status) for status in (1, 2)] == ["FailJob"] * 2
-    # A policy by exit status sees a container only where nobody starts it again in place.
+    # A policy by exit status sees a container only where no one starts it again in place.
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     names = {rule["onExitCodes"]["containerName"] for rule in policy["rules"] if "onExitCodes" in rule}
     assert names == {container_of(job)["name"]}

@@ -103,13 +103,15 @@ def test_a_module_opens_with_one_sentence_and_has_a_telling_name():
 
 
 # Words that docstrings, comments, messages and docs do not use; the field has plainer ones.
-BANNED = ("told", "goes on", "nobody", "somebody", "whoever", "anew", "hinders", "hindered", "hindrance")
+BANNED = ("told", "go on", "goes on", "nobody", "somebody", "whoever", "anew", "hinders", "hindered", "hindrance")
 
 
 def test_text_uses_the_fields_words():
     paths = [*TRAINER.values(), *LAUNCH.values(), *(REPOSITORY / "configs").rglob("*.gin")]
     paths += [REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "Makefile")]
     paths += [*(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "docs").rglob("*.py")]
+    paths += [path for kind in ("md", "sbatch", "sh", "yaml") for path in (REPOSITORY / "launch").rglob(f"*.{kind}")]
+    paths += [path for path in (REPOSITORY / "tests").rglob("*.py") if path != Path(__file__)]
     pattern = re.compile(rf"\b({'|'.join(BANNED)})\b", re.IGNORECASE)
     found = [
         f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()}"
@@ -129,4 +131,15 @@ def test_no_docstring_begins_with_a_word_that_names_nothing():
                 docstring = ast.get_docstring(node) or ""
                 if re.match(r"(Of|What|Around|That of|From here on)\b", docstring):
                     found.append(f"{path.relative_to(REPOSITORY)}: {docstring.splitlines()[0]}")
+    assert found == []
+
+
+def test_a_docstring_has_one_parameter_a_line():
+    found = []
+    for path in [*TRAINER.values(), *LAUNCH.values()]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                for line in (ast.get_docstring(node) or "").splitlines():
+                    if re.match(r"\S.*?:.*\.  ?[\w, *]+: ", line) and re.search(r"\.  [\w, *]+: ", line):
+                        found.append(f"{path.relative_to(REPOSITORY)}: {line}")
     assert found == []

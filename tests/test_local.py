@@ -69,7 +69,7 @@ def wait_for_state(pid, state):
         (1, signal.SIGSTOP, "has not been heard of for 5 s", False),
     ],
 )
-def test_a_worker_that_is_lost_takes_all_along_and_they_go_on_to_the_same_bits(
+def test_a_worker_that_is_lost_takes_all_along_and_they_resume_to_the_same_bits(
     tmp_path, unbroken, struck, number, said, all_at_once
 ):
     run = [*RUN, "--worker_timeout_seconds=5"]
@@ -106,7 +106,7 @@ def test_ctrl_c_saves_once_and_leaves_with_75(tmp_path):
 
 
 @pytest.mark.full
-def test_a_mistake_is_told_once_and_ends_all(tmp_path):
+def test_a_mistake_is_reported_once_and_ends_all(tmp_path):
     done = run_command("launch.local", "--", "--gin_file=away.gin", f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 2 and "away.gin is not there" in done.stderr and not (tmp_path / "run").exists()
     (tmp_path / "file").touch()
@@ -144,8 +144,8 @@ def workers_that_do(folder: Path, monkeypatch, *deeds: str) -> local.Workers:
 )
 def test_the_status_is_that_of_the_worker_that_was_the_cause(tmp_path, monkeypatch, capsys, deeds, status, said):
     assert workers_that_do(tmp_path, monkeypatch, *deeds).wait(grace_seconds=2, asked=[]) == status
-    told = capsys.readouterr().err
-    assert told.count("the others are ended") == (said is not None) and (said or "") in told
+    reported = capsys.readouterr().err
+    assert reported.count("the others are ended") == (said is not None) and (said or "") in reported
 
 
 @pytest.mark.full

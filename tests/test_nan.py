@@ -93,9 +93,9 @@ def test_rollback_leaves_the_batch_out_and_is_the_same_again_after_a_stop(tmp_pa
     whole = run(tmp_path / "whole", **options)
     assert whole.finished and whole.step == 20
     assert all(np.isfinite(weight).all() for weight in whole.model.get_weights())
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"the first after ckpt-{BEFORE}" in told
-    assert f"Back at step {BAD_STEP - 1}, to go on without that batch." in told
+    reported = " ".join(capsys.readouterr().out.split())
+    assert f"the first after ckpt-{BEFORE}" in reported
+    assert f"Back at step {BAD_STEP - 1}, to continue without that batch." in reported
     steps = [row["step"] for row in read_rows(ModelDir(tmp_path / "whole").metrics)]
     assert steps == sorted(set(steps)), "each step is on record once"
     run(tmp_path / "parts", **options, num_steps=BAD_STEP + 3)
@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_wherever_its_loops_end(tmp_path, l
 
 
 @pytest.mark.full
-def test_a_run_that_stopped_goes_on_when_it_is_allowed_to_go_round(tmp_path):
+def test_a_run_that_stopped_continues_when_it_is_allowed_to_go_round(tmp_path):
     with pytest.raises(trainer.UserError):
         run(tmp_path / "run")
     assert run(tmp_path / "run", on_nan="rollback").finished

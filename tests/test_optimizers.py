@@ -40,7 +40,7 @@ def test_every_keras_optimizer_is_built_in_scope_and_proved_new(name, strategy):
     assert "is new: iterations 0" in str(proof)
 
 
-def test_slots_that_do_not_start_at_zero_are_told_from_used_ones():
+def test_slots_that_do_not_start_at_zero_are_distinguished_from_used_ones():
     with make_strategy(2).scope():
         model = small_model()
         assert prove_new(*build_twins(keras.optimizers.Adagrad, model), None).slots == "at their initial values"

@@ -299,8 +299,11 @@ def test_what_a_run_with_groups_wrote_is_restored_by_another_without(tmp_path):
     groups = [trainer.group("^dense", optimizer=lambda: keras.optimizers.Adam(0.01))]
     source = train(make_strategy(1), num_steps=2, model_dir=tmp_path, groups=groups, optimizer=sgd(momentum=0.9))
     tuned = train(make_strategy(1), num_steps=1, optimizer=sgd(), checkpoint=tmp_path / "checkpoints")
-    told = str(tuned.restore_report)
-    assert "2 for groups of variables: Adam or a kin" in told and "SGD with momentum, or Lion, by its slots" in told
+    reported = str(tuned.restore_report)
+    assert (
+        "2 for groups of variables: Adam or a kin" in reported
+        and "SGD with momentum, or Lion, by its slots" in reported
+    )
     assert tuned.restore_report.optimizer_keys_read == 0 and tuned.initial_metrics == source.final_metrics
 
 
@@ -335,8 +338,8 @@ def test_the_statistics_of_a_frozen_batch_norm_stay_on_every_replica(options, mo
     for variable, initial in ((norm.moving_mean, 0.0), (norm.moving_variance, 1.0)):
         for copy in replica_values(variable):
             assert np.array_equal(copy, np.full_like(copy, initial)) != moves
-    told = capsys.readouterr().out
-    assert ("frozen norm" in told) == (bool(options) and (not moves or "update_frozen_batch_norm" in options))
+    reported = capsys.readouterr().out
+    assert ("frozen norm" in reported) == (bool(options) and (not moves or "update_frozen_batch_norm" in options))
 
 
 def test_a_frozen_batch_norm_computes_the_same_in_training_and_in_evaluation():
@@ -380,7 +383,7 @@ def test_the_dry_run_says_that_keras_decays_biases_where_there_are_no_groups(cap
     assert "weight decay 0.25 on all 4 trained variables, 2 biases and norm scales among them" in page
 
 
-def test_a_group_that_the_run_never_reaches_is_told(capsys):
+def test_a_group_that_the_run_never_reaches_is_reported(capsys):
     train(make_strategy(1), groups=[trainer.group("^dense", unfreeze_at=10)], num_steps=10, dry_run=True)
     assert "the group ^dense begins at step 10, and the run ends at 10: it is never trained" in capsys.readouterr().out
 

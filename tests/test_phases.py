@@ -424,7 +424,7 @@ def test_the_dry_run_shows_every_phase_and_plots_the_rate_of_all(capsys):
 
 
 @pytest.mark.full
-def test_a_phase_that_never_begins_or_outlives_its_schedule_is_told(capsys):
+def test_a_phase_that_never_begins_or_outlives_its_schedule_is_reported(capsys):
     train(make_strategy(1), phases=[trainer.phase(sgd(), 10)], num_steps=10, dry_run=True)
     assert "phase 2 begins at step 10, and the run ends at 10: it never begins" in capsys.readouterr().out
     falling = sgd_of(keras.optimizers.schedules.CosineDecay(0.1, 10))
@@ -447,7 +447,7 @@ def test_what_a_run_with_phases_wrote_is_restored_by_another_without(tmp_path):
 
 
 @pytest.mark.full
-def test_the_command_switches_and_goes_on_after_a_stop_in_the_second_phase(tmp_path):
+def test_the_command_switches_and_continues_after_a_stop_in_the_second_phase(tmp_path):
     command = [
         "launch.train", "--gin_file=configs/runs/digits_source.gin", "--gin_file=configs/optimizers/adam_then_sgd.gin",
         "--gin_param=small_cnn.width = 2", "--gin_param=SWITCH_AT = 10", "--gin_param=CosineDecay.decay_steps = 20",

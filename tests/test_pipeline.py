@@ -20,13 +20,10 @@ def take(batches, count):
     if isinstance(batches, tf.data.Dataset):
         return [batch["x"].tolist() for batch, _ in batches.take(count).as_numpy_iterator()]
     seen = []
-
-    def look(stack, first, end):
+    for stack, first, end in batches.take(count):
         for step in range(int(first), int(end)):
             part = tf.nest.map_structure(lambda value, step=step: value[step], stack)
             seen.append(batches.look_up(part)[0]["x"].numpy().tolist())
-
-    batches.run(look, count)
     return seen
 
 
@@ -44,10 +41,10 @@ def test_starting_at_a_step_gives_what_an_unbroken_run_sees_there():
         assert take(train_batches(numbers(10), 4, seed=1, start_step=start), 100) == unbroken[start : start + 100]
 
 
-def test_whoever_takes_a_batch_stays_on_the_device_it_was_on():
+def test_who_takes_a_batch_stays_on_the_device_it_was_on():
     batches = train_batches(numbers(10), 4, seed=1)
     with tf.device("/CPU:1"):
-        batches.run(lambda *_: None, 1)
+        list(batches.take(1))
         assert tf.constant([1.0]).device.endswith("CPU:1")
 
 
@@ -104,7 +101,7 @@ def sentences(is_streamed, preprocess):
 def test_batches_may_be_of_different_shapes(is_streamed, preprocess):
     batches = train_batches(sentences(is_streamed, preprocess), 3, seed=1)
     seen = []
-    batches.run(lambda stack, first, end: seen.append(stack["x"][0]), 4)
+    seen += [stack["x"][0] for stack, _, _ in batches.take(4)]
     lengths = [max(x.row_lengths()) if isinstance(x, tf.RaggedTensor) else x.shape[1] for x in seen]
     assert len(set(map(int, lengths))) > 1, "else this shows nothing"
     rows = [[int(value) for value in row] for x in seen for row in x]

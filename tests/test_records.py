@@ -53,7 +53,7 @@ def test_every_epoch_holds_every_example_once_in_an_order_of_its_own(files, bloc
 
 @pytest.mark.full
 @pytest.mark.parametrize("block_size", [1, 4, 100])
-def test_any_position_is_gone_on_from(files, block_size):
+def test_any_position_is_resumed(files, block_size):
     unbroken = examples(files, 140, block_size)
     for start in (*range(9), *range(9, 51, 5), 24, 25, 26, 50, 99):  # around a block, an epoch, and two
         assert examples(files, 40, block_size, start=start) == unbroken[start : start + 40], start
@@ -103,19 +103,17 @@ def test_of_a_block_only_what_is_about_to_be_used_is_decoded(tmp_path):
             writer.write(str(number).encode())
     data = watched([(path, 0, 5000)], seen, shuffle_buffer=5000)
     batches = train_batches(data, 2, 1, steps_per_loop=1)
-    batches.run(lambda *_: None, 1)
+    list(batches.take(1))
     assert 2 <= len(seen) < 2500
 
 
 def test_a_worker_decodes_its_part_alone(files):
-    def numbers(stack, *_):
-        taken.extend(stack["x"].numpy().ravel().tolist())
-
     epochs = examples(files, 100)
     seen, taken = [], []
     batches = train_batches(watched(files, seen, shuffle_buffer=4), 10, 1, num_workers=2, worker_index=1,
                             accumulation_steps=1, steps_per_loop=1)  # fmt: skip
-    batches.run(numbers, 2)
+    for stack, _, _ in batches.take(2):
+        taken.extend(stack["x"].numpy().ravel().tolist())
     assert taken == epochs[5:10] + epochs[15:20]
     in_parts = [number for begin in range(5, 100, 10) for number in epochs[begin : begin + 5]]
     assert sorted(seen) == sorted(in_parts[: len(seen)]), "decoded are the next of its own, and nothing else"
@@ -151,7 +149,8 @@ def test_a_streamed_split_holds_what_one_in_memory_does(prepared):
 
 def batches_of(data, size, count, start_step=0, **options):
     batches, found = train_batches(data, size, 3, start_step, **options), []
-    batches.run(lambda stack, first, end: found.extend(stack["image"].numpy()[int(first) : int(end)]), count)
+    for stack, first, end in batches.take(count):
+        found.extend(stack["image"].numpy()[int(first) : int(end)])
     return found
 
 
@@ -168,7 +167,7 @@ def test_workers_share_the_global_batches_of_a_stream(prepared, accumulation_ste
         np.testing.assert_array_equal(np.concatenate(halves, axis=1).reshape(batch.shape), batch)
 
 
-def test_a_stream_is_gone_on_from_at_once(prepared):
+def test_a_stream_is_resumed_at_once(prepared):
     data = streamed(prepared)
     unbroken = batches_of(data, 64, 60)
     for start in (1, 17, 18, 41):
@@ -206,7 +205,7 @@ def test_a_run_on_a_stream_in_two_parts_ends_with_the_bits_of_an_unbroken_one(pr
 
 @pytest.mark.parametrize("left", [0, 1, 3.5], ids=["empty", "a record", "half a record more"])
 def test_a_file_that_was_cut_off_is_named_and_nothing_is_left_out(files, tmp_path, left):
-    """It just ends: without a count, a block would be short or missing, and nobody would know."""
+    """It just ends: without a count, a block would be short or missing, and no one would know."""
     whole = Path(files[2][0]).read_bytes()
     path = tmp_path / "cut.tfrecord"
     path.write_bytes(whole[: int(len(whole) / 7 * left)])
@@ -214,7 +213,7 @@ def test_a_file_that_was_cut_off_is_named_and_nothing_is_left_out(files, tmp_pat
     data = Data("numbers", 25, records=Records(segments, decode), stream=lambda: None, shuffle_buffer=7)
     batches = train_batches(data, 5, 1, steps_per_loop=1)
     with pytest.raises(trainer.UserError, match=f"{path}, record {int(left)}"):
-        batches.run(lambda *_: None, 10)
+        list(batches.take(10))
     assert unreadable(files) == []
 
 
@@ -268,5 +267,5 @@ def test_a_damaged_file_is_named(tmp_path, prepared, split, memory_limit_bytes):
         *(f"--gin_param={binding}" for binding in bindings),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    told = done.stderr.strip().splitlines()[-1]
-    assert f"{path}, record" in told and "cannot be read" in told and "Traceback" not in done.stderr
+    reported = done.stderr.strip().splitlines()[-1]
+    assert f"{path}, record" in reported and "cannot be read" in reported and "Traceback" not in done.stderr

@@ -51,7 +51,7 @@ def reads_of(variables, graph) -> tuple[set[str], list[tf.Operation]]:
 
 
 class Hiding(keras.optimizers.SGD):
-    """Keeps a variable where nobody looks for one."""
+    """Keeps a variable where no one looks for one."""
 
     class Drawer:
         pass

@@ -1,4 +1,4 @@
-"""A resumed run goes on with everything: optimizer, step, data order, random generators, statistics."""
+"""A resumed run continues with everything: optimizer, step, data order, random generators, statistics."""
 
 import shutil
 
@@ -111,7 +111,7 @@ def state_of(model_dir):
     return {name: np.asarray(reader.get_tensor(name)).tobytes() for name in names}
 
 
-def test_a_run_goes_on_with_another_number_of_replicas(tmp_path):
+def test_a_run_continues_with_another_number_of_replicas(tmp_path):
     # Without dropout, whose masks are those of each replica unless they are drawn by example.
     def plain():
         return keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)])
@@ -167,7 +167,7 @@ def test_another_optimizer_in_the_same_model_dir_is_named_and_nothing_is_lost(tm
     assert newest_checkpoint(tmp_path / "run/checkpoints") == before
 
 
-def test_a_second_writer_is_told_who_holds_the_folder(tmp_path):
+def test_a_second_writer_is_reported_who_holds_the_folder(tmp_path):
     files = ModelDir(tmp_path / "run")
     files.create()
     with ModelDirLock(files), pytest.raises(trainer.UserError, match=r"is being written by process \d+ on"):
@@ -203,7 +203,7 @@ def test_a_resumed_run_normalises_with_the_statistics_that_it_was_restored_with(
 
 
 @pytest.mark.full
-def test_dropout_by_example_goes_on_with_another_number_of_replicas(tmp_path):
+def test_dropout_by_example_continues_with_another_number_of_replicas(tmp_path):
     whole = run(tmp_path / "whole", 9, make_strategy(1), random_numbers="per_example")
     run(tmp_path / "parts", 4, make_strategy(2), random_numbers="per_example")
     rest = run(tmp_path / "parts", 9, make_strategy(1), random_numbers="per_example")

@@ -61,7 +61,7 @@ def test_all_begin_once_all_are_there_in_whatever_order_they_come():
         assert outcome(workers, 0) == last.result() == first.result() == "begins"
 
 
-def test_one_worker_alone_waits_for_nobody():
+def test_one_worker_alone_waits_for_no_one():
     assert outcome(addresses(1), 0) == "begins"
 
 
@@ -75,7 +75,7 @@ def test_afterwards_the_port_is_free_for_tensorflows_server():
             server.listen()
 
 
-def test_whoever_does_not_come_is_named_to_all_who_did():
+def test_a_worker_that_does_not_come_is_named_to_all_who_did():
     workers = addresses(3)
     said = f"RunAgain: worker 2 ({workers[2]}) did not come within 1 s."
     assert together((workers, 0, None, 1.0), (workers, 1, None, 1.0)) == [said, said]
@@ -121,7 +121,7 @@ def test_a_worker_that_was_killed_while_it_waited_may_come_again():
 
 
 @pytest.mark.parametrize("noise", [b"GET / HTTP/1.1\r\n\r\n", b"\x00\xff\xfe\n", b"[1]\n", b'{"index": "one"}\n', b""])
-def test_a_stranger_at_the_chiefs_port_disturbs_nobody(noise):
+def test_a_stranger_at_the_chiefs_port_disturbs_no_worker(noise):
     workers = addresses(2)
     with concurrent.futures.ThreadPoolExecutor(1) as pool, socket.socket() as stranger:
         chief = pool.submit(outcome, workers, 0)
@@ -162,17 +162,17 @@ def test_another_program_at_the_chiefs_address_is_named_and_not_asked_without_a_
 
 def test_different_configs_stop_all_and_both_lines_are_shown():
     workers = addresses(2)
-    told = together((workers, 0, {"the config": "a = 1\nb = 2\n"}), (workers, 1, {"the config": "a = 1\nb = 3\n"}))
-    assert told[0] == told[1] == (
+    reported = together((workers, 0, {"the config": "a = 1\nb = 2\n"}), (workers, 1, {"the config": "a = 1\nb = 3\n"}))
+    assert reported[0] == reported[1] == (
         f"UserError: The workers are not alike:\n  the config of worker 0 ({workers[0]}): b = 2\n"
         f"  the config of worker 1 ({workers[1]}): b = 3"
     )  # fmt: skip
 
 
-def test_two_processes_with_one_place_are_told_so():
+def test_two_processes_with_one_place_are_refused():
     workers = addresses(3)
-    told = together((workers, 0), (workers, 1), (workers, 1))
-    assert f"UserError: Two processes say that they are worker 1 ({workers[1]})." in told
+    reported = together((workers, 0), (workers, 1), (workers, 1))
+    assert f"UserError: Two processes say that they are worker 1 ({workers[1]})." in reported
 
 
 def test_another_clusters_worker_is_turned_away():

@@ -70,7 +70,7 @@ def test_a_broken_run_ends_with_the_same_best(tmp_path):
 
 
 @pytest.mark.full
-def test_a_run_that_goes_on_past_its_end_is_not_finished_meanwhile_and_keeps_the_old_weights(tmp_path):
+def test_a_run_that_continues_past_its_end_is_not_finished_meanwhile_and_keeps_the_old_weights(tmp_path):
     folder = tmp_path / "run"
     options = LONG | {"model_dir": folder}
     train(**options | {"num_steps": 4})
@@ -80,8 +80,15 @@ def test_a_run_that_goes_on_past_its_end_is_not_finished_meanwhile_and_keeps_the
     class Looking(keras.metrics.SparseCategoricalAccuracy):
         def result(self):
             def look():
-                told = json.loads((folder / "summary.json").read_text())
-                seen.append((told["finished"], told["step"], told["num_steps"], (folder / "final.weights.h5").exists()))
+                reported = json.loads((folder / "summary.json").read_text())
+                seen.append(
+                    (
+                        reported["finished"],
+                        reported["step"],
+                        reported["num_steps"],
+                        (folder / "final.weights.h5").exists(),
+                    )
+                )
 
             tf.py_function(look, [], [])
             return super().result()
@@ -154,12 +161,12 @@ def test_a_damaged_checkpoint_that_a_rollback_finds_is_said(tmp_path, monkeypatc
 
     monkeypatch.setattr(Preemption, "next_steps", damages)
     assert test_nan.run(tmp_path / "run", **test_nan.THREE_BAD, in_background=False).finished
-    told = " ".join(capsys.readouterr().out.split())
-    assert told.count("ckpt-10 is not whole: ") == 1 and "; ckpt-5 is used instead" in told
+    reported = " ".join(capsys.readouterr().out.split())
+    assert reported.count("ckpt-10 is not whole: ") == 1 and "; ckpt-5 is used instead" in reported
 
 
 @pytest.mark.full
-def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on_to_the_same_bits(small_disk, tmp_path):
+def test_a_full_disk_ends_the_run_and_with_more_room_it_continues_to_the_same_bits(small_disk, tmp_path):
     options = LONG | {"model": big}
     train(model_dir=tmp_path / "whole", **options)
     with pytest.raises(trainer.UserError, match="The checkpoint of step [468] cannot be written.*No space"):
@@ -169,7 +176,7 @@ def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on_to_the_same_bits
     assert tensors_in(small_disk / "run/checkpoints") == tensors_in(tmp_path / "whole/checkpoints")
 
 
-def test_or_it_goes_on_without_saving_and_says_so(small_disk, capsys):
+def test_or_it_continues_without_saving_and_says_so(small_disk, capsys):
     options = LONG | {"model": big, "model_dir": small_disk / "run", "keep": 9}
     # To the end, where the weights alone have no room either.
     with pytest.raises(trainer.UserError, match="final.weights.h5 cannot be written: No space left on device"):

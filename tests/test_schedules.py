@@ -194,9 +194,9 @@ def test_keras_own_schedules_are_checked_where_the_optimizer_is_built():
         (keras_schedules.PiecewiseConstantDecay([50], [1.0, 0.1]), ""),
     ],
 )
-def test_a_schedule_that_disagrees_with_the_run_is_told(rate, message):
-    told = disagreement(rate, 100)
-    assert re.search(message, told) if message else told == ""
+def test_a_schedule_that_disagrees_with_the_run_is_reported(rate, message):
+    reported = disagreement(rate, 100)
+    assert re.search(message, reported) if message else reported == ""
 
 
 def test_the_plot_has_the_shape_of_the_curve():

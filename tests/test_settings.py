@@ -22,6 +22,8 @@ from trainer.config import (
     settings_of,
 )
 from trainer.config.settings import DECLARED
+from trainer.run.inputs import as_restore
+from trainer.run.model import layer_settings
 
 RUN = "--gin_file=configs/runs/linear_source.gin"
 FIELDS = [(name, field.name) for name, entry in DECLARED.items() for field in dataclasses.fields(entry.cls)]
@@ -226,11 +228,31 @@ def test_a_settings_class_in_a_scope_is_found_by_every_command():
         check_run_is_complete()
 
 
-def test_a_path_or_none_in_place_of_restore_has_no_rules():
-    for restore in ("None", "'path'"):
-        gin.clear_config()
-        parse_config([], [f"train.restore = {restore}", "train.seed = 3"])
-        assert settings_of("restore", "rename", "root") == {"rename": (), "root": None}
+def test_a_path_in_place_of_restore_has_the_rules_of_the_config_and_none_has_none():
+    parse_config([], ["train.restore = None", "train.seed = 3"])
+    assert settings_of("restore", "rename", "root") == {"rename": (), "root": None}
+    parse_config([], ["train.restore = 'path'", "train.seed = 3", "Restore.rename = [('b', 'c')]"])
+    assert settings_of("restore", "rename", "root") == {"rename": [("b", "c")], "root": None}
+    assert as_restore("path") == trainer.Restore("path", rename=[("b", "c")])
+
+
+def test_a_default_that_is_written_out_makes_no_other_run():
+    short, long = "Step.ema_decay = 0.9\n", "Step.ema_decay = 0.9\nFinetune.trained = 'all'\nFinetune.frozen = ()\n"
+    assert differing_lines(short, long) == differing_lines(long, short) == []
+    assert differing_lines(short, "Finetune.trained = 'biases'\n" + short) == [
+        ("Finetune.trained is not set", "Finetune.trained = 'biases'")
+    ]
+
+
+def test_layers_show_the_settings_in_which_two_models_of_equal_shapes_differ():
+    def model(rate, penalty):
+        dense = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(penalty))
+        return keras.Sequential([keras.Input([2]), keras.layers.Dropout(rate), dense])
+
+    assert layer_settings(model(0.5, 0.1)) == layer_settings(model(0.5, 0.1))
+    changed = layer_settings(model(0.5, 0.1)).items() ^ layer_settings(model(0.2, 0.3)).items()
+    assert {name for name, _ in changed} == {"1.Dropout", "2.Dense"}
+    assert any("rate=0.5" in text for _, text in changed) and any("L2(l2=0.3" in text for _, text in changed)
 
 
 def test_a_number_of_numpys_is_the_same_setting_as_pythons():

@@ -174,10 +174,10 @@ def test_every_other_cell_is_refused_by_name_and_changes_nothing(old, new, sourc
         report = trainer.restore_weights(model, sources("Keras 3", old))
         optimizer = build_optimizer(lambda: built(new), model.trainable_variables)
         before = [replica_values(variable)[0] for variable in optimizer.variables]
-        with pytest.raises(trainer.UserError, match=f"can be carried from {source} to {target}: .{{20}}") as told:
+        with pytest.raises(trainer.UserError, match=f"can be carried from {source} to {target}: .{{20}}") as reported:
             transfer_state("slots", optimizer, model, report)
-    assert "optimizer_state = 'step'" in str(told.value)
-    assert all(f"{new}" in str(told.value) for old_, new in MATRIX if old_ == source)  # what could be carried
+    assert "optimizer_state = 'step'" in str(reported.value)
+    assert all(f"{new}" in str(reported.value) for old_, new in MATRIX if old_ == source)  # what could be carried
     for variable, value in zip(optimizer.variables, before, strict=True):
         np.testing.assert_array_equal(replica_values(variable)[0], value)
     assert report.optimizer_keys_read == 0
@@ -266,7 +266,7 @@ def test_a_carried_velocity_moves_the_weights_by_the_rate_that_it_was_made_with(
     assert any("has the rate of its own steps inside" in note for note in transfer.notes)
 
 
-def test_nesterov_goes_on_with_the_velocity_of_plain_momentum(sources):
+def test_nesterov_continues_with_the_velocity_of_plain_momentum(sources):
     path = sources("Keras 3", "SGD")
     optimizer, *_ = transferred(path, "SGD nesterov", make_strategy(1), options={"learning_rate": 0.5})
     for variable, change in one_update(optimizer, 2.0).items():
@@ -274,7 +274,7 @@ def test_nesterov_goes_on_with_the_velocity_of_plain_momentum(sources):
         np.testing.assert_allclose(change, 0.8 * velocity - 0.5 * 2.0, atol=1e-6)
 
 
-def test_an_adam_of_keras_2_goes_on_as_adam_with_its_bias_correction(sources):
+def test_an_adam_of_keras_2_continues_as_adam_with_its_bias_correction(sources):
     path = sources("Keras 2", "Adam")
     optimizer, *_ = transferred(path, "Adam", make_strategy(1))
     for variable, change in one_update(optimizer, 2.0).items():
@@ -284,7 +284,7 @@ def test_an_adam_of_keras_2_goes_on_as_adam_with_its_bias_correction(sources):
         np.testing.assert_allclose(change, wanted, rtol=1e-3)
 
 
-def test_rmsprop_goes_on_with_adams_mean_square(sources):
+def test_rmsprop_continues_with_adams_mean_square(sources):
     path = sources("Keras 3", "Adam")
     optimizer, _, _, transfer = transferred(path, "RMSprop", make_strategy(1))
     for variable, change in one_update(optimizer, 2.0).items():
@@ -345,7 +345,7 @@ def test_a_step_count_is_taken_from_a_file_that_only_numbers_its_slots_and_slots
         transferred(str(tmp_path / "plain.weights.h5"), "Adam", make_strategy(1), "step")
 
 
-def test_variables_under_other_names_take_their_slots_with_them_and_reinitialized_ones_begin_anew(sources):
+def test_variables_under_other_names_take_their_slots_with_them_and_reinitialized_ones_begin_again(sources):
     path = sources("Keras 3", "Adam")
     rules = {"rename": [("^first/", "second/"), ("^second/", "first/")], "reinitialize": ["^head/"]}
     optimizer, _, _, transfer = transferred(path, "AdamW", make_strategy(1), rules=rules)
@@ -505,7 +505,7 @@ def test_an_optimizer_that_scales_the_loss_hands_over_what_it_wraps(tmp_path):
 
 
 @pytest.mark.full
-def test_a_schedule_goes_on_with_the_step_count_and_one_that_is_over_is_refused(tmp_path):
+def test_a_schedule_continues_with_the_step_count_and_one_that_is_over_is_refused(tmp_path):
     def optimizer(decay_steps=8):
         return built("Adam", learning_rate=keras.optimizers.schedules.PolynomialDecay(0.8, decay_steps, 0.0))
 
@@ -575,7 +575,7 @@ def test_the_dry_run_the_text_and_the_json_list_what_is_carried_and_a_refusal_en
     done = run_command("launch.train", *flags, "--dry_run")
     assert done.returncode == 0, done.stderr
     assert re.search(
-        r"optimizer state +slots: step 60 and 20 slots of the checkpoint's Adam go on in AdamW", done.stdout
+        r"optimizer state +slots: step 60 and 20 slots of the checkpoint's Adam continue in AdamW", done.stdout
     )
     assert "carried        10  mean gradient (_momentums)" in done.stdout
     done = run_command("launch.train", *flags, f"--model_dir={tmp_path}/run")

@@ -119,7 +119,7 @@ def free_address() -> str:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("host", [None, "no-such-host.invalid:8470"], ids=["nobody listens", "no such host"])
+@pytest.mark.parametrize("host", [None, "no-such-host.invalid:8470"], ids=["no one listens", "no such host"])
 def test_an_address_where_no_tpu_is_is_named_within_ten_seconds(host):
     address = host or free_address()
     # TensorFlow itself would wait for more than a minute, and say something else.

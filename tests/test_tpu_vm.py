@@ -79,7 +79,7 @@ def test_every_call_names_the_tpu_its_project_and_zone(run, name):
     assert [call[3] for call in calls] == {"install": ["scp", "ssh"], "run": ["ssh"]}.get(name, [name])
 
 
-def test_create_asks_for_what_was_named_and_for_a_spot_one_if_told(run):
+def test_create_asks_for_what_was_named_and_for_a_spot_one_if_asked(run):
     _, (call,) = run("create", NEEDED["create"])
     assert "--accelerator-type=v4-8" in call and "--version=tpu-ubuntu2204-base" in call and "--spot" not in call
     _, calls = run("create", {**NEEDED["create"], "SPOT": "1"})

@@ -45,7 +45,7 @@ def w_after(strategy, optimizer, batches, task, accumulation_steps=1, model=Scal
     )
     stacks = StackedBatches(dataset.batch(len(batches), drop_remainder=True), look_up=lambda pair: pair)
     train_loop = build_train_loop(strategy, state, task, built.trainable_variables, size, stacks, accumulation_steps)
-    (metrics,) = stacks.run(train_loop, len(batches))
+    (metrics,) = [train_loop(*steps) for steps in stacks.take(len(batches))]
     return built, {name: float(value.numpy()) for name, value in metrics.items()}, state
 
 
@@ -247,13 +247,14 @@ def test_loops_of_any_length_are_one_trace():
     stacks = ones(2)
     train_loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2, stacks)
     for count in (1, 5, 2):
-        stacks.run(train_loop, count)
+        for steps in stacks.take(count):
+            train_loop(*steps)
     assert train_loop.function.experimental_get_tracing_count() == 1
     assert state.current_step() == 8
 
 
 def test_functions_that_are_to_run_eagerly_do():
-    """As somebody asks for who looks for a fault in a loss of his own."""
+    """As someone asks for who looks for a fault in a loss of his own."""
     seen = []
 
     def loss(model, batch):

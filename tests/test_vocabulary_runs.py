@@ -59,8 +59,8 @@ def test_checkpoints_and_final_weights_fill_the_vocabulary_again(source, tmp_pat
         report, metrics = load_and_evaluate(text_model, task(), DATA, str(tmp_path / path), 6, make_strategy(1))
         assert [table.status for table in report.tables] == ["filled"]
         assert metrics["loss"] == pytest.approx(result.final_metrics["loss"], abs=1e-6)
-    told = json.loads((tmp_path / "run/restore_report.json").read_text())["tables"]
-    assert [(table["name"], table["status"]) for table in told] == [("vec/vocabulary", "filled")]
+    reported = json.loads((tmp_path / "run/restore_report.json").read_text())["tables"]
+    assert [(table["name"], table["status"]) for table in reported] == [("vec/vocabulary", "filled")]
     text_model(WORDS).load_weights(tmp_path / "run/final.weights.h5")  # Keras reads it as before
 
 

@@ -1,4 +1,4 @@
-"""Whatever becomes of one worker, the others end in time and say who it was; nobody waits for ever."""
+"""Whatever becomes of one worker, the others end in time and say who it was; no one waits for ever."""
 
 import json
 import re
@@ -86,7 +86,7 @@ def test_a_worker_is_killed(tmp_path, struck, record_property):
         others = {0, 1, 2} - {struck}
         said = (
             f"{workers.name(struck)} is gone: its process has ended, or its host. "
-            "Run the same command again to go on from the last checkpoint."
+            "Run the same command again to resume from the last checkpoint."
         )
         assert workers.ends(*others) == {index: (75, [said]) for index in others}
         took(record_property, start)
@@ -158,8 +158,8 @@ def test_different_code(tmp_path):
 def test_different_data(tmp_path):
     given = ["--gin_param=import own_data\nTRAIN_DATA = @own_data()\nEVAL_DATA = None\nSaving.best_metric = None"]
     with Workers(tmp_path, 2, environment={1: {"OWN_DATA": "1"}}, given=given) as workers:
-        told = [f"the training data of worker {index}: in_memory, 64 examples, CRC-32C " for index in range(2)]
-        stopped_before_the_first_step(workers, *told)
+        reported = [f"the training data of worker {index}: in_memory, 64 examples, CRC-32C " for index in range(2)]
+        stopped_before_the_first_step(workers, *reported)
 
 
 def test_a_port_that_is_taken(tmp_path, record_property):

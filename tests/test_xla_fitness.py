@@ -91,12 +91,12 @@ def test_a_recurrent_layer_is_static(capsys):
     assert "xla compiles; every shape is static" in " ".join(capsys.readouterr().out.split())
 
 
-def test_an_evaluation_that_a_tpu_would_refuse_is_told_as_one(capsys):
+def test_an_evaluation_that_a_tpu_would_refuse_is_reported_as_one(capsys):
     """A mean over a batch can't be freed of filling afterwards, so the real rows are picked: how many depends."""
     scalar = loss_of(lambda model, batch: tf.reduce_mean(model(batch["x"])))
-    for eval_data, told in ((DATA, True), (None, False)):
+    for eval_data, reported in ((DATA, True), (None, False)):
         train(make_strategy(1), task=scalar, jit_compile=True, dry_run=True, eval_data=eval_data)
-        assert ("in evaluations" in capsys.readouterr().out) == told
+        assert ("in evaluations" in capsys.readouterr().out) == reported
 
 
 PICKING = """
@@ -124,6 +124,6 @@ def test_a_step_that_a_tpu_would_refuse_fails_the_check_for_one(tmp_path):
     assert done.stderr.startswith("regraft: --strategy=tpu: the step compiles; a TPU would refuse"), done.stderr
     assert "Where (" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert "optimizer        Adam" in done.stdout  # the page stands above the complaint
-    # XLA runs it on this machine, where it is told and no more.
+    # XLA runs it on this machine, where it is reported and no more.
     done = run_command(*arguments, "--strategy=one_device")
     assert done.returncode == 0 and "a TPU would refuse" in done.stdout, done.stderr

@@ -13,8 +13,8 @@ KINDS = ("auto", *_SOURCES, "none")
 def find_cluster(environ: Mapping[str, str], kind: str = "auto", port_base: int | None = None) -> Cluster | None:
     """Finds this process's cluster in its environment, without asking the network; None where it is alone.
 
-    kind: one of `KINDS`. A named source alone is asked, and must be there, with one worker if need be. `auto`
-      takes the one that is there and has several workers, or TF_CONFIG, which was set on purpose, or a TPU.
+    kind: one of `KINDS`. A named source alone is asked, and must be there, with one worker if need be. `auto` takes the
+      one that is there and has several workers, or TF_CONFIG, which was set on purpose, or a TPU.
     port_base: port of the first worker of every host; None for one that suits the source.
     Raises `ClusterMistake` where a source is incomplete, or two contradict each other.
     """

@@ -8,7 +8,8 @@ _MAX_HOSTS = 65536  # Slurm's own limit to one list (MAX_RANGE)
 
 
 def expand_hosts(text: str, name: str = "The host list") -> list[str]:
-    """The host names in the order of `scontrol show hostnames`.  name: of the variable, for messages."""
+    """The host names in the order of `scontrol show hostnames`.
+    name: of the variable, for messages."""
     hosts: list[str] = []
     for item in _split(text, name):
         expanded = [""]

@@ -20,7 +20,8 @@ _MANIFESTS = "copy it from a manifest in launch/kubernetes."
 
 
 def find_place(environ: Mapping[str, str], asked: bool) -> Place | None:
-    """This pod's place; None where REGRAFT_NUM_WORKERS is not set.  asked: then that is a mistake."""
+    """This pod's place; None where REGRAFT_NUM_WORKERS is not set.
+    asked: then that is a mistake."""
     if not environ.get("REGRAFT_NUM_WORKERS", "").strip():
         if asked:
             raise ClusterMistake(f"--cluster=kubernetes: REGRAFT_NUM_WORKERS, how many pods, is not set; {_MANIFESTS}")

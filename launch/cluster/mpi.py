@@ -16,7 +16,8 @@ _HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
 
 def find_place(environ: Mapping[str, str], asked: bool) -> Place | None:
-    """This rank's place; None where no launcher of MPI's started it.  asked: then that is a mistake."""
+    """This rank's place; None where no launcher of MPI's started it.
+    asked: then that is a mistake."""
     names = _names(environ)
     if names is None:
         if asked:

@@ -14,7 +14,8 @@ class ClusterMistake(ValueError):
 
 @dataclass(frozen=True)
 class Place:
-    """One source's statement: this is process `index` of `count`.  said: the same, with the variables that say so."""
+    """One source's statement: this is process `index` of `count`.
+    said: the same, with the variables that say so."""
 
     index: int
     count: int
@@ -25,7 +26,8 @@ class Place:
 class Cluster:
     """All workers, and which of them this process is.
 
-    kind: what was found, of `KINDS`.  workers: 'host:port' by index, worker 0 is the chief; of a TPU host names only.
+    kind: what was found, of `KINDS`.
+    workers: 'host:port' by index, worker 0 is the chief; of a TPU host names only.
     reason: one line for the log.
     """
 

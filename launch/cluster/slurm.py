@@ -16,7 +16,8 @@ _WANTED = "srun sets it for every task; start the training with `srun python -m 
 
 
 def find_place(environ: Mapping[str, str], asked: bool) -> Place | None:
-    """This task's place in its step; None outside of one.  asked: then that is a mistake."""
+    """This task's place in its step; None outside of one.
+    asked: then that is a mistake."""
     if not _in_a_step(environ):
         if asked:
             where = "in a batch script, outside of srun" if environ.get("SLURM_JOB_ID") else "not in a Slurm job"
@@ -31,8 +32,8 @@ def find_place(environ: Mapping[str, str], asked: bool) -> Place | None:
 def addresses(environ: Mapping[str, str], place: Place, port_base: int | None) -> tuple[str, ...]:
     """'host:port' by task; tasks of one node get ports of their own.
 
-    port_base: where it is None, it follows from the numbers of job and step, so that two of them that share a
-      node do not meet; every task comes to the same.
+    port_base: where it is None, it follows from the numbers of job and step, so that two of them that share a node do
+      not meet; every task comes to the same.
     """
     for name in ("SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE"):
         require(environ, name, _WANTED)

@@ -15,7 +15,8 @@ _FORM = """{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker"
 
 
 def find_place(environ: Mapping[str, str], asked: bool) -> Place | None:
-    """This process's place among chief and workers; None where TF_CONFIG has no cluster.  asked: then a mistake."""
+    """This process's place among chief and workers; None where TF_CONFIG has no cluster.
+    asked: then a mistake."""
     jobs, task = _read(environ)
     if not jobs:
         if asked:

@@ -11,7 +11,8 @@ _SIGNS = ("TPU_NAME", "TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID", "TPU_ACCELERATOR_
 
 
 def find_place(environ: Mapping[str, str], asked: bool) -> Place | None:
-    """This host's place in the slice; None where nothing speaks of a TPU.  asked: then that is a mistake."""
+    """This host's place in the slice; None where nothing speaks of a TPU.
+    asked: then that is a mistake."""
     signs = {name: environ[name].strip() for name in _SIGNS if environ.get(name, "").strip()}
     if not signs:
         if asked:

@@ -239,14 +239,16 @@ def _drained_stacks(data: Data) -> TakeSteps:
 
     def take_steps(num_steps: int) -> None:
         for first in range(0, num_steps, STEPS_PER_LOOP):
-            batches.run(loop, min(STEPS_PER_LOOP, num_steps - first))
+            for steps in batches.take(min(STEPS_PER_LOOP, num_steps - first)):
+                loop(*steps)
 
     return take_steps
 
 
 def _first_batch(data: Data, start_step: int):
     batches = train_batches(data, BATCH_SIZE, seed=0, start_step=start_step)
-    return batches.run(lambda stack, first, end: batches.look_up(_at(first, stack)), 1)[-1]
+    ((stack, first, _),) = batches.take(1)
+    return batches.look_up(_at(first, stack))
 
 
 def _at(step: tf.Tensor, stack):

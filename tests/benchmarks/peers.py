@@ -69,7 +69,7 @@ class _Round:
         return self._preemption.next_steps(due_in, self._deadline.steps_left())
 
     def train(self, num_steps: int, end: int):
-        loops = self._batches.run(self._train_loop, num_steps)
+        loops = [self._train_loop(*steps) for steps in self._batches.take(num_steps)]
         self._progress.advance(end)
         self._deadline.made(num_steps)
         return loops

@@ -32,7 +32,7 @@ from trainer.restore.apply import apply_plan  # noqa: E402
 from trainer.restore.matching.plan import plan_restore  # noqa: E402
 from trainer.restore.matching.rules import Rules  # noqa: E402
 
-KEYS: list[str] = []  # where the weights stand in the file; a way by TensorFlow alone needs to be told
+KEYS: list[str] = []  # where the weights stand in the file; a way by TensorFlow alone needs to be given
 
 
 class Block(keras.layers.Layer):
@@ -118,7 +118,7 @@ def resident_bytes(field: str) -> int:
 def measured(way, model, path) -> tuple[float, float]:
     """(seconds, GB held at most above what was held before)."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts again
     before = resident_bytes("VmRSS")
     started = time.perf_counter()
     result = way(model, path)

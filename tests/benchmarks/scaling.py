@@ -35,7 +35,7 @@ MICRO_BATCHES = 32  # of each worker, a round over the wire
 
 
 class Group:
-    """Workers that train one workload together, a round whenever they are told to; the first one's time counts."""
+    """Workers that train one workload together, a round whenever they are asked to; the first one's time counts."""
 
     def __init__(self, workload: str, batch_size: int, steps: int, accumulation_steps: int, places: list):
         """places: (address, what stands before the command) of each worker."""

@@ -112,7 +112,8 @@ def traces(way: str, workload, strategy) -> str:
     batches = train_batches(in_memory(examples=workload.arrays()), workload.batch_size, seed=0)
     train_loop = build_train_loop(strategy, state, task(), model.trainable_variables, workload.batch_size, batches)
     for num_steps in (50, 50, 20):
-        batches.run(train_loop, num_steps)
+        for steps in batches.take(num_steps):
+            train_loop(*steps)
     return str(train_loop.function.experimental_get_tracing_count())
 
 
@@ -129,7 +130,7 @@ def measure_here(measurement: str, way: str, workload: str, strategy: str) -> No
 
 
 def in_new_process(measurement: str, way: str, workload: str, strategy: str, **variables: str) -> tuple[float, float]:
-    """(seconds from the start of the process until it told its result, the result); variables: of its environment."""
+    """(seconds from the start of the process until it has its result, the result); variables: of its environment."""
     command = [sys.executable, __file__, f"--measurement={measurement}", f"--way={way}"]
     command += [f"--workload={workload}", f"--strategy={strategy}"]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", **variables}
@@ -139,11 +140,11 @@ def in_new_process(measurement: str, way: str, workload: str, strategy: str, **v
         started = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert process.stdout is not None
-        told = [(time.perf_counter() - started, line) for line in process.stdout if line.startswith(RESULT)]
+        reported = [(time.perf_counter() - started, line) for line in process.stdout if line.startswith(RESULT)]
         if process.wait():
             errors.seek(0)
             sys.exit(f"{' '.join(command)} failed:\n{errors.read()[-3000:]}")
-    seconds, line = told[-1]
+    seconds, line = reported[-1]
     return seconds, float(line.removeprefix(RESULT))
 
 

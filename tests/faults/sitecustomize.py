@@ -1,6 +1,6 @@
 """Makes this process's calendar jump, as FAULT_CLOCK asks, and its files slow.
 
-The calendar goes to and fro by years; the monotonic clock goes on. Checkpoints take FAULT_SLOW_DISK seconds to be
+The calendar goes to and fro by years; the monotonic clock continues. Checkpoints take FAULT_SLOW_DISK seconds to be
 on the disk, the final weights FAULT_SLOW_WEIGHTS, and the very end of the process FAULT_SLOW_EXIT.
 """
 

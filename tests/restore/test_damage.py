@@ -148,7 +148,7 @@ def test_a_file_that_is_changed_while_it_is_read_is_noticed(tmp_path):
         apply_plan(plan, source, change_in_the_middle)
 
 
-def test_a_file_that_goes_away_while_it_is_written_from_is_told_as_it_is(tmp_path):
+def test_a_file_that_goes_away_while_it_is_written_from_is_reported_as_it_is(tmp_path):
     path = saved(tmp_path, model=built(TwoDense()))
     source = open_checkpoint(path)
     model = built(TwoDense(), seed=2)

@@ -159,7 +159,7 @@ def test_a_shard_that_is_missing_or_elsewhere_is_refused(change, message, folder
         KerasWeightsSource(str(path))
 
 
-def test_an_archive_tells_its_writer_and_optimizer_and_is_checked_as_a_whole(folder, tmp_path):
+def test_an_archive_names_its_writer_and_optimizer_and_is_checked_as_a_whole(folder, tmp_path):
     source = KerasArchiveSource(str(folder / "model.keras"))
     assert source.writer.startswith(f"Keras {keras.__version__}, 20")
     assert source.optimizer.startswith("AdamW (learning_rate 0.5, ")
@@ -284,7 +284,7 @@ def by_hand(path, **places):
     return str(path)
 
 
-def test_seeds_counters_named_variables_and_own_optimizers_are_told_apart(tmp_path):
+def test_seeds_counters_named_variables_and_own_optimizers_are_distinguished(tmp_path):
     path = by_hand(
         tmp_path / "x.weights.h5",
         **{
@@ -437,7 +437,7 @@ def test_a_hundred_damaged_copies_end_whole_or_refused(name, folder, tmp_path):
     assert ends["refused"] > 20
 
 
-def test_a_file_that_was_replaced_is_read_anew(folder, tmp_path):
+def test_a_file_that_was_replaced_is_read_again(folder, tmp_path):
     """HDF5 would take a second opening of one path for the first."""
     path = Path(shutil.copy(folder / "model.weights.h5", tmp_path / "x.weights.h5"))
     first = open_hdf5(str(path))

@@ -74,7 +74,7 @@ def test_statistics_of_normalization_and_of_batch_normalization_stay_apart(tmp_p
 
 
 @pytest.mark.parametrize("nested", [False, full(True)])
-def test_several_normalizations_are_told_apart(nested, tmp_path):
+def test_several_normalizations_are_distinguished(nested, tmp_path):
     def two():
         image = keras.Input([4])
         inner = keras.Sequential([layers.Normalization(), layers.Dense(4)])
@@ -153,7 +153,7 @@ def saved_as(end: str, model, folder):
 
 @pytest.mark.parametrize("end", [".h5", full(".weights.h5"), full(".keras")])
 @pytest.mark.parametrize(("there", "here"), [(last_first, in_order), (in_order, last_first), (last_first, last_first)])
-def test_layers_made_in_another_order_are_told_apart_by_their_shapes(there, here, end, tmp_path):
+def test_layers_made_in_another_order_are_distinguished_by_their_shapes(there, here, end, tmp_path):
     source, model = there(100, 8, 1), here(100, 8, 1, seed=2)
     trainer.restore_weights(model, saved_as(end, source, tmp_path))
     assert values(model) == values(source)

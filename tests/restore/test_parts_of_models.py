@@ -190,7 +190,7 @@ def test_layers_that_another_process_numbered_otherwise_are_paired_by_their_rank
 
 
 def test_numbers_of_which_some_are_perhaps_names_are_refused(tmp_path):
-    """`dense_5` stands on both sides: it may be a name that somebody gave."""
+    """`dense_5` stands on both sides: it may be a name that someone gave."""
     source, model = dense_stack(5, 1), dense_stack(5, 7, seed=2)
     np.savez(tmp_path / "m.npz", **{weight.path: weight.numpy() for weight in source.weights})
     before = values(model)
@@ -293,7 +293,7 @@ def test_branches_that_were_merged_the_other_way_are_not_swapped(tmp_path):
     trainer.restore_weights(merged(False), tmp_path / "m.weights.h5")
 
 
-def test_a_name_and_its_underscored_twin_are_told_apart_when_one_side_has_one_of_them(tmp_path):
+def test_a_name_and_its_underscored_twin_are_distinguished_when_one_side_has_one_of_them(tmp_path):
     class One(keras.Model):
         def __init__(self):
             super().__init__()

@@ -64,7 +64,7 @@ def path(source, tmp_path):
     return saved(tmp_path, model=source, optimizer=used_adam(source))
 
 
-def test_an_unbuilt_model_without_a_spec_is_refused_and_told_how_to_give_one(path):
+def test_an_unbuilt_model_without_a_spec_is_refused_and_shown_how_to_give_one(path):
     with pytest.raises(trainer.RestoreError, match=r"is not built.*input_spec=tf.TensorSpec"):
         trainer.restore_weights(TwoDense(), path)
 

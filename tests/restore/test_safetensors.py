@@ -155,7 +155,7 @@ def test_names_that_differ_by_tensorflow_s_number_stay_two(path):
         ({"writer": "a\x1b[31m\nb" + "c" * 200}, "a[31mb" + "c" * 74),
     ],
 )
-def test_the_writer_is_told_where_the_file_tells_it(path, metadata, writer):
+def test_the_writer_is_reported_where_the_file_names_it(path, metadata, writer):
     assert written(path, metadata, w=np.ones(1)).writer == writer
 
 

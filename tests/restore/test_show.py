@@ -1,4 +1,4 @@
-"""What a person sees of a restore while it goes on, and of it in the log."""
+"""What a person sees of a restore: on the terminal, and in the log."""
 
 import io
 import logging

@@ -18,7 +18,7 @@ PACKAGES = {
 
 # Workers call each other by the node's name, so it is one that is the loopback everywhere. The daemons listen on the
 # address of their host's name, by the last two of CommunicationParameters, instead of on all.
-# A requeued job waits for cred_expire: two minutes unless told otherwise, and 5 seconds is the least.
+# A requeued job waits for cred_expire: two minutes unless set otherwise, and 5 seconds is the least.
 # The node has 4 processors whatever the machine has.
 CONFIGURATION = """
 ClusterName=test

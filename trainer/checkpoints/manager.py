@@ -31,11 +31,10 @@ class Checkpoints:
 
     keep: how many to hold; older ones are deleted after a newer one is whole.
     keep_every: those of a multiple of this many steps stay for good; 0 for none.
-    is_chief: other workers take part in the reads, which are collectives, and write to a folder
-      that is thrown away.
+    is_chief: other workers take part in the reads, which are collectives, and write to a folder that is thrown away.
     in_background: whether `save` returns as soon as the state is written, before it is on the disk, see `wait`.
-    agreement: of several workers, which resume the checkpoint that the chief finds, each reading it itself, and
-      keep as the best what is the best to the chief.
+    agreement: of several workers, which resume the checkpoint that the chief finds, each reading it itself, and keep as
+      the best what is the best to the chief.
 
     skipped: after `resume`, a sentence for each checkpoint that was not whole and that another one stood in for.
     """
@@ -116,7 +115,7 @@ class Checkpoints:
         measured = {"metric": name, "higher_is_better": higher_is_better}
         is_better = self._beats_best(value, measured)
         if self._agreement is not None:
-            # All must go on to the same saves, and the chief alone knows whether the best so far could be written.
+            # All must continue to the same saves, and the chief alone knows whether the best so far could be written.
             is_better = bool(self._agreement.broadcast_from_chief([is_better])[0])
         if not is_better:
             return False

@@ -25,11 +25,12 @@ def current_watch() -> "WorkerWatch | None":
 
 
 class WorkerWatch:
-    """addresses: 'host:port' of every worker, the chief's first.  index: which of them this process is.
+    """addresses: 'host:port' of every worker, the chief's first.
+    index: which of them this process is.
 
-    links: to all others on the chief, to the chief on the others.  timeout_seconds: after how much silence a worker
-    counts as gone. The process then ends with status 75 and one message; with a worker's own status and message
-    where that left by a mistake.
+    links: to all others on the chief, to the chief on the others.
+    timeout_seconds: after how much silence a worker counts as gone. The process then ends with status 75 and one
+      message; with a worker's own status and message where that left by a mistake.
     """
 
     def __init__(self, addresses: list[str], index: int, links: Mapping[int, Link], timeout_seconds: float):
@@ -130,7 +131,7 @@ class WorkerWatch:
         message = f"{worker_name(self.addresses, index)} {how}"
         if status is None:
             status = RunAgain.exit_status
-            message += ". Run the same command again to go on from the last checkpoint."
+            message += ". Run the same command again to resume from the last checkpoint."
         self._end_all(message, status, told_by=index)
 
     def _end_all(self, message: str, status: int, told_by: int | None = None) -> None:

@@ -21,9 +21,11 @@ _PATIENCE_SECONDS = 10  # before it is said who is waited for
 
 
 class RollCall:
-    """addresses: 'host:port' of every worker, the chief's first.  index: which of them this process is.
+    """addresses: 'host:port' of every worker, the chief's first.
+    index: which of them this process is.
 
-    start_timeout_seconds: how long to wait for all of them.  worker_timeout_seconds: see `WorkerWatch`.
+    start_timeout_seconds: how long to wait for all of them.
+    worker_timeout_seconds: see `WorkerWatch`.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class RollCall:
             yield own
 
     def _gather(self, own: socket.socket, card: Mapping[str, str], deadline: float) -> None:
-        """The chief's part: hears every worker's card, and lets all go on or none."""
+        """The chief's part: hears every worker's card, and lets all continue or none."""
         own.settimeout(_RETRY_SECONDS)
         strangers: list[Link] = []
         say = _once_after(_PATIENCE_SECONDS)

@@ -24,8 +24,8 @@ def add_up_replicas(structure):
 def each_replica_value(variable) -> Iterator[np.ndarray]:
     """The value on one local replica after the other; one for a variable that no strategy distributes.
 
-    variable: of Keras or of TensorFlow. Read copy by copy: `int(v)` and `np.array(v)` fail on
-    variables that are mirrored, and a plain read would show the first replica's only.
+    variable: of Keras or of TensorFlow. Read copy by copy: `int(v)` and `np.array(v)` fail on variables that are
+      mirrored, and a plain read would show the first replica's only.
     """
     raw = getattr(variable, "value", variable)
     raw = variable if callable(raw) else raw  # tf.Variable.value is a method, keras.Variable.value a property

@@ -27,10 +27,10 @@ def build_strategy(
 ) -> tf.distribute.Strategy:
     """Builds the strategy asked for, or raises `UserError` saying what there is instead.
 
-    name: one of `STRATEGIES`. `auto` takes a named TPU, else the cluster of TF_CONFIG if it has
-      several workers, else all GPUs, else the virtual devices, else one device.
-    virtual_devices: splits the CPU into this many logical devices, so that every distributed path
-      runs on a laptop. 0 leaves the CPU whole. Must come before TensorFlow has touched a device.
+    name: one of `STRATEGIES`. `auto` takes a named TPU, else the cluster of TF_CONFIG if it has several workers, else
+      all GPUs, else the virtual devices, else one device.
+    virtual_devices: splits the CPU into this many logical devices, so that every distributed path runs on a laptop. 0
+      leaves the CPU whole. Must come before TensorFlow has touched a device.
     tpu: name or address of a TPU; where it is None the environment (TPU_NAME) decides.
     communication: of several workers, see `communication`; TensorFlow's own choice by default.
     start_timeout_seconds, worker_timeout_seconds: of several workers, see `RollCall`. Once they are together, this
@@ -67,8 +67,9 @@ def communication(
 ) -> tf.distribute.experimental.CommunicationOptions:
     """How workers add up gradients: what `tf.distribute` offers.
 
-    implementation: "auto", "ring" (gRPC) or "nccl" (GPUs).  bytes_per_pack: gradients are sent in packs of so many
-    bytes; 0 leaves it to TensorFlow.  timeout_seconds: of one exchange; None for no end.
+    implementation: "auto", "ring" (gRPC) or "nccl" (GPUs).
+    bytes_per_pack: gradients are sent in packs of so many bytes; 0 leaves it to TensorFlow.
+    timeout_seconds: of one exchange; None for no end.
     """
     known = {each.name.lower(): each for each in tf.distribute.experimental.CommunicationImplementation}
     if implementation not in known:

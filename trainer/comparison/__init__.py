@@ -53,7 +53,8 @@ def compare(
     source_data: of the task that the checkpoint was trained for, to measure what is forgotten; None for not to. Only
       the config sets it: a run's process builds it.
     model_dir: folder of the comparison; each run has a model_dir of its own in it, from which it is resumed.
-    devices: of each process.  parallel: processes at a time.
+    devices: of each process.
+    parallel: processes at a time.
     dry_run: checks and shows all, trains and writes nothing.
 
     Returns the exit status: 0 done, 2 if a run failed otherwise than by diverging, 75 if a signal ended it.
@@ -108,7 +109,7 @@ def _make_and_report(plan: Plan, files: ComparisonDir, devices: Devices, paralle
         )
     console.print(f"report           {files.markdown}, {files.csv.name}, {files.picture.name}, {files.page.name}")
     if not whole:
-        console.print("Run the same command again to go on from here.")
+        console.print("Run the same command again to resume from here.")
         return RunAgain.exit_status
     return FAILED if any(result.state == "failed" for result in results) else DONE
 

@@ -22,8 +22,10 @@ from trainer.run.loop import LossNotFinite
 class Job:
     """One run of a comparison.
 
-    config: of the run, as gin text.  source_config: the same with `compare.source_data`, None without such data.
-    metric: which is measured on the source data.  at_a_time: processes that share the machine.
+    config: of the run, as gin text.
+    source_config: the same with `compare.source_data`, None without such data.
+    metric: which is measured on the source data.
+    at_a_time: processes that share the machine.
     """
 
     files: ComparisonDir

@@ -32,7 +32,9 @@ def html_page(
 ) -> str:
     """The page's text.
 
-    sentences: what may be said of the results.  table: its header first.  bindings: (member, its lines of gin).
+    sentences: what may be said of the results.
+    table: its header first.
+    bindings: (member, its lines of gin).
     """
     header, *rows = table
     picture = base64.b64encode(picture_png).decode("ascii")

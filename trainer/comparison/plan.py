@@ -32,7 +32,8 @@ class Plan:
     """One comparison.
 
     bindings: member -> {binding: value}, what its config says beyond that of all, as gin writes it.
-    metric: of the evaluation data.  target: value of it that is to be reached, or None.
+    metric: of the evaluation data.
+    target: value of it that is to be reached, or None.
     has_source_data: whether it is measured what is forgotten of the checkpoint's task.
     """
 

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -24,7 +23,7 @@ import tensorflow as tf
 from trainer.cluster.strategy import build_strategy
 from trainer.cluster.tf_config import cluster_workers
 from trainer.errors import RunAgain, UserError, message_of
-from trainer.run.signals import StopSignals
+from trainer.run.signals import leaving_at_signals
 
 _PRELOADED = ["trainer", "trainer.comparison", "matplotlib.figure", "matplotlib.backends.backend_agg"]
 MISTAKE, BUG = 2, 1
@@ -53,8 +52,9 @@ class Devices:
 class Process:
     """A process that calls `function(*arguments)` and then ends.
 
-    log: what it prints is added to this file; None for nowhere.  function: of a module, as pickle wants it; it returns
-    an exit status, and gets, where `answers`, a function as its last argument that sends an object to `answer`.
+    log: what it prints is added to this file; None for nowhere.
+    function: of a module, as pickle wants it; it returns an exit status, and gets, where `answers`, a function as its
+      last argument that sends an object to `answer`.
     """
 
     def __init__(self, function: Callable[..., int], *arguments, log: Path | None = None, answers: bool = False):
@@ -114,7 +114,7 @@ def _call(function: Callable[..., int], arguments: tuple, log: Path | None, send
     os.setsid()  # a Ctrl-C in the terminal reaches the comparison alone, which passes it on
     _print_to(log)
     threading.Thread(target=_end_with_parent, daemon=True, name="ends with its parent").start()
-    with StopSignals(_leave):
+    with leaving_at_signals(resumes=True):
         os._exit(_guarded(function, arguments, sending))
 
 
@@ -130,8 +130,9 @@ def _guarded(function: Callable[..., int], arguments: tuple, sending: Connection
         print(f"regraft: {message}", file=sys.stderr, flush=True)
         answer(message, "mistake")
         return MISTAKE
-    except Exception:  # noqa: BLE001  the outermost frame of the process: printed, and turned into a status
+    except Exception as error:  # noqa: BLE001  the outermost frame of the process: printed, and turned into a status
         traceback.print_exc()
+        print(f"regraft: An unexpected {type(error).__name__}: {message_of(error)}", file=sys.stderr, flush=True)
         answer(traceback.format_exc(), "bug")
         return BUG
     finally:
@@ -154,10 +155,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(RunAgain.exit_status)
-
-
-def _leave(number: int) -> None:
-    """Outside of `train`, which saves its run first, nothing would be lost."""
-    os.write(2, f"regraft: Stopped by {signal.Signals(number).name}.\n".encode())
     os._exit(RunAgain.exit_status)

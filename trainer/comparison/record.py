@@ -21,7 +21,8 @@ class RunRecord:
     config: of the run, as gin text.
     wall_seconds: of all its parts; whole_wall_seconds: False if one was killed, whose time is unknown.
     peak_memory_bytes: of the whole process while the run was made; None where the kernel does not tell.
-    peak_device_memory_bytes: of the fullest GPU; None without one.  at_a_time: processes that shared the machine.
+    peak_device_memory_bytes: of the fullest GPU; None without one.
+    at_a_time: processes that shared the machine.
     source_before, source_after: the metric on the source task's data; None without, or where it is unknown.
     message: why it failed or diverged, or why there is no source_after.
     """

@@ -14,9 +14,12 @@ from trainer.output.metric_writer import read_rows
 class Result:
     """One run. Values are those of the comparison's metric.
 
-    final: None unless the run is finished.  best, best_step: over all evaluations, that of step 0 included.
+    final: None unless the run is finished.
+    best, best_step: over all evaluations, that of step 0 included.
     steps_to_target: of the first evaluation at the target; None if there was none, or there is no target.
-    start: every metric at step 0.  evaluations: (step, value).  training: rows of the log, see `metrics.jsonl`.
+    start: every metric at step 0.
+    evaluations: (step, value).
+    training: rows of the log, see `metrics.jsonl`.
     """
 
     member: str

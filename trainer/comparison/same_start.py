@@ -19,7 +19,7 @@ from trainer.data.data import Data, as_data
 from trainer.errors import UserError, message_of
 from trainer.restore import weights_of
 from trainer.run.inputs import as_restore
-from trainer.run.model import assemble_model
+from trainer.run.model import assemble_model, layer_settings
 from trainer.run.settings import Invocation
 from trainer.suggest import nearest
 
@@ -30,8 +30,10 @@ _BATCHES = 2
 class Start:
     """A member's start, in values that can be compared.
 
-    facts: what -> its value.  weights: name -> checksum of its restored value.  batches: checksum of the first
-    global batches, None for data that is not the same twice.  metrics: names of what is evaluated, None without data.
+    facts: what -> its value.
+    weights: name -> checksum of its restored value.
+    batches: checksum of the first global batches, None for data that is not the same twice.
+    metrics: names of what is evaluated, None without data.
     strategy: in words.
     """
 
@@ -125,6 +127,7 @@ def _start_of(seed: int, strategy: tf.distribute.Strategy) -> Start:
             "task": str(given["task"].describe()),
             "regularized variables": _regularized(restored),
             **{f"model variable {name}": shape for name, shape in shapes.items()},
+            **{f"settings of layer {name}": text for name, text in layer_settings(built).items()},
         },
         # A member may have variables beside the model's, or others in place of them.
         weights={w.name: _checksum([first_value(w.variable)]) for w in weights_of(restored) if w.name in shapes},
@@ -155,13 +158,10 @@ def _batches_checksum(data: Data, batch_size: int, seed: int) -> int | None:
 def _first_batches(data: Data, batch_size: int, seed: int) -> int:
     batches = train_batches(data, batch_size, seed, steps_per_loop=_BATCHES)
     arrays: list[np.ndarray] = []
-
-    def note(stack, first, end):
+    for stack, first, end in batches.take(_BATCHES):
         for index in range(int(first), int(end)):
             batch, _ = batches.look_up(tf.nest.map_structure(lambda value, index=index: value[index], stack))
             arrays.extend(np.asarray(batch[name]) for name in sorted(batch) if isinstance(batch[name], tf.Tensor))
-
-    batches.run(note, _BATCHES)
     return _checksum(arrays)
 
 

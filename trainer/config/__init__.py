@@ -24,7 +24,7 @@ from trainer.config.members import (
 )
 from trainer.config.messages import explain, parameters_of
 from trainer.config.references import is_required, resolved
-from trainer.config.settings import DECLARED, decides_weights, default_bindings
+from trainer.config.settings import DECLARED, decides_weights, default_bindings, is_default
 from trainer.errors import UserError
 
 __all__ = [
@@ -53,8 +53,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 def parse_config(gin_files: Sequence[str], gin_params: Sequence[str], search_paths: Sequence[str] = ()) -> None:
     """Parses files, then bindings (later ones win), checks the whole, and locks the configuration.
 
-    search_paths: folders where files and their includes are looked for, after the working folder;
-      the folder that holds `configs/` is always the last.
+    search_paths: folders where files and their includes are looked for, after the working folder; the folder that holds
+      `configs/` is always the last.
     Raises `UserError` for a file that is not there, a syntax error, an unknown name or parameter
     (naming the nearest), a value of a wrong type, an undefined macro, a binding that nothing uses,
     or a module that cannot be imported.
@@ -132,12 +132,14 @@ def bindings_of(configurable: str, *names: str) -> dict:
 def settings_of(parameter: str, *names: str) -> dict:
     """The values of fields of the settings class that `train` takes as a parameter, in whatever scope it is built.
 
-    The defaults where it is built of nothing that is bound: `train.restore = None`, or a path.
+    `train.restore = 'path'` has the rules that are bound to `Restore`; None has the defaults.
     """
     value, _ = resolved(gin.get_bindings("train", resolve_references=False).get(parameter))
     cls = next(name for name, entry in DECLARED.items() if entry.parameter == parameter)
     if gin_tables.is_reference(value):
         return bindings_of(gin_tables.in_scope(value.config_key[0], cls), *names)
+    if isinstance(value, str):
+        return bindings_of(cls, *names)
     return {name: parameters_of(cls)[name].default for name in names}
 
 
@@ -155,7 +157,10 @@ def differing_lines(
     harmless_too: what decides no weight as well.
     evaluation_decides: whether the weights depend on what is evaluated, and when.
     """
-    before, after = _bindings(old), _bindings(new)
+    before, after = (
+        {name: binding for name, binding in _bindings(text).items() if not is_default(name, binding)}
+        for text in (old, new)
+    )
     return [
         (before.get(name, f"{name} is not set"), after.get(name, f"{name} is not set"))
         for name in dict.fromkeys([*before, *after])

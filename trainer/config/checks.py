@@ -65,8 +65,8 @@ def problems(gin_params: Sequence[str], settled: Collection[str] = ()) -> list[s
     """The faults of the parsed config, a sentence each.
 
     settled: macros that nothing reads, and whose value says nothing.
-    gin_params: names that the command line binds. A binding in a file may wait for an optimizer
-      that this run does not choose; one that was typed for this very run may not.
+    gin_params: names that the command line binds. A binding in a file may wait for an optimizer that this run does not
+      choose; one that was typed for this very run may not.
     """
     return [
         *_set_by_flag(),
@@ -182,6 +182,9 @@ def _unused_names(gin_params: Sequence[str]) -> Iterator[str]:
     reached = _reachable(entries, gin_tables.bindings())
     selectors, macros_used = {selector for _, selector in reached}, {scope for scope, each in reached if each == MACRO}
     known = {reference.config_key[0] for reference in references(gin_tables.bindings()) if is_macro(reference)}
+    # A path is short for a `Restore`, whose rules are read.
+    if isinstance(gin_tables.bindings().get(("", TRAIN), {}).get("restore"), str):
+        selectors.add("settings.Restore")
     for name in gin_params:
         bare = without_member(name, member_names())[1] or name
         if "." in name:

@@ -87,9 +87,9 @@ def scopes_in_use(names: Sequence[str]) -> set[str]:
 def changes_of(member: str, parameters: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """{a binding of the member: which of these parameters it changes}, as far as the config tells.
 
-    parameters: selector -> names. Counted as changed is one that is bound, and one whose value leads, over
-    references and macros, to a configurable or a macro that is bound; past none of these selectors, whose other
-    parameters may be changed.
+    parameters: selector -> names. Counted as changed is one that is bound, and one whose value leads, over references
+      and macros, to a configurable or a macro that is bound; past none of these selectors, whose other parameters may
+      be changed.
     """
     config = member_config(member)
     changed: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """Settings classes, and what each declares of itself: from this the rest of the program derives its lists of names."""
 
+import ast
 import dataclasses
 import re
 import sys
@@ -85,10 +86,23 @@ def decides_weights(name: str, texts: Sequence[Mapping[str, str]], evaluation_de
     """Whether a binding, by its name in a config's text, decides what weights a run ends with.
 
     texts: the configs that are compared, {name: binding}.  A macro decides what the bindings decide that use it. One
-    that is the `num_steps` of `train` may be used by schedules as well (`decay_steps = %NUM_STEPS`): they follow it
-    when a run is longer.  An import line decides: another module may register another model under the same name.
+      that is the `num_steps` of `train` may be used by schedules as well (`decay_steps = %NUM_STEPS`): they follow it
+      when a run is longer.
+    An import line decides: another module may register another model under the same name.
     """
     return _decides(name, texts, evaluation_decides, ())
+
+
+def is_default(name: str, text: str) -> bool:
+    """Whether a binding, `Finetune.trained = 'all'`, says what the field is without it."""
+    cls, _, field_name = name.partition(".")
+    if cls not in DECLARED or field_name not in DECLARED[cls].fields:
+        return False
+    (field,) = (each for each in dataclasses.fields(DECLARED[cls].cls) if each.name == field_name)
+    try:
+        return ast.literal_eval(text.partition("=")[2].strip()) == field.default
+    except (ValueError, SyntaxError):  # a reference or a macro
+        return False
 
 
 def _decides(name: str, texts, evaluation_decides: bool, seen: tuple[str, ...]) -> bool:

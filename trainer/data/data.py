@@ -134,14 +134,15 @@ def tfds_data(
 ) -> Data:
     """A split of a TFDS data set.
 
-    tfds_name: as TFDS spells it, `mnist` or `handwritten_digits/rotated`.  split: `train`, `train[:80%]`, ...
+    tfds_name: as TFDS spells it, `mnist` or `handwritten_digits/rotated`.
+    split: `train`, `train[:80%]`, ...
     data_dir: where it is prepared; None is TFDS' own default.
     download: whether it may be fetched over the network when it is not prepared there.
     features: which features to keep; None keeps all but strings, which no accelerator takes.
     prepare: example -> example, applied once, before caching (decode, resize to one shape).
     preprocess: batch -> batch, applied to every batch (cast, normalise).
-    memory_limit_bytes: a split that is larger once decoded is streamed, in blocks of `shuffle_buffer` examples
-      that come in another order each epoch, as do the examples of a block (see `Records`).
+    memory_limit_bytes: a split that is larger once decoded is streamed, in blocks of `shuffle_buffer` examples that
+      come in another order each epoch, as do the examples of a block (see `Records`).
 
     Raises `UserError` for an unknown name (naming the nearest), an unknown split or feature, and a
     data set that is not there and would need the network.

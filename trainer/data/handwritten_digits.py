@@ -19,7 +19,9 @@ ROTATION_DEGREES = 30.0
 
 @dataclasses.dataclass(kw_only=True)
 class DigitsConfig(tfds.core.BuilderConfig):
-    """degrees: how far every image is turned, counter-clockwise.  few: ten training examples a class."""
+    """degrees: how far every image is turned, counter-clockwise.
+    few: ten training examples a class.
+    """
 
     degrees: float = 0.0
     few: bool = False

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +12,8 @@ import tensorflow as tf
 class DrawnAhead:
     """Stacks that one host call makes, [steps, this worker's batch], the next one while one is used.
 
-    draw: what comes of `counter` -> NumPy array.  element_spec: of what it gives.
+    draw: what comes of `counter` -> NumPy array.
+    element_spec: of what it gives.
 
     In place of a `tf.data.Dataset` that calls Python: to build that one takes a tenth of a small run's start.
     """
@@ -34,9 +36,10 @@ class DrawnAhead:
 class StackedBatches:
     """A data set of stacks, [steps, this worker's batch, ...], used up step by step.
 
-    dataset: without end; every stack holds the same number of steps.  spec: of one stack.
-    look_up: makes of one replica's part of a stack its (batch, weight): features -> [rows, ...], and
-      [rows] float32, or None where every example counts once.
+    dataset: without end; every stack holds the same number of steps.
+    spec: of one stack.
+    look_up: makes of one replica's part of a stack its (batch, weight): features -> [rows, ...], and [rows] float32, or
+      None where every example counts once.
     reading: makes a context manager around what waits for the data.
     """
 
@@ -55,16 +58,14 @@ class StackedBatches:
         self._stack = None
         self._used = self._steps_per_stack
 
-    def run(self, train_loop: Callable, num_steps: int) -> list:
-        """Calls train_loop(stack, first, end) until `num_steps` steps were made; returns what each call did."""
-        results = []
+    def take(self, num_steps: int) -> Iterator[tuple[Any, tf.Tensor, tf.Tensor]]:
+        """Yields (stack, first, end): the batches of the next `num_steps` steps are stack[first:end], joined."""
         while num_steps:
             if self._used == self._steps_per_stack:
                 with self._reading():
                     self._stack = next(self._iterator)
                 self._used = 0
             count = min(num_steps, self._steps_per_stack - self._used)
-            results.append(train_loop(self._stack, tf.constant(self._used), tf.constant(self._used + count)))
-            self._used += count
+            first, self._used = self._used, self._used + count
             num_steps -= count
-        return results
+            yield self._stack, tf.constant(first), tf.constant(self._used)

@@ -31,7 +31,7 @@ class Records:
 
         A block is `block_size` neighbours in stored order. Each epoch takes the blocks in an order of its own,
         and the examples of a block in one of their own: a shuffle buffer of two levels, of which any position is
-        found by arithmetic. To go on from there costs the reading of one block, not of what came before.
+        found by arithmetic. To continue from there costs the reading of one block, not of what came before.
         Two blocks are held at a time, as they are in the files: decoded, they would be many times as large.
         """
         ends = self._ends()

@@ -28,8 +28,10 @@ BEGIN_AT_ZERO = tuple(
 class OptimizerProof:
     """Proof of an optimizer's state before its first step.
 
-    iterations: its step counter.  num_slots: variables beside counter and rate.
-    slots: `all zero`, or `at their initial values`.  learning_rate: the rate of the first update.
+    iterations: its step counter.
+    num_slots: variables beside counter and rate.
+    slots: `all zero`, or `at their initial values`.
+    learning_rate: the rate of the first update.
     """
 
     name: str
@@ -51,9 +53,8 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Creates the optimizer and all its variables; call in the strategy's scope, before any tracing.
 
-    optimizer: a function without required arguments that returns a Keras optimizer. A Keras
-      optimizer itself, or one that has state already, is taken as a description: a new one is made
-      from its config.
+    optimizer: a function without required arguments that returns a Keras optimizer. A Keras optimizer itself, or one
+      that has state already, is taken as a description: a new one is made from its config.
     parts: of the variables, each of which an optimizer of its own then trains; see `groups.divide`.
     phases: what trains after it, one after the other.
     """
@@ -230,7 +231,8 @@ def prove_new(
     """Looks at a built optimizer's every variable and raises `RuntimeError` if any of it is not new.
 
     build_twin: makes a second one from the same config, on those of `variables` that it is given. Call in the
-      strategy's scope.  variables: all that the optimizer was built on.
+      strategy's scope.
+      variables: all that the optimizer was built on.
 
     A new optimizer has made no step, has each slot at the value that its twin has, the configured
     rate, and no entry of a checkpoint's optimizer was read on the way (counted by the reader). A whole twin takes as

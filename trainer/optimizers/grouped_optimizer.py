@@ -25,8 +25,8 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     optimizers: unbuilt, without `global_clipnorm` and `loss_scale_factor`, which are those of the whole.
     places: for each of them, the places of its variables among those that are built.
     no_decay: places of the variables that no weight decay touches.
-    first_steps: for each of them, the step before which it rests; it counts its own steps from there, and the
-      gradients of its variables do not count for `global_clipnorm` before.
+    first_steps: for each of them, the step before which it rests; it counts its own steps from there, and the gradients
+      of its variables do not count for `global_clipnorm` before.
 
     Keras' own MultiOptimizer clips each group by a norm of its own, and refuses a step in which a variable has no
     gradient.

@@ -39,8 +39,10 @@ class ParameterGroup:
 class Part:
     """Variables that one optimizer trains alike.
 
-    label: the group's pattern, or what else tells it from the others.  no_decay: those of `variables` that have no
-    weight decay.  multiplier: of the learning rate.  group: whose rate, decay and optimizer it has.
+    label: the group's pattern, or what else tells it from the others.
+    no_decay: those of `variables` that have no weight decay.
+    multiplier: of the learning rate.
+    group: whose rate, decay and optimizer it has.
     """
 
     label: str
@@ -63,9 +65,10 @@ def group(
 
     learning_rate_multiplier: of the optimizer's rate, or of the group's own.
     learning_rate: a number or schedule of the group's own; its steps are those of the run.
-    weight_decay: None for the optimizer's, but none on biases and norm scales; False or 0 for none at all; a
-      number, or True for the optimizer's, on every variable of the group.
-    optimizer: a function that returns the group's own optimizer.  unfreeze_at: the first step that trains the group.
+    weight_decay: None for the optimizer's, but none on biases and norm scales; False or 0 for none at all; a number, or
+      True for the optimizer's, on every variable of the group.
+    optimizer: a function that returns the group's own optimizer.
+    unfreeze_at: the first step that trains the group.
     """
     if not isinstance(pattern, str):
         raise UserError(f"group.pattern = {pattern!r} must be a text in quotes.")
@@ -132,8 +135,8 @@ def preset_names(preset: str, named: Mapping[str, keras.Variable]) -> list[str]:
     """The names of the variables that a preset trains.
 
     named: all that could be trained, in the model's order.
-    preset: "all"; "last_layer", that of the last variable; "biases", of layers and normalizations alone; "bitfit",
-      both of these, as Ben Zaken et al. 2022 train.
+    preset: "all"; "last_layer", that of the last variable; "biases", of layers and normalizations alone; "bitfit", both
+      of these, as Ben Zaken et al. 2022 train.
     """
     if preset not in PRESETS:
         raise UserError(f"Finetune.trained = {preset!r} is no preset.{nearest(str(preset), PRESETS, 'presets')}")
@@ -148,7 +151,8 @@ def preset_names(preset: str, named: Mapping[str, keras.Variable]) -> list[str]:
 
 
 def find_pattern(where: str, pattern: str, names: Sequence[str]) -> list[str]:
-    """The names in which the regex is found; raises `UserError` for what is none.  where: the binding."""
+    """The names in which the regex is found; raises `UserError` for what is none.
+    where: the binding."""
     try:
         found = re.compile(pattern)
     except re.error as error:

@@ -36,9 +36,11 @@ def lora(rank: int, alpha: float | None = None, layers: Sequence[str] = (), also
 
     A kernel's regularizer is then one of A and B, as Keras has it.
 
-    rank: of the change.  alpha: None for `rank`, a factor of 1.
-    layers: regexes of layers' names; all that can learn in this way (Dense, EinsumDense, Embedding, convolutions)
-      where none is given.  also_trained: regexes of other variables that are trained as a whole, such as a new head.
+    rank: of the change.
+    alpha: None for `rank`, a factor of 1.
+    layers: regexes of layers' names; all that can learn in this way (Dense, EinsumDense, Embedding, convolutions) where
+      none is given.
+      also_trained: regexes of other variables that are trained as a whole, such as a new head.
     Source: Hu et al., 2021; made by Keras' own `enable_lora`.
     """
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -123,7 +125,8 @@ def finds_trainable(model: keras.Model, pattern: str) -> bool:
 
 
 def holds_matrices(checkpoint) -> bool:
-    """Whether a checkpoint's kernels are to be read with matrices beside them.  checkpoint: path, as restored from."""
+    """Whether a checkpoint's kernels are to be read with matrices beside them.
+    checkpoint: path, as restored from."""
     with contextlib.closing(open_checkpoint(find_checkpoint(checkpoint))) as source:
         return any(is_lora_matrix(entry.name) for entry in source.entries)
 

@@ -57,7 +57,9 @@ def phase(optimizer: Callable, start: int | Plateau | Swats) -> Phase:
 def plateau(metric: str = "loss", mode: str = "min", patience: int = 3, min_delta: float = 0.0) -> Plateau:
     """The phase begins after `patience` evaluations in a row that were no better than the best before them.
 
-    metric: of the evaluation.  mode: "min" or "max", what is better.  min_delta: by how much at least, in its unit.
+    metric: of the evaluation.
+    mode: "min" or "max", what is better.
+    min_delta: by how much at least, in its unit.
     """
     if mode not in ("min", "max"):
         raise UserError(f"plateau.mode = {mode!r} must be 'min' or 'max'.")
@@ -76,7 +78,8 @@ def swats(decay: float = 0.999, tolerance: float = 1e-9) -> Swats:
     made it; the phase begins when this rate differs from its exponential average by less than `tolerance`. The
     average is SGD's rate, times 1 - momentum, since Keras' momentum adds up gradients where the paper averages them.
 
-    decay: of the average.  tolerance: absolute, as in the paper; noisy gradients may need 1e-5.
+    decay: of the average.
+    tolerance: absolute, as in the paper; noisy gradients may need 1e-5.
     Source: Keskar and Socher, 2017, "Improving Generalization Performance by Switching from Adam to SGD".
     """
     if not isinstance(decay, float) or not 0.0 < decay < 1.0:
@@ -96,7 +99,8 @@ def check_phases(
 ) -> None:
     """Raises `UserError` for phases that make no sense, or don't go with what else is asked for.
 
-    metrics: names that an evaluation gives.  evaluates: whether one is made before the run's end.
+    metrics: names that an evaluation gives.
+    evaluates: whether one is made before the run's end.
     groups, layer_decay: how the variables are divided in every phase.
     """
     if not phases:

@@ -203,19 +203,22 @@ _TOLERANCE = 0.05
 
 
 def check_steps(name: str, steps, least: int = 1) -> None:
-    """Raises `UserError` for what is no number of steps.  name: of the gin binding."""
+    """Raises `UserError` for what is no number of steps.
+    name: of the gin binding."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < least:
         raise UserError(f"{name} = {steps!r} must be a whole number of steps, {least} or more.")
 
 
 def check_positive(name: str, value) -> None:
-    """Raises `UserError` for what is no number above 0.  name: of the gin binding."""
+    """Raises `UserError` for what is no number above 0.
+    name: of the gin binding."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
         raise UserError(f"{name} = {value!r} must be a number above 0.")
 
 
 def check_not_longer(name: str, warmup_steps: int, schedule: str, decay_steps: int | None) -> None:
-    """Raises `UserError` for a schedule shorter than its warmup.  name: of the gin binding."""
+    """Raises `UserError` for a schedule shorter than its warmup.
+    name: of the gin binding."""
     if decay_steps is not None and warmup_steps > decay_steps:
         raise UserError(
             f"{name} = {warmup_steps} is longer than the schedule that it leads to: {schedule} takes {decay_steps} "

@@ -16,11 +16,12 @@ from trainer.output.atomic_files import write_text
 class MetricWriter:
     """Appends to `metrics.jsonl` and to TensorBoard's `train/` and `eval/` folders.
 
-    metrics_path: the JSON lines file.  events: folder of each split kind, `train` and `eval`.
+    metrics_path: the JSON lines file.
+    events: folder of each split kind, `train` and `eval`.
     enabled: False on workers that are not the chief; every call is then a no-op.
-    start_step: rows of later steps are dropped first. A run that is resumed from its last
-      checkpoint writes them again, so the file ends as if nothing had happened. TensorBoard's files
-      keep them, followed by the sign for it to drop them.
+    start_step: rows of later steps are dropped first. A run that is resumed from its last checkpoint writes them again,
+      so the file ends as if nothing had happened. TensorBoard's files keep them, followed by the sign for it to drop
+      them.
     """
 
     def __init__(self, metrics_path, events: dict, enabled: bool = True, start_step: int = 0):

@@ -71,16 +71,16 @@ def restore_weights(
     """Copies a checkpoint's weights, and nothing else of it, into a model; every variable is accounted for.
 
     model: unbuilt models are built from `input_spec` first. Under a strategy, call in its scope.
-    init_checkpoint: a prefix, one of its files, a folder of checkpoints, a model_dir, a SavedModel, or a
-      `.weights.h5`, `.keras`, `.h5`, `.safetensors` or `.npz` file, or the index or a shard of one.
+    init_checkpoint: a prefix, one of its files, a folder of checkpoints, a model_dir, a SavedModel, or a `.weights.h5`,
+      `.keras`, `.h5`, `.safetensors` or `.npz` file, or the index or a shard of one.
     rename: (regex, replacement) pairs on the checkpoint's normalised names, e.g. `("^backbone/", "encoder/")`.
     reinitialize: regexes of model variables that keep their fresh values.
     ignore: regexes of checkpoint weights that may stay unused.
     input_spec: structure of `tf.TensorSpec` the model is called with, batch dimension included.
     match: "order" pairs by position what structure and names leave over; it asks for equal counts and shapes.
     root: place in the file of the object that is the model, such as `"ema"`, where several fit.
-    grow: regexes of model variables that got longer along one axis, such as an embedding with new
-      tokens: the checkpoint's rows come first, the new ones stay fresh.
+    grow: regexes of model variables that got longer along one axis, such as an embedding with new tokens: the
+      checkpoint's rows come first, the new ones stay fresh.
     copy_rows: (regex, {the checkpoint's row: the model's row}) pairs, for a head that shares some classes.
       Rows lie along the one axis whose length differs; where none does along the last, the classes, and
       in a variable called `embeddings` along the first, the tokens.

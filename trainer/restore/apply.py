@@ -24,7 +24,9 @@ _Result = TypeVar("_Result")
 
 @dataclasses.dataclass(frozen=True)
 class _Tested:
-    """crc32c: of the tensor's bytes in the file.  not_finite: how many of its values are NaN or infinite."""
+    """crc32c: of the tensor's bytes in the file.
+    not_finite: how many of its values are NaN or infinite.
+    """
 
     crc32c: int
     not_finite: int

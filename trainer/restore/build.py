@@ -14,8 +14,8 @@ from trainer.restore.matching.names import join, normalize
 def build_model(model: keras.Model, input_spec=None) -> None:
     """Builds an unbuilt model in place by calling it on symbolic inputs.
 
-    input_spec: the structure of `tf.TensorSpec` that the model is called with, batch dimension
-      included (None for any size); a tuple, or a dict by argument, for a `call` of several inputs.
+    input_spec: the structure of `tf.TensorSpec` that the model is called with, batch dimension included (None for any
+      size); a tuple, or a dict by argument, for a `call` of several inputs.
       Not needed for a model that is built already.
     Under a distribution strategy, call it in the strategy's scope: variables live where they are made.
 
@@ -60,8 +60,8 @@ def build_model(model: keras.Model, input_spec=None) -> None:
 def renew_constants(model: keras.Layer, changed: Sequence[keras.Variable] | None = None) -> None:
     """Computes again what `Normalization` computes with: tensors that were made from its variables when it was built.
 
-    changed: the variables that have new values; None for all. A layer that was built on symbolic inputs
-      holds tensors of a graph that is gone, and one that was restored those of its old statistics.
+    changed: the variables that have new values; None for all. A layer that was built on symbolic inputs holds tensors
+      of a graph that is gone, and one that was restored those of its old statistics.
     Functions that Keras traced before, such as `predict`'s, are traced again.
     """
     ids = None if changed is None else {id(variable) for variable in changed}

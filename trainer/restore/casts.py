@@ -9,7 +9,8 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class CastLosses:
-    """Numbers of values. nonzero: of the finite ones, in the file.  infinite, zero, subnormal: what became so."""
+    """Numbers of values. nonzero: of the finite ones, in the file.
+    infinite, zero, subnormal: what became so."""
 
     nonzero: int = 0
     infinite: int = 0

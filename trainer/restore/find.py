@@ -21,9 +21,9 @@ _SHARDS = (  # a file of several, and the end of their index, in small letters o
 def find_checkpoint(path) -> str:
     """The prefix of the newest whole TensorFlow checkpoint at `path`, or the file of weights that is there.
 
-    path: a prefix (`.../ckpt-7`), one of its files, a folder of checkpoints, a model_dir, a SavedModel, a
-      file of `WEIGHT_FILES`, or a folder that holds one such file. A folder's state file is believed
-      only if the checkpoint that it names is whole.
+    path: a prefix (`.../ckpt-7`), one of its files, a folder of checkpoints, a model_dir, a SavedModel, a file of
+      `WEIGHT_FILES`, or a folder that holds one such file. A folder's state file is believed only if the checkpoint
+      that it names is whole.
     Raises `RestoreError` saying what is there instead.
     """
     if not path or not isinstance(path, str | os.PathLike):

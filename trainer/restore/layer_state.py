@@ -39,7 +39,8 @@ class LayerState:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LiveState(LayerState):
-    """The same of a layer of the model.  special_tokens: how many stand before the first word."""
+    """The same of a layer of the model.
+    special_tokens: how many stand before the first word."""
 
     layer: Any = None
     special_tokens: int = 0
@@ -57,7 +58,8 @@ class LiveState(LayerState):
 
 
 def live_states(model: keras.Layer, tree: LiveNode | None = None) -> list[LiveState]:
-    """The state of every layer of a built model that has some.  tree: the model's, where it is known."""
+    """The state of every layer of a built model that has some.
+    tree: the model's, where it is known."""
     found: list[LiveState] = []
     inside: set[int] = set()
     for path, node in paths(tree or live_tree(model)):

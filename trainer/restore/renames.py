@@ -47,7 +47,8 @@ def possible_homes(wanted: Sequence[Record], spare: Sequence[Record]) -> list[Ho
 class _Layer:
     """The weights that stand directly in one layer.
 
-    shapes: how many weights have each of them.  leaves: their last names.
+    shapes: how many weights have each of them.
+    leaves: their last names.
     """
 
     name: str
@@ -93,7 +94,8 @@ def same_kind(record: Record, other: Record | None = None) -> bool:
 def likely_renames(wanted: Sequence[Record], spare: Sequence[Record], kept: Collection[str]) -> list[tuple[str, str]]:
     """(pattern, replacement) pairs that bring unused weights of the file to variables of their name and shape.
 
-    wanted: variables without a weight.  spare: weights without a variable.
+    wanted: variables without a weight.
+    spare: weights without a variable.
     kept: names of what is restored already; no pattern matches one of them.
 
     Each pair moves a whole prefix, and the prefix that explains most weights comes first. Among several that explain

@@ -56,10 +56,12 @@ class Record:
 class TableRecord:
     """A vocabulary of the model, or the boundaries, weights or constants of a layer that are no variables.
 
-    name: `vec/vocabulary`; key: the file's name for it, "" where the file has none.  size: how many values it has.
+    name: `vec/vocabulary`; key: the file's name for it, "" where the file has none.
+    size: how many values it has.
     status: `equal`, `filled` from the file, `different`, `empty` on both sides, `not in the file`, which for a
       vocabulary is a fault, or `not compared` for what the model's own config says.
-    note: the first difference, or how it was paired.  rule: the regex that excuses it.
+    note: the first difference, or how it was paired.
+    rule: the regex that excuses it.
     """
 
     name: str
@@ -83,8 +85,8 @@ class RestoreReport:
     optimizer_keys_read: counted by the reader, 0 unless something is broken or the new optimizer takes them over.
     transferred_keys: the optimizer's entries that were read for the new optimizer; none in a restore.
     bytes_read: of the tensors that were restored, each counted once.
-    replicas_verified: on how many replicas, of all workers, each restored variable was compared with the file; 0
-      for a plan that was not applied.
+    replicas_verified: on how many replicas, of all workers, each restored variable was compared with the file; 0 for a
+      plan that was not applied.
     workers: how many processes these replicas are in.
     tables: vocabularies and the like, which are no variables.
     casts: {variable: (how many values became 0, how many subnormal)} of casts that did more than round.

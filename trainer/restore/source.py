@@ -40,7 +40,8 @@ _PREFIX_READER = "tensorflow_checkpoint.TensorFlowSource"
 class Node:
     """One object of the writer's program: a model, a layer, a list, a variable.
 
-    children: normalised attribute name, index or layer name -> object.  entry: set on variables.
+    children: normalised attribute name, index or layer name -> object.
+    entry: set on variables.
     spelled: the names as the file has them -> those in `children`.
     is_plain: whether it stands in a file of names alone, of which it is unknown what they are names of.
     keras_name: the layer's `name`, where the format records it.
@@ -92,8 +93,9 @@ class Node:
 class Entry:
     """One tensor of the file.
 
-    key: what the file calls it.  name: normalised path from the file's top; the key may be another
-    one, by way of an optimizer.  kind: `weight`, `optimizer`, `counter` or `other`.
+    key: what the file calls it.
+    name: normalised path from the file's top; the key may be another one, by way of an optimizer.
+    kind: `weight`, `optimizer`, `counter` or `other`.
     label: the variable's full name in the writer's program, `dense/kernel`, where the file has it.
     is_torch: whether PyTorch wrote it as a layer's `weight`: a matrix is [out, in], Keras' kernels are [in, out].
     """
@@ -129,9 +131,11 @@ class Slot:
 class SavedOptimizer:
     """An optimizer whose state is in a file that tells which object is which.
 
-    place: its path.  called: its name in the writer's program, "" where nothing tells.
+    place: its path.
+    called: its name in the writer's program, "" where nothing tells.
     style: `Keras 3`, `Keras 2` or `Keras 2 legacy`, whose slots go by other names.
-    parts: names of its attributes, empty lists too.  steps, rate: its step count, and its rate if that was constant.
+    parts: names of its attributes, empty lists too.
+    steps, rate: its step count, and its rate if that was constant.
     """
 
     place: str
@@ -149,13 +153,15 @@ class CheckpointSource(abc.ABC):
     Opening reads names, shapes and dtypes and no tensor. A reader of a format derives from this,
     fills `top` and `entries`, and gives `_load`.
 
-    format: its name for a person.  checksums: what guards the bytes, "" where nothing does.
+    format: its name for a person.
+    checksums: what guards the bytes, "" where nothing does.
     writer: the library that wrote it and its version, as far as the file tells.
     threads: how many may read at once.
     step: the writer's step, where it stands outside of the optimizer's state.
     optimizer: class and settings of the optimizer whose state is in the file, as far as it tells.
     optimizers: those whose slots the file lists by name; empty in formats that only number them.
-    keys_read: keys of all tensors that were touched.  bytes_read: sum over `read`.
+    keys_read: keys of all tensors that were touched.
+    bytes_read: sum over `read`.
     """
 
     format = ""

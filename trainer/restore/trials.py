@@ -14,7 +14,8 @@ _MAX_PLANS = 12  # a plan of a large model takes a second
 class Proposal:
     """Rules that were tried, and the report of the plan that was made with them.
 
-    rules: all of them, the user's own too.  why: what sets it apart from other proposals, "" where nothing does.
+    rules: all of them, the user's own too.
+    why: what sets it apart from other proposals, "" where nothing does.
     dropped: how many weights of the file stay behind, or variables fresh, which was not the user's wish.
     """
 

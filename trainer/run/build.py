@@ -33,7 +33,8 @@ class Built:
 
     variables: those that the optimizer trains.
     groups: the parts of `variables` that are trained each in a way of its own; none where all are alike.
-    report: None from scratch and on a resumed run.  proof: None on a resumed run, whose optimizer continues.
+    report: None from scratch and on a resumed run.
+    proof: None on a resumed run, whose optimizer continues.
     state_transfer: what was taken of the checkpoint's optimizer; None for nothing, and on a resumed run.
     notes: what else a person should know, by heading.
     """

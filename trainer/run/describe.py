@@ -26,7 +26,8 @@ from trainer.step.trace_checks import trace_loss
 def describe_start(built: Built, notes: Mapping[str, str], resumed_step: int | None) -> str:
     """Describes the run's start: the restore report and the proof that the optimizer is new.
 
-    notes: what else a person should know, by heading.  resumed_step: None on a fresh run.
+    notes: what else a person should know, by heading.
+    resumed_step: None on a fresh run.
     """
     lines = [f"strategy         {describe_strategy(built.inputs.strategy)}"]
     if resumed_step is not None:

@@ -15,6 +15,7 @@ from trainer.optimizers.phases import waits_for_plateau
 from trainer.output.metric_writer import read_rows
 from trainer.output.model_dir import ModelDir
 from trainer.run.build import Built
+from trainer.run.model import layer_settings
 from trainer.run.resume import Start
 from trainer.run.same_inputs import contents_of
 
@@ -109,6 +110,7 @@ def _arguments(built: Built) -> str:
     optimizer, model, data = built.state.optimizer, built.state.model, built.inputs.given_train_data
     given = {
         "train.model": f"{type(model).__name__}, {len(model.weights)} weights, {model.count_params()} numbers",
+        **{f"train.model.layers.{name}": text for name, text in layer_settings(model).items()},
         "train.task": built.settings.task.describe(),
         "train.optimizer": {"class": type(optimizer).__name__, **optimizer.get_config()},
         "train.train_data": contents_of(data),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gin
 import keras
 import tensorflow as tf
 
@@ -29,7 +30,8 @@ from trainer.tasks.task import Task
 class Settings:
     """Everything that `train` is given, see there.
 
-    strategy: None for `build_strategy("auto")`.  started_at: of `time.monotonic()`, from when on the run's time counts.
+    strategy: None for `build_strategy("auto")`.
+    started_at: of `time.monotonic()`, from when on the run's time counts.
     """
 
     model: Callable[[], keras.Model]
@@ -115,9 +117,9 @@ class Settings:
 
 
 def as_restore(restore: Restore | str | os.PathLike | None) -> Restore | None:
-    """`"path"` is short for `Restore("path")`; None is from scratch."""
+    """`"path"` is short for `Restore("path")`, by the rules that the config binds; None is from scratch."""
     if isinstance(restore, str | os.PathLike):
-        return Restore(restore)
+        return gin.get_configurable(Restore)(restore)
     if restore is not None and not isinstance(restore, Restore):
         raise UserError(f"restore must be a path, Restore(...) or None for random weights, not {restore!r}.")
     return restore

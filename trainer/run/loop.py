@@ -22,8 +22,9 @@ _MAX_UNSEEN = 100  # loops whose metrics are held before they are looked at, whe
 class LossNotFinite(UserError):
     """Raised at the first look of the host that finds a loss, or a gradient, that is not finite.
 
-    Nothing was logged, evaluated or saved of it.  what: which of the two, and what it is.  step: of the look; it may
-    be of a step before.
+    Nothing was logged, evaluated or saved of it.
+    what: which of the two, and what it is.
+    step: of the look; it may be of a step before.
     """
 
     def __init__(self, what: str, step: int):

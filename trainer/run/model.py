@@ -1,6 +1,6 @@
 """Builds the model for the task's inputs, and sets what its normalisation layers do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -31,6 +31,36 @@ def assemble_model(
         for layer in _batch_norms(built):
             layer.synchronized = synchronize_batch_norm
     return built
+
+
+def layer_settings(model: keras.Model) -> dict[str, str]:
+    """{"4.Dropout": "rate=0.5"} of each layer, by place and class: two models may differ in these alone.
+
+    Names and seeds are left out, since Keras chooses new ones in each process. A layer without `get_config` shows no
+    settings.
+    """
+    found = {}
+    for place, layer in enumerate(layers_of(model)):
+        try:
+            config = layer.get_config()
+        except NotImplementedError:
+            config = {}
+        if "layers" not in config:  # else its settings are those of its layers, which come as well
+            found[f"{place}.{type(layer).__name__}"] = _in_short({**config, "dtype": layer.dtype_policy.name})
+    return found
+
+
+def _in_short(config) -> str:
+    """A config of Keras as text: objects as `Class(name=value)`, what is no plain value by its class alone."""
+    if isinstance(config, Mapping):
+        if "class_name" in config:
+            is_code = config["class_name"] == "__lambda__"  # bytes that hold the path of a file
+            return "lambda" if is_code else f"{config['class_name']}({_in_short(config.get('config') or {})})"
+        kept = {name: value for name, value in config.items() if name not in ("name", "seed", "trainable")}
+        return ", ".join(f"{name}={_in_short(value)}" for name, value in kept.items())
+    if isinstance(config, list | tuple):
+        return f"[{', '.join(map(_in_short, config))}]"
+    return str(config) if isinstance(config, str | bool | int | float | None) else type(config).__name__
 
 
 def refuse_empty_layers(model: keras.Model) -> None:
@@ -72,7 +102,8 @@ def freeze_batch_norm(
 ) -> dict[str, str]:
     """Puts every BatchNormalization none of whose variables is trained in inference mode, for good.
 
-    trained: the variables that are.  update_frozen_batch_norm: leaves those layers as they are, in training mode.
+    trained: the variables that are.
+    update_frozen_batch_norm: leaves those layers as they are, in training mode.
     Returns what was done, under a heading; nothing for a model without such layers.
 
     Else their statistics would follow the new data, while the weights around them stay.

@@ -29,7 +29,7 @@ def recover(
     on which checkpoints there are: a run that was interrupted has others. Afterwards the state is that of the
     step before it, so what is on record up to there stays true.
 
-    Returns the batches to go on with, and a sentence that tells of it. Every worker must call it.
+    Returns the batches to continue with, and a sentence that tells of it. Every worker must call it.
     after_step: called after each step that is made again.
 
     Raises `UserError` that names step, checkpoint and examples: with `on_nan = "stop"`, without a checkpoint, after
@@ -70,26 +70,26 @@ def recover(
     state.bad_batches.add(bad_batch)
     resume()
     batches = _make_again(built, train_loop, bad_step - 1, after_step)
-    return batches, f"{report} Back at step {bad_step - 1}, to go on without that batch."
+    return batches, f"{report} Back at step {bad_step - 1}, to continue without that batch."
 
 
 def _make_again(built: Built, train_loop: Callable, end: int, after_step: Callable[[], None]) -> StackedBatches:
     """Makes the steps from the state's to `end` without the batches that are known to be bad.
 
     One by one, as a loop does not say which of its steps was the first that is not finite: raises `LossNotFinite`.
-    Returns the batches to go on with.
+    Returns the batches to continue with.
     """
     state = built.state
     batches = worker_batches(built.settings, built.inputs, state.next_batch(), built.settings.intervals.steps_per_loop)
 
     def leave_out_bad():
         while state.next_batch() in state.bad_batches:
-            batches.run(lambda *unused: None, 1)
+            list(batches.take(1))
             state.leave_out_next()
 
     leave_out_bad()
     while state.current_step() < end:
-        finite_metrics(batches.run(train_loop, 1), state.current_step(), state.optimizer)
+        finite_metrics([train_loop(*steps) for steps in batches.take(1)], state.current_step(), state.optimizer)
         after_step()
         leave_out_bad()
     return batches

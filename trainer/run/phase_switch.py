@@ -42,7 +42,7 @@ class PhaseWatch:
         return {"phase": number + 1, "phase_began": began[number]}
 
     def decides_at(self, step: int, eval_every: int) -> bool:
-        """Whether the evaluation after `step` may begin a phase: one at the end of a run that may go on may not."""
+        """Whether the evaluation after `step` may begin a phase; none at the end of the run, which may be continued."""
         return bool(eval_every) and step % eval_every == 0 and waits_for_plateau(self._phases)
 
     def look_at(self, evaluation: Mapping[str, float]) -> None:

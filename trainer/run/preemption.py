@@ -14,8 +14,6 @@ from trainer.cluster.strategy import is_chief
 from trainer.errors import RunAgain
 from trainer.run.signals import StopSignals
 
-PREEMPTED_EXIT_STATUS = RunAgain.exit_status
-
 _SECONDS_BETWEEN_AGREEMENTS = 1.0
 _LAST_WORDS_SECONDS = 2.0  # a disk that hangs must not keep the process from leaving
 
@@ -100,7 +98,7 @@ class Preemption:
 
     def _leave_late(self) -> None:
         # Without a good-bye: other workers may wait for this one in a collective, and end as it is gone.
-        without_words = threading.Timer(_LAST_WORDS_SECONDS, os._exit, (PREEMPTED_EXIT_STATUS,))
+        without_words = threading.Timer(_LAST_WORDS_SECONDS, os._exit, (RunAgain.exit_status,))
         without_words.daemon = True
         without_words.start()
         checkpoint = self._last_checkpoint()
@@ -113,4 +111,4 @@ class Preemption:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(PREEMPTED_EXIT_STATUS)
+        os._exit(RunAgain.exit_status)

@@ -37,7 +37,8 @@ class Session:
 
     notes: what a person should know before the first step, by heading.
     identity: by which the same command, given again, recognises the run.
-    files, checkpoints, resume: None for a run that writes nothing.  resumed_step: None for a run that begins.
+    files, checkpoints, resume: None for a run that writes nothing.
+    resumed_step: None for a run that begins.
     """
 
     def __init__(
@@ -60,13 +61,10 @@ class Session:
         self._initial: dict[str, float] = {}
         self._final: dict[str, float] = {}
         self._new_steps = 0  # whose time is not counted yet
+        self._notes, self._identity = notes, identity
         strategy, state = built.inputs.strategy, self.state
         self._is_chief = is_chief(strategy)
-        # After a resume, which brings the step count that the warm-up begins at.
-        warm_up_again(state.optimizer, state.optimizer_step(0), self._settings.rewarmup_steps)
-        self._writer = start_files(built, files if self._is_chief else None, identity, resumed_step)
         self._progress = StepProgress(self._settings.num_steps, state.current_step(), visible=self._is_chief)
-        self._progress.say(describe_start(built, notes, resumed_step))
         self._phase_watch = PhaseWatch(state.optimizer, self._settings.finetune.phases, self._progress.say)
         self._evaluate_all = build_evaluate(strategy, state.model, self._task, self._settings.global_batch_size)
         self._split = self._eval_data.split_label if self._eval_data else ""
@@ -79,6 +77,7 @@ class Session:
         )
 
     def run(self) -> TrainResult:
+        self._begin()
         if self.state.current_step() == 0:
             self._evaluate_the_start()
         # From the state's step on, without the batches that the run has left out so far.
@@ -109,7 +108,7 @@ class Session:
 
         Nothing is read from the device here: to read its step count would wait for the loop.
         """
-        loops = self._batches.run(self._train_loop, num_steps)
+        loops = [self._train_loop(*steps) for steps in self._batches.take(num_steps)]
         self._progress.advance(end)
         return loops
 
@@ -133,6 +132,15 @@ class Session:
     def leave(self) -> None:
         """Saves what is there; the run ends before its last step."""
         self._guard(self._save)
+
+    def _begin(self) -> None:
+        """Writes and shows what the run starts from."""
+        state = self.state
+        # After a resume, which brings the step count that the warm-up begins at.
+        warm_up_again(state.optimizer, state.optimizer_step(0), self._settings.rewarmup_steps)
+        files = self._files if self._is_chief else None
+        self._writer = start_files(self._built, files, self._identity, self._resumed_step)
+        self._progress.say(describe_start(self._built, self._notes, self._resumed_step))
 
     def _evaluate_the_start(self) -> None:
         self._write_artifacts()
@@ -249,7 +257,7 @@ class Session:
         step = self.state.current_step()
         say(f"{'step' if finished else 'preempted at'} {step:<11} {_show(self._final)}")
         if not finished:
-            say("Run the same command again to go on from here.")
+            say("Run the same command again to resume from here.")
         if self._is_chief and files is not None:
             pictures = f"\nimages           {files.images}" if files.images.exists() else ""
             say(f"files            {files.path}\nplot             {files.summary_plot}{pictures}")

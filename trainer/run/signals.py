@@ -1,12 +1,27 @@
-"""Hears SIGTERM and SIGINT, also while the main thread is inside TensorFlow."""
+"""The one listener for SIGTERM and SIGINT, which also hears while the main thread is inside TensorFlow.
 
+phase                             listener                     first signal                second
+a command imports TensorFlow      launch.catch_early_signals   one line, 75 or 128 + n
+a command computes, no run        leaving_at_signals           one line, 75 or 128 + n
+a run trains, evaluates, saves    Preemption                   saves and leaves, 75        default action
+a comparison waits for members    run_members                  SIGTERM to each, 75         SIGKILL to each
+a command has its exit status     leaving_at_signals           ignores SIGTERM if it resumes
+
+The first row cannot be this module: `trainer` imports TensorFlow, which that phase waits for. `launch.local` never
+imports TensorFlow and passes signals on to its workers. 75 is the status of a command that resumes where it is run
+again; others end with 128 + the signal's number, as shells report it.
+"""
+
+import contextlib
 import ctypes
 import functools
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+from trainer.errors import RunAgain
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
@@ -71,6 +86,34 @@ class StopSignals:
             end_by(number)
         self.received_at = time.monotonic()
         self._on_first(number)
+
+
+@contextlib.contextmanager
+def leaving_at_signals(resumes: bool) -> Iterator[None]:
+    """A signal within ends the process at once with one line: nothing but the signal's own handling would be lost.
+
+    A run within has its own listener, which saves first. After the context the signals have their default actions,
+    except that a command that resumes ignores SIGTERM: its status is decided, and a supervisor that stops workers one
+    by one must not turn 0 or 75 into 143. If the process hangs at its end, SIGKILL or Ctrl-C ends it.
+    """
+    # The handlers of before belong to an earlier phase. Python runs no handler at its very end, where the default does.
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        with StopSignals(functools.partial(_leave, resumes)):
+            yield
+    finally:
+        if resumes:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _leave(resumes: bool, number: int) -> None:
+    message = f"regraft: Stopped by {signal.Signals(number).name}; nothing is left half-written."
+    message += " Run the same command again." if resumes else ""
+    # Past Python's buffers, whose lock the main thread may hold, and without the interpreter's clean end: workers that
+    # wait for this one in a collective end when it is gone.
+    os.write(2, f"{message}\n".encode())
+    os._exit(RunAgain.exit_status if resumes else 128 + number)
 
 
 def end_by(number: int) -> None:

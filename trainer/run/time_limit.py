@@ -22,7 +22,7 @@ class Deadline:
         clock: Callable[[], float] = time.monotonic,
         longest_loop_seconds: float = math.inf,
         started_at: float | None = None,
-        reserved_seconds: Callable[[], float] = float,
+        reserved_seconds: Callable[[], float] = lambda: 0.0,
     ):
         self._clock = clock
         self._longest_loop = longest_loop_seconds

@@ -54,10 +54,12 @@ def train(
     task: `supervised(...)`, `custom_loss(...)`, `style_transfer(...)`.
     optimizer: function that returns a Keras optimizer.
     train_data, eval_data: `tfds_data(...)`, a dict of arrays, or a finite `tf.data.Dataset` of dicts.
-    num_steps: optimizer updates in all.  global_batch_size: examples a step, over all replicas.
+    num_steps: optimizer updates in all.
+    global_batch_size: examples a step, over all replicas.
     restore: `Restore(...)`, or a path for short; None starts from random weights.
     model_dir: folder that the run writes; None for a run that writes nothing.
-    strategy: None for `build_strategy("auto")`.  seed: of fresh weights and of the order of the data.
+    strategy: None for `build_strategy("auto")`.
+    seed: of fresh weights and of the order of the data.
     finetune, step, intervals, saving, limits, invocation: see these classes, field by field.
 
     If `model_dir` holds this run's own checkpoint, the run is resumed and `restore` is not read.

@@ -20,9 +20,9 @@ _here = threading.local()  # MirroredStrategy traces every replica in a thread o
 def drawing(kind: str, num_rows: int) -> Iterator[None]:
     """Sets how the layers of Keras draw inside, in a replica's part of the train step.
 
-    kind: `per_replica` folds the replica's number into every seed, which Keras leaves the same on all
-      of them. `per_example` draws for the rows of all replicas and takes this replica's, so that masks
-      and noise are those of one replica, for N times the work of drawing.
+    kind: `per_replica` folds the replica's number into every seed, which Keras leaves the same on all of them.
+      `per_example` draws for the rows of all replicas and takes this replica's, so that masks and noise are those of
+      one replica, for N times the work of drawing.
     num_rows: examples in this replica's micro-batch.
 
     Numbers that a layer draws without Keras (`tf.random`) are its own affair, and so is noise on weights

@@ -51,12 +51,13 @@ def build_train_loop(
     They are of the last step, or of the first that is not finite, so that no place in a loop hides it. A gradient
     that a LossScaleOptimizer skips counts as finite; a loss does not, which no scale mends.
 
-    stack: of `batches`, several steps' inputs.  first, end: int32 scalar tensors: which of them to make;
+    stack: of `batches`, several steps' inputs.
+    first, end: int32 scalar tensors: which of them to make;
       loops of any length are one trace.
     random_numbers: what dropout and noise draw, see `randomness.drawing`.
     jit_compile: whether XLA compiles each replica's forward and backward pass; all-reduce and update stay outside.
-    update: "per_replica" makes it on every replica's own copies of the variables, "once"
-      makes it once and sends the result to all.
+    update: "per_replica" makes it on every replica's own copies of the variables, "once" makes it once and sends the
+      result to all.
 
     The loss is the mean over the *global* batch, `sum(loss * weight) / sum(weight)` over all
     replicas and micro-batches, so N replicas make the step that one replica makes. Gradients are

@@ -16,9 +16,9 @@ UPDATES = ("per_replica", "once")
 class Update:
     """Applies the gradients that every replica has after the all-reduce, in one of two ways.
 
-    update: "per_replica" lets every replica make the whole update on its own copies of the variables, as
-      those of PyTorch's DistributedDataParallel do (Li et al. 2020). "once" makes it once, outside of
-      `strategy.run`, and sends the new variables to all.
+    update: "per_replica" lets every replica make the whole update on its own copies of the variables, as those of
+      PyTorch's DistributedDataParallel do (Li et al. 2020). "once" makes it once, outside of `strategy.run`, and sends
+      the new variables to all.
 
     Keras' own way, `optimizer.apply` in `strategy.run`, clips before the sum, or sums again.
     An optimizer that keeps variables where no copy's twin can be made of them updates once; so does one on a

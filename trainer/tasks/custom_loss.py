@@ -74,8 +74,8 @@ def custom_loss(
 ) -> Task:
     """Trains a model by a loss that the user writes.
 
-    loss: (model, batch) -> the loss of each example, [batch, ...], or their mean, a scalar; it may
-      take a keyword `training`. It calls the model itself, and adds `model.losses` if it wants them.
+    loss: (model, batch) -> the loss of each example, [batch, ...], or their mean, a scalar; it may take a keyword
+      `training`. It calls the model itself, and adds `model.losses` if it wants them.
     inputs: as for `supervised`, to build the model's variables with.
     metrics: name -> function (model, batch) -> a value for each example, [batch].
     """

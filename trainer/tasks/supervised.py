@@ -71,7 +71,7 @@ class SupervisedTask(Task):
         ignored = self._loss.get_config().get("ignore_class")
         if ignored is not None:
             labels = labels[labels != ignored]
-        # TensorFlow would stop at such a label on a CPU, and go on with NaN on a GPU.
+        # TensorFlow would stop at such a label on a CPU, and continue with NaN on a GPU.
         if np.issubdtype(labels.dtype, np.number) and labels.size and not 0 <= labels.min() <= labels.max() < classes:
             raise UserError(
                 f"The labels {self._target!r} run from {labels.min()} to {labels.max()}, but the model has "
@@ -145,8 +145,8 @@ def supervised(
     target: feature to predict.
     metrics: name -> Keras metric class or builder, `{'accuracy': @SparseCategoricalAccuracy}`.
     sample_weight: name of a feature that weighs the examples, or None.
-    class_weight: class -> what its examples weigh in training, `{0: 1.0, 1: 5.0}`; classes left out weigh 1. The
-      target is the class, or one number for each class. Evaluations weigh all classes alike, as those of Keras do.
+    class_weight: class -> what its examples weigh in training, `{0: 1.0, 1: 5.0}`; classes left out weigh 1. The target
+      is the class, or one number for each class. Evaluations weigh all classes alike, as those of Keras do.
 
     The loss is sum(loss * weight) / sum(weight); examples that the loss itself leaves out, as by `ignore_class`,
     weigh nothing.

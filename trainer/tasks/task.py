@@ -55,7 +55,8 @@ class Task:
     def write_artifacts(self, model, data, folder: Path, step: int) -> None:
         """Writes what is to be looked at, such as pictures; called on the chief with each evaluation.
 
-        data: completed.  folder: may not be there yet. A resumed run calls it for the same step again.
+        data: completed.
+        folder: may not be there yet. A resumed run calls it for the same step again.
         """
 
     def loss(self, model, batch, weight, training: bool) -> tuple[tf.Tensor, tf.Tensor]:

@@ -40,8 +40,8 @@ def transfer_state(
     """Fills a new, built optimizer with what is carried over from the checkpoint's; call in the strategy's scope.
 
     policy: "step" or "slots", see `Restore.optimizer_state`.
-    report: of the restore that filled the model; the optimizer's entries that
-    are read here are noted in it.  row_rules: the patterns of `grow` and `copy_rows`.
+    report: of the restore that filled the model; the optimizer's entries that are read here are noted in it.
+    row_rules: the patterns of `grow` and `copy_rows`.
 
     Everything is tested before a variable changes, and every replica's copy compared with the file afterwards.
     Raises `UserError` for a carry that has no meaning, for slots that are not finite, and for a schedule that

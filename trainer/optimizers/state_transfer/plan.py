@@ -1,4 +1,4 @@
-"""Decides, without touching a variable, which slots of a checkpoint go on in which slots of the new optimizer."""
+"""Decides, without touching a variable, which slots of a checkpoint continue in which slots of the new optimizer."""
 
 import dataclasses
 from collections.abc import Collection
@@ -15,7 +15,9 @@ from trainer.restore.source import CheckpointSource, Entry, SavedOptimizer, Slot
 
 @dataclasses.dataclass(frozen=True)
 class SlotPlan:
-    """pairs: (record, the new optimizer's variable, the file's entry).  source: the old optimizer's class."""
+    """pairs: (record, the new optimizer's variable, the file's entry).
+    source: the old optimizer's class.
+    """
 
     source: str
     pairs: list[tuple[CarriedSlot, keras.Variable, Entry]]
@@ -56,7 +58,8 @@ def plan_slots(
 ) -> SlotPlan:
     """Pairs the slots by what they mean and by the variables that they belong to, never by position.
 
-    optimizer: built, and not one that wraps another.  count: the entry of the old one's step count.
+    optimizer: built, and not one that wraps another.
+    count: the entry of the old one's step count.
     report: of the restore, whose pairing of variables holds here.
     row_rules: the rules by which only some rows of a variable were restored.
     Raises `UserError` for a carry that has no meaning, and where the file does not say whose a slot is.

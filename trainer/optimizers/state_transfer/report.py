@@ -9,7 +9,8 @@ _MAX_NAMES = 6
 class CarriedSlot:
     """A slot that is carried over.
 
-    key: of the file.  checksum: of its bytes there, with which the copy of every replica was compared.
+    key: of the file.
+    checksum: of its bytes there, with which the copy of every replica was compared.
     """
 
     variable: str
@@ -41,9 +42,12 @@ class LeftEntry:
 class StateTransfer:
     """Report on the old optimizer's state.
 
-    source: class of the optimizer in the file, "" where only its step count is taken.  target: that of the new one.
-    step: the step count that is carried over.  notes: what a person should know of it.
-    entries_read: of the file's optimizer.  replicas_verified: on how many replicas each was compared with the file.
+    source: class of the optimizer in the file, "" where only its step count is taken.
+    target: that of the new one.
+    step: the step count that is carried over.
+    notes: what a person should know of it.
+    entries_read: of the file's optimizer.
+    replicas_verified: on how many replicas each was compared with the file.
     first_learning_rate: the rate of the first update, after any warm-up of `warmup_steps`.
     """
 
@@ -74,7 +78,7 @@ class StateTransfer:
             *_grouped("left behind", [(record.why, record.key) for record in self.left]),
             f"first update     learning rate {self.first_learning_rate:g}"
             + (f", warmed up over {self.warmup_steps} steps" if self.warmup_steps else "")
-            + "; schedules go on with the step count",
+            + "; schedules continue from the step count",
         ]
         return "\n".join(lines + [f"note             {note}" for note in self.notes])
 

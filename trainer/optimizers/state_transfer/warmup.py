@@ -9,7 +9,8 @@ from trainer.cluster.replicas import first_value
 class RewarmedRate(keras.optimizers.schedules.LearningRateSchedule):
     """`rate` times (n + 1) / warmup_steps in the n-th update after `start`, and `rate` from then on.
 
-    rate: a schedule, a function of nothing, or a number.  start: the step count that was taken over.
+    rate: a schedule, a function of nothing, or a number.
+    start: the step count that was taken over.
     """
 
     def __init__(self, rate, start: int, warmup_steps: int):

@@ -67,7 +67,8 @@ def pairs_by_order(
 
 @dataclasses.dataclass(frozen=True)
 class _Fit:
-    """A list that fits. pairs: of weights that have no entry yet.  others: its entries for what is no weight."""
+    """A list that fits. pairs: of weights that have no entry yet.
+    others: its entries for what is no weight."""
 
     listed: NumberedList
     pairs: Pairs
@@ -117,7 +118,8 @@ def _several(fits: list[_Fit], source: CheckpointSource, ignore: Sequence[str]) 
 class _Search:
     """Lays lists of the file beside lists of the model.
 
-    named: the weights by id of variable.  older: names in Keras 2 by id of variable, where they differ.
+    named: the weights by id of variable.
+    older: names in Keras 2 by id of variable, where they differ.
     """
 
     tree: LiveNode

@@ -49,7 +49,8 @@ def pairs_by_class(
 ) -> Pairs:
     """Pairs of layers without a given name, in each class of which either side has as many and all fit.
 
-    named: pairs that are settled.  fits: whether two layers could be the same.
+    named: pairs that are settled.
+    fits: whether two layers could be the same.
     """
     taken = {id(part) for pair in named for part in pair}
     mine, others = dict[str, list[LiveNode]](), dict[str, list[Node]]()

@@ -31,11 +31,12 @@ class Match:
     """The object of the checkpoint that fits the model best.
 
     names: each entry that is not an optimizer's -> its name from that object, or from the file's top.
-    pairs: id of a model's variable -> entry.  by_rename: the ids that a rename rule led to.
+    pairs: id of a model's variable -> entry.
+    by_rename: the ids that a rename rule led to.
     moved: entries that a rule renamed; they go where the rule says or nowhere.
     ways: how the walk paired an entry.
-    twins: entries that stand where a variable would be a second time, as wrappers write that of their layer ->
-      the entry that the variable takes.
+    twins: entries that stand where a variable would be a second time, as wrappers write that of their layer -> the
+      entry that the variable takes.
     disputed: ids of variables in layers whose place in some object and whose number disagree, so that neither counts.
     outside: where the user named a root, the entries that it does not lead to.
     """

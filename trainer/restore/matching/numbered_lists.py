@@ -21,10 +21,11 @@ _LAYERS = "the layers in their order"
 class NumberedList:
     """Entries in the order of their numbers.
 
-    place: path of the list.  is_object: whether an object of the file stands there, which `root` can name.
+    place: path of the list.
+    is_object: whether an object of the file stands there, which `root` can name.
     pattern: regex that the names of its entries, and of no other ones, begin with.
-    names: each entry's name in the writer's program, "" where the file has a number only. All are "" where
-      none of their leaves is a name in the model: the writer, Keras 1 for one, called things otherwise.
+    names: each entry's name in the writer's program, "" where the file has a number only. All are "" where none of
+      their leaves is a name in the model: the writer, Keras 1 for one, called things otherwise.
     """
 
     place: str

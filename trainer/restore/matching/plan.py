@@ -31,7 +31,10 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """report: what would happen.  pairs: the weights that are to be filled.  fills: tables that are to be filled."""
+    """report: what would happen.
+    pairs: the weights that are to be filled.
+    fills: tables that are to be filled.
+    """
 
     report: RestoreReport
     pairs: list[Pair]

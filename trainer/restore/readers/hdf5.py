@@ -33,12 +33,13 @@ class Group:
 
 
 class Hdf5File:
-    """An open file, looked over once. `top`: its tree of groups.  groups: each by its path, "" for the top.
+    """An open file, looked over once. `top`: its tree of groups.
+    groups: each by its path, "" for the top.
 
     entries: each dataset once.
 
-    name: what errors call it.  Raises what h5py raises for a damaged file, and `RestoreError` for one
-    that is not to be trusted.
+    name: what errors call it.  Raises what h5py raises for a damaged file, and `RestoreError` for one that is not to be
+      trusted.
     """
 
     def __init__(self, content: FileRange, name: str):

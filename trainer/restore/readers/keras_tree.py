@@ -155,8 +155,8 @@ def _are_scalars(group: Group) -> bool:
 def name_groups(group: Group, description: object) -> None:
     """Sets `keras_name` on the `vars` groups of a model's layers, where the file has none, as Keras 3 writes it.
 
-    description: the model's part of `config.json`, `{"class_name": ..., "config": {"layers": [...]}}`. Both
-      sides list the layers in one order, so that the second Dense of the config is `dense_1` in the weights.
+    description: the model's part of `config.json`, `{"class_name": ..., "config": {"layers": [...]}}`. Both sides list
+      the layers in one order, so that the second Dense of the config is `dense_1` in the weights.
     """
     lists = [group.groups[name] for name in LAYER_LISTS if name in group.groups]
     times: Counter[str] = Counter()

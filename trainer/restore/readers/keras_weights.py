@@ -188,7 +188,8 @@ class KerasArchiveSource(KerasWeightsSource):
 def _open_shards(index: str | bytes, name: str, open_file: Callable[[str], Hdf5File]) -> list[Hdf5File]:
     """The files that the index names, once each and in its order; each must hold what the index says.
 
-    name: of the index, for errors.  open_file: opens a file that lies beside the index.
+    name: of the index, for errors.
+    open_file: opens a file that lies beside the index.
     """
     places = _places(index, name)
     files = {

@@ -81,8 +81,8 @@ def _expect_shallow(graph: trackable_object_graph_pb2.TrackableObjectGraph) -> N
 def name_layers(nodes: Iterable[Node]) -> None:
     """Sets `keras_name` on the layers of each Functional and Sequential model, and makes them children by it.
 
-    nodes: all objects of the file, with the labels of their entries set.  A layer whose name the scopes do not
-      tell, or that shares it with another layer of the model, keeps its number only.
+    nodes: all objects of the file, with the labels of their entries set.  A layer whose name the scopes do not tell, or
+      that shares it with another layer of the model, keeps its number only.
     """
     for model in nodes:
         layers = model.in_order()

@@ -199,7 +199,8 @@ def _holds_optimizers(name: str, node: Node) -> bool:
 def plain_optimizers(nodes: list[Node], slots: list[Node]) -> list[Node]:
     """The objects that are optimizers of other libraries or of a user, as a `tf.Module` with lists `m` and `v`.
 
-    nodes: all objects of a file.  slots: those that the file calls slot variables.
+    nodes: all objects of a file.
+    slots: those that the file calls slot variables.
     Such an optimizer holds scalars and lists of slots and no other object. It has lists of known names and a step
     counter, or is called an optimizer. The slots have the shapes of weights that stand elsewhere in the file, which
     tells it from a model with lists `m` and `v`.

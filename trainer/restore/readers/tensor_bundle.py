@@ -33,7 +33,10 @@ _CRC_BYTES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """file: the data shard's path.  offset, size: in bytes.  crc32c: of those bytes."""
+    """file: the data shard's path.
+    offset, size: in bytes.
+    crc32c: of those bytes.
+    """
 
     file: str
     offset: int
@@ -56,7 +59,9 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """place: where its bytes are in one piece.  parts: where they are in several, which fill it exactly."""
+    """place: where its bytes are in one piece.
+    parts: where they are in several, which fill it exactly.
+    """
 
     shape: tuple[int, ...]
     dtype: tf.DType
@@ -66,7 +71,9 @@ class StoredTensor:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """tensors: by their names, which are fit to be shown.  byte_order: `<` or `>`."""
+    """tensors: by their names, which are fit to be shown.
+    byte_order: `<` or `>`.
+    """
 
     tensors: dict[str, StoredTensor]
     byte_order: str

@@ -229,7 +229,8 @@ def checkpoint_states(
 ) -> list[LayerState]:
     """The state of layers that is no variable, as far as the files at `prefix` have it.
 
-    stored: the tensors of the checkpoint.  load: gives one of them.
+    stored: the tensors of the checkpoint.
+    load: gives one of them.
     Tables whose contents are constants of the program are in no checkpoint.
     """
     if _OWN in stored:

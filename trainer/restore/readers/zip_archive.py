@@ -35,7 +35,8 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then the lengths of the 
 class Archive:
     """An open zip archive, all of whose members were found bearable. Raises `RestoreError` or one of `damage`.
 
-    names: of its members, without folders.  names_read: of those that were opened as files.
+    names: of its members, without folders.
+    names_read: of those that were opened as files.
     """
 
     # What `zipfile` raises besides OSError, ValueError and RuntimeError.

@@ -33,7 +33,8 @@ _WHERE_FROM = (
 class Vgg19:
     """The convolutions of VGG19 as plain tensors: nothing trains them, and no checkpoint of a run holds them.
 
-    arrays: {layer: (kernel [3, 3, in, out], bias [out])}, float32.  pooling: "average" or "max".
+    arrays: {layer: (kernel [3, 3, in, out], bias [out])}, float32.
+    pooling: "average" or "max".
     description: where the weights are from, for a person.
 
     Activations are scaled layer by layer, so that over the two photographs that scikit-learn ships their mean is 1.
@@ -56,7 +57,8 @@ class Vgg19:
     def features(self, pictures: tf.Tensor, layers: Sequence[str]) -> dict[str, tf.Tensor]:
         """{layer: [batch, height, width, channels]}, after the ReLU, scaled.
 
-        pictures: [batch, height, width, 3] float32, RGB from 0 to 1.  layers: of `LAYERS`.
+        pictures: [batch, height, width, 3] float32, RGB from 0 to 1.
+        layers: of `LAYERS`.
         """
         return {layer: seen * self._scales[layer] for layer, seen in self._activations(pictures, layers).items()}
 
@@ -93,8 +95,8 @@ class Vgg19:
 def vgg19(weights: str | None = None, random_weights: bool = False, pooling: str = "average", seed: int = 0) -> Vgg19:
     """A VGG19 to see with.
 
-    weights: a file of its weights, in any format that can be restored, with or without the classifier on top;
-      nothing is downloaded.
+    weights: a file of its weights, in any format that can be restored, with or without the classifier on top; nothing
+      is downloaded.
     random_weights: says outright that weights drawn at random are meant. They see colours, edges and textures, not
       things, and the pictures are weaker.
     pooling: between the blocks, "average" as the paper recommends for pictures, or "max" as it was trained.

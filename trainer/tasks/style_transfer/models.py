@@ -99,8 +99,8 @@ def trained_images(contents: Sequence[str], size: int = 128, start: str = "noise
     """Pictures that are trained pixel by pixel (Gatys et al. 2016).
 
     contents, size: as `target_images` has them.
-    start: "noise", drawn by the run's seed, or "content", the photographs themselves, whose content loss is 0 to
-      begin with.
+    start: "noise", drawn by the run's seed, or "content", the photographs themselves, whose content loss is 0 to begin
+      with.
     """
     check_photographs("trained_images.contents", contents)
     if start not in ("noise", "content"):
@@ -115,6 +115,7 @@ def trained_images(contents: Sequence[str], size: int = 128, start: str = "noise
 def transform_network(width: int = 16, num_blocks: int = 3) -> keras.Model:
     """A network that gives photographs a style in one pass (Johnson et al. 2016).
 
-    width: channels of the first convolution; the paper has 32.  num_blocks: residual blocks; the paper has 5.
+    width: channels of the first convolution; the paper has 32.
+    num_blocks: residual blocks; the paper has 5.
     """
     return TransformNetwork(width, num_blocks)
