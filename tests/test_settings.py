@@ -231,6 +231,7 @@ def test_a_settings_class_in_a_scope_is_found_by_every_command():
 def test_a_path_in_place_of_restore_has_the_rules_of_the_config_and_none_has_none():
     parse_config([], ["train.restore = None", "train.seed = 3"])
     assert settings_of("restore", "rename", "root") == {"rename": (), "root": None}
+    gin.clear_config()
     parse_config([], ["train.restore = 'path'", "train.seed = 3", "Restore.rename = [('b', 'c')]"])
     assert settings_of("restore", "rename", "root") == {"rename": [("b", "c")], "root": None}
     assert as_restore("path") == trainer.Restore("path", rename=[("b", "c")])
