@@ -423,9 +423,10 @@ def test_a_keras_applications_model_trains_on_two_replicas():
     data = {"x": RANDOM.uniform(size=[8, 32, 32, 3]), "label": RANDOM.integers(0, 3, 8)}
     task = trainer.supervised(loss=keras.losses.SparseCategoricalCrossentropy(), inputs="x", target="label")
     result = train(
-        model=mobile_net, train_data=data, task=task, global_batch_size=8, num_steps=2, strategy=make_strategy(2)
-    )
-    assert result.step == 2 and len(result.model.weights) > 100
+        model=mobile_net, train_data=data, task=task, global_batch_size=8, num_steps=1, strategy=make_strategy(2),
+        eval_data=None,
+    )  # fmt: skip
+    assert result.step == 1 and len(result.model.weights) > 100
 
 
 def test_other_data_of_the_same_size_make_another_run_and_what_a_task_computes_of_them_does_not(tmp_path, monkeypatch):

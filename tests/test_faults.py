@@ -1,6 +1,6 @@
 """Whatever hits a run, the same command again ends with the bits of a run that nothing hit.
 
-`make test-resume` (--fault-table) prints what was done and the largest difference; it kills at 20 moments, not 3,
+`make test-resume` (--fault-table) prints what was done and the largest difference; it kills at 20 moments, not 2,
 and runs more cases.
 """
 
@@ -35,7 +35,7 @@ SETUPS = {
 @pytest.fixture(scope="module")
 def moments(request) -> int:
     """How often each kind of run is killed before its end."""
-    return 20 if request.config.getoption("--fault-table") else 3
+    return 20 if request.config.getoption("--fault-table") else 2
 
 
 @pytest.fixture(scope="module")
@@ -250,14 +250,8 @@ def wait_until_slow(path, processes, times=3) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    "numbers",
-    [
-        (signal.SIGTERM, signal.SIGTERM),
-        (signal.SIGTERM, signal.SIGINT),
-    ],
-)
-def test_a_second_signal_leaves_at_once_from_inside_a_device_loop(tmp_path, half, numbers, num_steps, same_bits):
+def test_a_second_signal_leaves_at_once_from_inside_a_device_loop(tmp_path, half, num_steps, same_bits):
+    numbers = signal.SIGTERM, signal.SIGINT
     shutil.copytree(half, tmp_path / "run")
     before = saved(tmp_path / "run")
     one_loop = [f"--gin_param=Intervals.{name} = 0" for name in ("log_every", "eval_every", "checkpoint_every")]

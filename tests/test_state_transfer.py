@@ -215,12 +215,9 @@ def second_epoch_first() -> dict[str, np.ndarray]:
     ("name", "replicas"),
     [
         ("Adam", 1),
-        full("Adam", 2),
         full("AMSGrad", 1),
-        full("Nadam", 2),
         full("SGD nesterov", 2),
         full("RMSprop with all", 1),
-        full("Adamax", 1),
     ],
 )
 def test_a_run_and_a_carry_end_with_the_bits_of_one_run_of_both_lengths(name, replicas, tmp_path):

@@ -194,7 +194,7 @@ def compare_one_and_two_replicas(what):
     weights = []
     for replicas in (1, 2):
         result = run(
-            None, lambda: keras.optimizers.SGD(rate, momentum=0.9), num_steps=5, contents=[CHINA, FLOWER] * 2,
+            None, lambda: keras.optimizers.SGD(rate, momentum=0.9), num_steps=2, contents=[CHINA, FLOWER] * 2,
             model=model, task=style_transfer(inputs=inputs), strategy=make_strategy(replicas),
         )  # fmt: skip
         assert result.final_metrics["loss"] < result.initial_metrics["loss"]
