@@ -1,4 +1,4 @@
-"""Lists everything that a config can bind, with its parameters and their defaults.
+"""Lists everything that a config can bind, with its parameters, their defaults and what it does.
 
 python -m launch.configurables [WORD...] [--gin_file=F]
 
@@ -17,7 +17,7 @@ flags.adopt_module_key_flags(command_line)
 
 def main(words: list[str]) -> None:
     import trainer  # noqa: F401  registers what the library makes bindable
-    from trainer.config import configurables, register_keras
+    from trainer.config import configurables, register_keras, summary_of
     from trainer.errors import UserError
     from trainer.suggest import nearest
 
@@ -35,6 +35,8 @@ def main(words: list[str]) -> None:
         raise UserError(f"Nothing that can be bound has {words[0]!r} in its name.{nearest(words[0], names)}")
     for selector, parameters in chosen:
         print(f"{selector}({parameters})")
+        if summary := summary_of(selector):
+            print(f"    {summary}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ flags.DEFINE_float("timeout_seconds", 0.0, "With --continuous: end when no new o
 def main() -> None:
     import trainer  # noqa: F401  registers what the library makes bindable
     from trainer.config import bindings_of, settings_of
+    from trainer.data.data import as_data
     from trainer.errors import UserError
     from trainer.run import evaluate_checkpoint
 
@@ -41,6 +42,7 @@ def main() -> None:
     rules = settings_of("restore", "rename", "ignore", "match", "root")
     if bound["eval_data"] is None:
         raise UserError("The config has no evaluation data: set EVAL_DATA.")
+    bound["eval_data"] = as_data(bound["eval_data"], "EVAL_DATA")
     if flags.FLAGS.continuous:
         return _follow(bound, strategy)
     report, metrics = evaluate_checkpoint.load_and_evaluate(

@@ -95,9 +95,10 @@ def test_configurables_lists_names_with_their_defaults_and_takes_words():
     done = run_command("launch.configurables", "sgd", "tfds_data")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 4 and lines[1] == "    Gradient descent (with momentum) optimizer."
     assert lines[0].startswith("keras.optimizers.SGD(learning_rate=0.01, momentum=0.0, nesterov=False")
-    assert lines[1].startswith("pipeline.tfds_data(tfds_name, split, ") and "download=False" in lines[1]
+    assert lines[2].startswith("pipeline.tfds_data(tfds_name, split, ") and "download=False" in lines[2]
+    assert lines[3] == "    A split of a TFDS data set."
 
 
 def test_configurables_lists_what_a_config_imports_and_the_nearest_of_an_unknown_word():

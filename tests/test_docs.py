@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from array_record.python import array_record_module
 from commands import REPOSITORY, run_command
 from conftest import make_strategy
 
@@ -86,6 +87,7 @@ def folder(tmp_path_factory):
     checkpoint = path / "checkpoint"
     for name, text in FILES.items():
         (path / name).write_text(text.replace("/path/to/checkpoint", str(checkpoint)))
+    _make_data(path)
     sys.path.insert(0, str(path))
     model, optimizer = importlib.import_module("my_models").my_model(), keras.optimizers.Adam()
     sys.path.remove(str(path))
@@ -93,6 +95,29 @@ def folder(tmp_path_factory):
     optimizer.build(model.trainable_variables)
     tf.train.Checkpoint(model=model, optimizer=optimizer).save(str(checkpoint / "ckpt"))
     return path
+
+
+def _make_data(path: Path) -> None:
+    """The photographs, examples and table that the page on data speaks of; small."""
+    (path / "people.csv").write_text("age,height,label\n20,1.5,cat\n31,1.6,dog\n42,1.7,cat\n53,1.8,dog\n")
+    (path / "examples").mkdir()
+    written = []
+    for number in range(50):
+        (path / f"photos/{number % 10}").mkdir(parents=True, exist_ok=True)
+        image = tf.fill([8, 8, 1], tf.cast(number, tf.uint8))
+        (path / f"photos/{number % 10}/{number}.png").write_bytes(tf.io.encode_png(image).numpy())
+        features = {
+            "image": tf.train.Feature(float_list=tf.train.FloatList(value=[number / 50] * 64)),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 10])),
+        }
+        written.append(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    with tf.io.TFRecordWriter(str(path / "examples/all.tfrecord")) as writer:
+        for example in written:
+            writer.write(example)
+    writer = array_record_module.ArrayRecordWriter(str(path / "examples/all.array_record"), "group_size:1")
+    for example in written:
+        writer.write(example)
+    writer.close()
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ class Diary(Session):
         self.state = new_train_state(model, build_optimizer(optimizer, model.trainable_variables))
         self.entries, self.stop_at, self.losses, self.grad_norms = [], stop_at, losses or {}, grad_norms or {}
         self._writer, self._split, self._new_steps = self, "test", 0
+        self._built = types.SimpleNamespace(changing_weights=lambda: model.weights)
         self._preemption = types.SimpleNamespace(next_steps=self.agreed_steps)
 
     def train(self, num_steps, end):
@@ -247,7 +248,7 @@ def test_making_steps_waits_for_nothing_on_the_device():
             raise AssertionError("to read the step count would wait until the device has made the steps")
 
     session, shown = object.__new__(Session), []
-    session.state, session._train_loop = State(), None
-    session._batches = types.SimpleNamespace(run=lambda train_loop, count: [{"of": count}])
+    session.state, session._train_loop = State(), lambda stack, first, end: {stack: end - first}
+    session._batches = types.SimpleNamespace(take=lambda count: [("first", 2, 4), ("second", 0, count - 2)])
     session._progress = types.SimpleNamespace(advance=shown.append)
-    assert session.train(3, 13) == [{"of": 3}] and shown == [13]
+    assert session.train(3, 13) == [{"first": 2}, {"second": 1}] and shown == [13]

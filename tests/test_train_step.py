@@ -127,7 +127,7 @@ def collectives_in_step(accumulation_steps: int) -> int:
     try:
         stacks = ones(8)
         loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 8, stacks, accumulation_steps)
-        stacks.run(loop, 1)
+        [loop(*steps) for steps in stacks.take(1)]
     finally:
         tf.distribute.ReplicaContext.all_reduce = original
     return len(reductions)
@@ -234,7 +234,8 @@ def test_two_optimizers_take_turns_on_one_model_in_one_process(strategy):
     for build, expected in ((lambda: keras.optimizers.SGD(1.0), 1.0), (lambda: keras.optimizers.Adam(1.0), 2.0)):
         with strategy.scope():
             state = new_train_state(model, build_optimizer(build, model.trainable_variables))
-        stacks.run(build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2, stacks), 1)
+        loop = build_train_loop(strategy, state, pull_task(), model.trainable_variables, 2, stacks)
+        [loop(*steps) for steps in stacks.take(1)]
         assert value_of(model.w) == pytest.approx(expected, abs=1e-5)
 
 

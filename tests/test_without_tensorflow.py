@@ -37,7 +37,7 @@ def watched(module: str, *arguments: str) -> tuple[int, str, bool]:
         ("cluster", [], 0, "No cluster"),
         ("local", ["--", "--strategy=tpu"], 2, "launch.local sets"),
         ("report", [], 2, "--model_dir is missing"),
-        ("report", ["--model_dir=nowhere"], 2, "holds no finished run"),
+        ("report", ["--model_dir=nowhere"], 2, "holds no run that has ended"),
     ],
 )
 def test_a_command_that_computes_nothing_imports_no_tensorflow(module, arguments, status, said):
@@ -55,7 +55,7 @@ def test_a_file_that_is_no_summary_is_one_message(tmp_path, text):
 
 def test_a_metric_that_is_mistyped_is_named_whatever_its_case(tmp_path):
     metrics = {"initial_metrics": {"loss": 1.0}, "final_metrics": {"loss": 0.5}}
-    summary = {"init_checkpoint": None, "optimizer": "SGD", "step": 3, **metrics}
+    summary = {"init_checkpoint": None, "optimizer": "SGD", "step": 3, "num_steps": 3, "finished": True, **metrics}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     status, said, _ = watched("report", f"--model_dir={tmp_path}", "--metric=LOSS")
     assert status == 2 and "Did you mean 'loss'?" in said

@@ -1,7 +1,13 @@
 """Regraft: restore the weights, replace the optimizer, and prove both."""
 
 from trainer import comparison, models  # what they define becomes bindable by gin
-from trainer.data.data import in_memory, resize_image, scale_image, tfds_data
+from trainer.data.augment import keras_layers
+from trainer.data.data import in_memory
+from trainer.data.example_files import array_record, records
+from trainer.data.image_folder import image_folder
+from trainer.data.mixture import balanced, mixture
+from trainer.data.table import table
+from trainer.data.tfds_data import resize_image, scale_image, tfds_data
 from trainer.errors import UserError
 from trainer.optimizers.groups import group
 from trainer.optimizers.lora import lora
@@ -27,22 +33,29 @@ __all__ = [
     "Step",
     "TrainResult",
     "UserError",
+    "array_record",
+    "balanced",
     "comparison",
     "custom_loss",
     "group",
+    "image_folder",
     "in_memory",
     "inverse_square_root",
+    "keras_layers",
     "lora",
+    "mixture",
     "models",
     "one_cycle",
     "phase",
     "plateau",
+    "records",
     "resize_image",
     "restore_weights",
     "scale_image",
     "style_transfer",
     "supervised",
     "swats",
+    "table",
     "target_images",
     "tfds_data",
     "train",

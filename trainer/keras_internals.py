@@ -4,10 +4,15 @@ Keras 3 has no public way to any of them. All use of its private names is here o
 (`GroupedOptimizer`, `PhasedOptimizer`). `check` names the first one that an upgrade has changed.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
+import tensorflow as tf
+
+#: The base class of the layers that change images, random or not.
+IMAGE_LAYER: type = keras.layers.RandomFlip.__base__
 
 #: The module by whose functions every random layer and every function of `keras.random` draws.
 RANDOM = keras.src.backend.random
@@ -35,6 +40,8 @@ def check() -> None:
             f"Keras {keras.__version__} draws random numbers by other functions: {names}. Each has "
             f"to be given a replica's own numbers, see trainer/step/randomness.py and {__file__}."
         )
+    if IMAGE_LAYER in (keras.Layer, object) or not issubclass(keras.layers.Resizing, IMAGE_LAYER):
+        raise RuntimeError(f"Keras {keras.__version__}: image layers have another base class; see {__file__}.")
     for owner, name in ((keras.optimizers.Optimizer, UPDATE_STEP), (keras.Layer, "_flatten_layers")):
         if not hasattr(owner, name):
             raise RuntimeError(f"Keras {keras.__version__}: {owner.__name__} has no {name} any more; see {__file__}.")
@@ -53,6 +60,34 @@ def own_variables(layer: keras.Layer) -> list[keras.Variable]:
 def sub_layers(layer: keras.Layer) -> list[keras.Layer]:
     """All layers inside, at any depth, without the layer itself."""
     return list(layer._flatten_layers(include_self=False))
+
+
+class _GivenSeeds(keras.random.SeedGenerator):
+    """Draws seeds from a tensor, [2] int64, in place of a variable that is counted up."""
+
+    def __init__(self, seed):
+        # Not `super().__init__`, which makes a variable.
+        self._given, self._count = seed, 0
+
+    def next(self, ordered: bool = True):
+        self._count += 1
+        mixed = tf.random.experimental.stateless_fold_in(self._given, self._count)
+        return tf.cast(tf.bitwise.bitwise_and(mixed, 2**31 - 1), tf.int32)
+
+
+@contextlib.contextmanager
+def drawing_from(layer: keras.Layer, seed) -> Iterator[None]:
+    """A random layer that is called within draws from `seed`, [2] int64, not from its own generator."""
+    own = layer.__dict__.get("generator")
+    if own is None:  # nothing is drawn
+        yield
+        return
+    # Past Keras' attribute tracking, which would make the stand-in a part of the layer.
+    layer.__dict__["generator"] = _GivenSeeds(seed)
+    try:
+        yield
+    finally:
+        layer.__dict__["generator"] = own
 
 
 def step_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:

@@ -27,8 +27,9 @@ import tensorflow as tf  # noqa: E402
 from spread import median_and_spread  # noqa: E402
 
 from trainer.data.batches import train_batches  # noqa: E402
-from trainer.data.data import Data, in_memory, scale_image  # noqa: E402
+from trainer.data.data import Data, in_memory  # noqa: E402
 from trainer.data.order import epoch_order  # noqa: E402
+from trainer.data.tfds_data import scale_image  # noqa: E402
 from trainer.data.tfrecords import Records  # noqa: E402
 
 NUM_IMAGES = 512

@@ -1,6 +1,6 @@
 """Sums over all replicas, and a variable's value on each replica of this process."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -27,11 +27,21 @@ def each_replica_value(variable) -> Iterator[np.ndarray]:
     variable: of Keras or of TensorFlow. Read copy by copy: `int(v)` and `np.array(v)` fail on variables that are
       mirrored, and a plain read would show the first replica's only.
     """
-    raw = getattr(variable, "value", variable)
-    raw = variable if callable(raw) else raw  # tf.Variable.value is a method, keras.Variable.value a property
-    for copy in getattr(raw, "values", None) or (raw,):
+    for copy in _copies(variable):
         # Not `.numpy()`, which copies once more where the value is in this machine's memory already.
         yield np.asarray(copy.read_value())
+
+
+def _copies(variable) -> Sequence[tf.Variable]:
+    raw = getattr(variable, "value", variable)
+    raw = variable if callable(raw) else raw  # tf.Variable.value is a method, keras.Variable.value a property
+    return getattr(raw, "values", None) or (raw,)
+
+
+def is_finite(variable) -> bool:
+    """Whether all its numbers are finite, on the first local replica; only the answer leaves the device."""
+    value = _copies(variable)[0].read_value()
+    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
 
 
 def replica_values(variable) -> list[np.ndarray]:

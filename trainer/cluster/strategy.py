@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainer.cluster.rendezvous import RollCall
 from trainer.cluster.tf_config import cluster_workers
 from trainer.cluster.tpu import names_tpu, tpu_strategy
+from trainer.config import gin_tables
 from trainer.config.settings import may_change
 from trainer.errors import UserError
 from trainer.suggest import nearest
@@ -150,8 +151,18 @@ def _split_cpu(count: int) -> None:
         if present != count:
             raise UserError(
                 f"--virtual_devices={count} came too late: TensorFlow has already set up {present} CPU "
-                "device(s) in this process. Ask for them before anything else uses TensorFlow."
+                f"device(s) in this process. {_who_was_first()}"
             ) from error
+
+
+def _who_was_first() -> str:
+    modules = gin_tables.imported_modules()
+    if not modules:
+        return "Ask for them before anything else uses TensorFlow."
+    return (
+        f"An import line of the config may have done so ({', '.join(modules)}): a module that makes a tensor, a layer "
+        "or a model while it is imported. Move that into a function."
+    )
 
 
 def _one_device() -> tf.distribute.Strategy:

@@ -178,6 +178,13 @@ def configurables() -> list[tuple[str, str]]:
     ]
 
 
+def summary_of(selector: str) -> str:
+    """The first sentence of what a configurable's docstring says; "" where it has none."""
+    text = inspect.getdoc(gin_tables.configurable(selector).wrapped) or ""
+    first = " ".join(text.partition("\n\n")[0].split())
+    return re.split(r"(?<=[.:]) ", first)[0]
+
+
 def _is_by_flag(selector: str) -> bool:
     declared = DECLARED.get(selector.rpartition(".")[2])
     return declared is not None and declared.by_flag

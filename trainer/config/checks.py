@@ -160,7 +160,7 @@ def _unused_scopes(gin_params: Sequence[str]) -> Iterator[str]:
     # Of a member that has none of its own, the member's name is the slip.
     known = used | {member for member in members if bindings_in(member)}
     # A module of the user's may open a scope in Python, unseen here.
-    typed = set() if gin_tables.imports_modules() else {name.rpartition("/")[0] for name in gin_params}
+    typed = set() if gin_tables.imported_modules() else {name.rpartition("/")[0] for name in gin_params}
     for (scope, selector), bindings in gin_tables.bindings().items():
         inner = without_member(scope, members)[1]
         if not inner or selector == MACRO or any(f"{other}/".startswith(f"{inner}/") for other in used):
@@ -177,7 +177,7 @@ def _unused_scopes(gin_params: Sequence[str]) -> Iterator[str]:
 def _unused_names(gin_params: Sequence[str]) -> Iterator[str]:
     entries = [selector for _, selector in gin_tables.bindings() if selector == COMPARE or _is_run(selector)]
     # A module of the user's may call anything from Python, unseen here.
-    if not entries or gin_tables.imports_modules():
+    if not entries or gin_tables.imported_modules():
         return
     reached = _reachable(entries, gin_tables.bindings())
     selectors, macros_used = {selector for _, selector in reached}, {scope for scope, each in reached if each == MACRO}

@@ -71,9 +71,9 @@ def selectors() -> list[str]:
     return [selector for selector, _ in _gin._REGISTRY.items()]
 
 
-def imports_modules() -> bool:
-    """Whether the config imports modules, which may use what no binding refers to."""
-    return bool(_gin._IMPORTS)
+def imported_modules() -> list[str]:
+    """The modules of the config's import lines, which may use what no binding refers to."""
+    return sorted({statement.module for statement in _gin._IMPORTS})
 
 
 def is_reference(value) -> bool:

@@ -1,4 +1,4 @@
-"""Makes every Keras optimizer, schedule, loss, metric and application bindable by its own name."""
+"""Makes every Keras optimizer, schedule, loss, metric, image layer and application bindable by its own name."""
 
 import functools
 import inspect
@@ -8,6 +8,7 @@ import gin
 import keras
 
 from trainer.errors import UserError
+from trainer.keras_internals import IMAGE_LAYER
 
 _KINDS: tuple[tuple[object, str, type], ...] = (
     (keras.optimizers, "keras.optimizers", keras.optimizers.Optimizer),
@@ -18,6 +19,7 @@ _KINDS: tuple[tuple[object, str, type], ...] = (
     ),
     (keras.losses, "keras.losses", keras.losses.Loss),
     (keras.metrics, "keras.metrics", keras.metrics.Metric),
+    (keras.layers, "keras.layers", IMAGE_LAYER),
 )
 
 _builders: set[Callable] = set()
@@ -31,7 +33,7 @@ def register_keras() -> None:
     name is the loss's and the metric wants its module in front (`metrics.MeanSquaredError`). What
     gin builds are true Keras objects.
     A `keras.applications` model has `weights=None` unless bound: its weights come from
-    `Restore.checkpoint`, and nothing is downloaded behind anybody's back.
+    `Restore.checkpoint`, and nothing is downloaded without a line of the config.
     """
     for namespace, module, base in _KINDS:
         for name in dir(namespace):

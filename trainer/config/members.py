@@ -116,7 +116,7 @@ def text_of(member: str, seed: int, with_source_data: bool = False) -> str:
     if with_source_data and "source_data" in compared:
         config["", COMPARE] = {"source_data": compared["source_data"]}
     _set_seed(config, seed)
-    used = _scopes_led_to(config) if not gin_tables.imports_modules() else None
+    used = _scopes_led_to(config) if not gin_tables.imported_modules() else None
     lines = [line for line in gin.config_str().splitlines() if line.startswith(("import ", "from "))]
     for (scope, selector), bindings in config.items():
         # Of a scope that only the source data lead to nothing is left in a run without them.
@@ -134,7 +134,7 @@ def member_config(member: str) -> dict[tuple[str, str], dict]:
     }
     for key, bindings in _own(member).items():
         config.setdefault(key, {}).update(bindings)
-    if gin_tables.imports_modules():  # a module of the user's may open a scope in Python, unseen here
+    if gin_tables.imported_modules():  # a module of the user's may open a scope in Python, unseen here
         return config
     # What is left of one that is no member any more would make the run another one.
     used = _scopes_led_to(config)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.augment import augmented, draw_seeds
 from trainer.data.autograph import as_it_is
 from trainer.data.data import Data
-from trainer.data.order import index_stack, numbers_in_blocks
+from trainer.data.order import numbers_in_blocks
 from trainer.data.step_batches import DrawnAhead, StackedBatches
 from trainer.errors import UserError
 
@@ -62,41 +63,59 @@ def train_batches(
     examples' numbers. Else a stack holds the batches themselves: of `steps_per_loop` steps, for which the
     device waits, or fewer where that were above 4 MB; one step where shapes vary.
     """
-    part = _part(global_batch_size, num_workers, worker_index, accumulation_steps)
-    if data.examples is None:
+    part = worker_rows(global_batch_size, num_workers, worker_index, accumulation_steps)
+    if not data.is_indexed:
         dataset = _streamed_batches(data, global_batch_size, seed, start_step)
         if len(part) < global_batch_size:
             dataset = dataset.map(as_it_is(lambda batch: tf.nest.map_structure(lambda x: tf.gather(x, part), batch)))
         if data.records is not None:
             # After the part is taken: no worker decodes what is another's.
             dataset = dataset.map(as_it_is(data.records.decoder()), tf.data.AUTOTUNE, deterministic=True)
+        if data.augment is not None:
+            seeds = _seeds_of_streamed(data, global_batch_size, seed, start_step, part)
+            change = as_it_is(functools.partial(augmented, data.augment))
+            dataset = tf.data.Dataset.zip(dataset, seeds).map(change, tf.data.AUTOTUNE, deterministic=True)
         steps = _steps_per_stack(dataset.element_spec, len(part), steps_per_loop)
         if data.preprocess is not None:
             steps = min(steps, _steps_per_stack(data.batch_spec, len(part), steps_per_loop))
         # A copy less where a stack is one step.
         dataset = dataset.batch(steps, drop_remainder=True) if steps > 1 else dataset.map(as_it_is(_as_stack))
     else:
-        tensors = data.tensors
-        by_number = data.preprocess is None
+        by_number = data.preprocess is None and data.augment is None and data.examples is not None
         if by_number:
             steps = _steps_per_stack({"number": tf.TensorSpec([None], tf.int64)}, len(part), _MAX_STEPS_PER_STACK)
         else:
             steps = _steps_per_stack(data.batch_spec, len(part), steps_per_loop)
 
-        def numbers_from(step) -> np.ndarray:
+        def draw(step) -> tuple[np.ndarray, np.ndarray]:
+            """This worker's part of the draws: numbers and times, [steps, part]."""
+            drawn = data.draw(seed, int(step) * global_batch_size, steps * global_batch_size)
             # Not by subscript, which leaves the rows lying across: TensorFlow would turn them while a step waits.
-            return index_stack(data.num_examples, global_batch_size, seed, steps, int(step)).take(part, axis=1)
+            numbers, times = (each.reshape(steps, global_batch_size).take(part, axis=1) for each in drawn)
+            return numbers, times
 
         spec = tf.TensorSpec([steps, len(part)], tf.int64)
         if by_number:
-            stacks = DrawnAhead(numbers_from, spec, itertools.count(start_step, steps))
+            tensors = data.tensors
+            stacks = DrawnAhead(lambda step: draw(step)[0], spec, itertools.count(start_step, steps))
             return StackedBatches(stacks, lambda numbers: (_look_up(tensors, numbers), None))
 
-        def look_up(step):
-            numbers = tf.numpy_function(numbers_from, [step], tf.int64, stateful=False)
-            return _look_up(tensors, tf.ensure_shape(numbers, spec.shape))
+        needs_seeds = data.augment is not None or data.read is not None
 
-        dataset = tf.data.Dataset.counter(start_step, steps, dtype=tf.int64).map(as_it_is(look_up))
+        def draw_with_seeds(step) -> tuple[np.ndarray, ...]:
+            numbers, times = draw(step)
+            return (numbers, draw_seeds(seed, numbers, times)) if needs_seeds else (numbers,)
+
+        def look_up(step):
+            dtypes = [tf.int64, tf.int64] if needs_seeds else [tf.int64]
+            numbers, *seeds = tf.numpy_function(draw_with_seeds, [step], dtypes, stateful=False)
+            seeds = [tf.ensure_shape(each, spec.shape.concatenate([2])) for each in seeds]
+            return data.look_up(tf.ensure_shape(numbers, spec.shape), *seeds)
+
+        dataset = tf.data.Dataset.counter(start_step, steps, dtype=tf.int64)
+        # What is in memory is looked up sooner than another thread is woken.
+        at_a_time = None if data.examples is not None and data.augment is None else tf.data.AUTOTUNE
+        dataset = dataset.map(as_it_is(look_up), at_a_time, deterministic=True if at_a_time else None)
     if data.preprocess is not None:
         preprocess = as_it_is(functools.partial(_preprocess_stack, data, steps))
         dataset = dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
@@ -111,6 +130,26 @@ def _streamed_batches(data: Data, batch_size: int, seed: int, start_step: int) -
     dataset = _shuffled(data.stream(), data, seed)
     # Before any map: what is skipped need not be computed.
     return dataset.skip(start_step * batch_size).batch(batch_size, drop_remainder=True)
+
+
+def _seeds_of_streamed(data: Data, batch_size: int, seed: int, start_step: int, part) -> tf.data.Dataset:
+    """[len(part), 2] int64 of each batch from `start_step` on: the seeds by which its examples are augmented."""
+
+    def seeds_of(step, numbers=None) -> np.ndarray:
+        positions = int(step) * batch_size + np.arange(batch_size)
+        if numbers is None:
+            numbers = batch_numbers(data, batch_size, seed, int(step))
+        return draw_seeds(seed, numbers, positions // data.num_examples)[part]
+
+    def as_tensor(*given):
+        return tf.ensure_shape(tf.numpy_function(seeds_of, given, tf.int64, stateful=False), [len(part), 2])
+
+    steps = tf.data.Dataset.counter(start_step, dtype=tf.int64)
+    if data.records is None:
+        # Shuffled as the examples are, beside them: to begin again at each step would read over all before it.
+        numbers = _shuffled(tf.data.Dataset.range(data.num_examples), data, seed).skip(start_step * batch_size)
+        return tf.data.Dataset.zip(steps, numbers.batch(batch_size)).map(as_it_is(as_tensor))
+    return steps.map(as_it_is(as_tensor))
 
 
 def _shuffled(dataset: tf.data.Dataset, data: Data, seed: int) -> tf.data.Dataset:
@@ -131,9 +170,9 @@ def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index
     Yields (batch, weight): feature -> [batch_size / num_workers, ...], and [same] float32. The last batch
     is filled up to `batch_size` with copies of its first example, whose weight is 0, so that every batch has one shape.
     """
-    part = _part(batch_size, num_workers, worker_index)
+    part = worker_rows(batch_size, num_workers, worker_index)
     steps = -(-data.num_examples // batch_size)
-    if data.examples is None:
+    if not data.is_indexed:
         filled = _stored_batches(data, batch_size).map(as_it_is(functools.partial(_fill_up, batch_size)))
         dataset = filled.map(as_it_is(lambda *pair: tf.nest.map_structure(lambda x: tf.gather(x, part), pair)))
         if data.records is not None:
@@ -146,7 +185,8 @@ def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index
         real = (positions < data.num_examples).astype(np.float32)
         indices = np.where(real > 0, positions, positions[:, :1])[:, part]
         weights = tf.data.Dataset.from_tensor_slices(real[:, part])
-        batches = tf.data.Dataset.from_tensor_slices(indices).map(as_it_is(functools.partial(_look_up, data.tensors)))
+        at_a_time = None if data.examples is not None else tf.data.AUTOTUNE
+        batches = tf.data.Dataset.from_tensor_slices(indices).map(as_it_is(data.look_up), at_a_time)
         dataset = tf.data.Dataset.zip(batches, weights)
     if data.preprocess is not None:
         preprocess = as_it_is(lambda batch, weight: (data.preprocessed(batch), weight))
@@ -157,8 +197,8 @@ def eval_batches(data: Data, batch_size: int, num_workers: int = 1, worker_index
 def batch_numbers(data: Data, global_batch_size: int, seed: int, batch: int) -> np.ndarray:
     """[global_batch_size] int64: which examples, in stored order, make up a global batch; none of them is read."""
     start = batch * global_batch_size
-    if data.examples is not None:
-        return index_stack(data.num_examples, global_batch_size, seed, 1, batch)[0]
+    if data.is_indexed:
+        return data.draw(seed, start, global_batch_size)[0]
     if data.records is not None:
         return numbers_in_blocks(data.num_examples, data.shuffle_buffer, seed, start, global_batch_size)
     # Shuffling looks at no element: numbers in their place come in the same order.
@@ -206,6 +246,6 @@ def _fill_up(batch_size: int, batch):
     return tf.nest.map_structure(lambda value: tf.gather(value, chosen), batch), tf.cast(real, tf.float32)
 
 
-def _part(batch_size: int, num_workers: int, worker_index: int, accumulation_steps: int = 1) -> np.ndarray:
+def worker_rows(batch_size: int, num_workers: int, worker_index: int, accumulation_steps: int = 1) -> np.ndarray:
     """Which rows of a global batch a worker takes: its part of each micro-batch."""
     return np.arange(batch_size).reshape(accumulation_steps, num_workers, -1)[:, worker_index].ravel()

@@ -4,13 +4,17 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import gin
+import google_crc32c
 import numpy as np
 import tensorflow as tf
 
-from trainer.config.settings import may_change
+from trainer.data.augment import augmented
 from trainer.data.autograph import as_it_is, in_graph
+from trainer.data.features import flat
+from trainer.data.order import Order, Shuffled
 from trainer.data.tfrecords import Records, unreadable
 from trainer.errors import UserError
 
@@ -27,7 +31,14 @@ class Data:
     examples: feature name -> [num_examples, ...] in memory, or None if they are streamed.
     stream: makes a fresh `tf.data.Dataset` over one epoch of single examples in stored order, or None.
     records: of a stream that is made of record files: the same examples, from anywhere on; else None.
+    read: (numbers, seeds) -> examples: reads them by number, in a graph, where they are not in memory. numbers is
+      [rows] int64, seeds as `look_up` has them; returns feature -> [rows, ...]. Else None.
     preprocess: batch -> batch, a vectorised TensorFlow function applied after batching, or None.
+    augment: (example, seed) -> example, applied to each example that is drawn for training, or None; see
+      `trainer.data.augment`.
+    order: of the draws of training, where it is not `Shuffled`.
+    contents: a text by which the same data are recognised, where they are read by number.
+    find_faults: returns a clause for each file that cannot be read, for people; None where no file is read.
     """
 
     name: str
@@ -36,8 +47,44 @@ class Data:
     examples: Mapping[str, np.ndarray] | None = None
     stream: Callable[[], tf.data.Dataset] | None = None
     records: Records | None = None
+    read: Callable | None = None
     preprocess: Callable | None = None
+    augment: Callable | None = None
+    order: Order | None = None
+    contents: str = ""
+    find_faults: Callable[[], list[str]] | None = None
     shuffle_buffer: int = 10_000
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether any example is reached by its number, in memory or by `read`."""
+        return self.examples is not None or self.read is not None
+
+    def draw(self, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """What training draws from the `start`-th draw on, see `Order.draw`; of indexed data."""
+        return (self.order or Shuffled(self.num_examples)).draw(seed, start, count)
+
+    def look_up(self, numbers, seeds=None) -> dict[str, tf.Tensor]:
+        """Indexed examples by number, not preprocessed: feature -> [*numbers.shape, ...].
+
+        numbers: int64 of a static rank.
+        seeds: [*numbers.shape, 2] int64, by which each example is augmented; None for the examples as they are.
+        """
+        outer = tf.shape(numbers, tf.int64)
+        rows, seeds = tf.reshape(numbers, [-1]), None if seeds is None else tf.reshape(seeds, [-1, 2])
+        if self.examples is not None:
+            batch = {key: tf.gather(value, rows) for key, value in self.tensors.items()}
+        else:
+            assert self.read is not None
+            batch = self.read(rows, seeds)
+        if seeds is not None and self.augment is not None:
+            batch = augmented(self.augment, batch, seeds)
+
+        def in_shape(value):
+            whole = tf.reshape(value, tf.concat([outer, tf.shape(value, tf.int64)[1:]], axis=0))
+            return tf.ensure_shape(whole, numbers.shape.concatenate(value.shape[1:]))
+
+        return batch if numbers.shape.rank == 1 else {key: in_shape(value) for key, value in batch.items()}
 
     @property
     def label(self) -> str:
@@ -64,11 +111,17 @@ class Data:
         except tf.errors.OpError as error:
             suspected = isinstance(error, _FILE_ERRORS) or _CUT_OFF in error.message
             faults = unreadable(self.records.segments) if suspected and self.records is not None else []
+            if self.find_faults is not None:
+                faults = self.find_faults()
             if not faults:
                 raise
             raise UserError(
-                f"The data {self.label} cannot be read: {'; '.join(faults)}. Bring the file back, or delete the "
-                "folder and prepare the data set again."
+                f"The data {self.label} cannot be read: {'; '.join(faults[:8])}. "
+                + (
+                    "Mend or remove it."
+                    if self.records is None
+                    else "Bring the file back, or delete the folder and prepare the data set again."
+                )
             ) from error
 
     def elements(self, dataset: Iterable) -> Iterator:
@@ -83,12 +136,41 @@ class Data:
 
     @functools.cached_property
     def batch_spec(self) -> dict[str, tf.TensorSpec]:
-        """Specs of a preprocessed batch, the batch dimension None."""
+        """Specs of a batch of training, augmented and preprocessed, the batch dimension None."""
         few = self
         if self.examples is not None:  # two tell as much as all, which need not be copied for it
             examples = {key: value[:2] for key, value in self.examples.items()}
             few = dataclasses.replace(self, examples=examples, num_examples=min(self.num_examples, 2))
-        return few.in_stored_order().batch(2).map(as_it_is(self.preprocessed)).element_spec
+        if few.read is not None:
+            batches = tf.data.Dataset.range(2).batch(2).map(as_it_is(few.look_up))
+        else:
+            batches = few.in_stored_order().batch(2)
+
+        def as_trained(batch):
+            if self.augment is not None:
+                rows = tf.shape(tf.nest.flatten(batch)[0])[0]
+                batch = augmented(self.augment, batch, tf.zeros([rows, 2], tf.int64))
+            return self.preprocessed(batch)
+
+        return batches.map(as_it_is(as_trained)).element_spec
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Name and size, and a checksum of what is in memory, or of names and sizes of the files."""
+        if self.examples is not None:
+            total = google_crc32c.Checksum()
+            for key, values in sorted(self.examples.items()):
+                total.update(f"{key} {values.dtype} {values.shape}".encode())
+                as_object = values.dtype == object
+                total.update(repr(values.tolist()).encode() if as_object else np.ascontiguousarray(values).tobytes())
+            seen = f"CRC-32C {total.hexdigest().decode()}"
+        elif self.read is not None:
+            seen = self.contents
+        elif self.records is not None:
+            seen = self.records.fingerprint()
+        else:
+            seen = f"{self.batch_spec}".replace("\n", " ")
+        return f"{self.label}, {self.num_examples} examples, {seen}"
 
     def in_stored_order(self) -> tf.data.Dataset:
         """One epoch of single examples, not preprocessed."""
@@ -101,84 +183,59 @@ class Data:
     def tensors(self) -> dict[str, tf.Tensor]:
         """`examples` on the host, copied once: every evaluation gathers from them."""
         assert self.examples is not None
-        with tf.device("/CPU:0"):
+        # Out of the graph that may be traced here: the tensors are kept, the graph is not.
+        with tf.init_scope(), tf.device("/CPU:0"):
             return {key: tf.constant(value) for key, value in self.examples.items()}
 
 
 @gin.register(module="pipeline")
-def in_memory(examples, name: str = "in_memory", preprocess: Callable | None = None) -> Data:
-    """Data given outright: `examples` maps feature names to equally long lists or arrays."""
+def in_memory(
+    examples, name: str = "in_memory", preprocess: Callable | None = None, augment: Callable | None = None
+) -> Data:
+    """Data given outright.
+
+    examples: feature name -> list or array, [num_examples, ...]; nested dicts are named by path, `objects/box`.
+    name: for people.
+    preprocess: batch -> batch, applied to every batch.
+    augment: (example, seed) -> example, applied to each example that training draws; see `trainer.data.augment`.
+    """
     if not isinstance(examples, Mapping):
         raise UserError(f"in_memory.examples maps feature names to lists or arrays; it is {type(examples).__name__}.")
-    arrays = {key: _as_array(key, value) for key, value in examples.items()}
+    arrays = {key: _as_array(key, value) for key, value in flat(examples).items()}
     sizes = {key: len(value) for key, value in arrays.items()}
     if not arrays or len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
         raise UserError(f"in_memory.examples needs features of one length above 0; here are {sizes}.")
-    return Data(name, next(iter(sizes.values())), examples=arrays, preprocess=preprocess)
+    return Data(name, next(iter(sizes.values())), examples=arrays, preprocess=preprocess, augment=augment)
 
 
-may_change("tfds_data", "download", "data_dir")
-
-
-@gin.register(module="pipeline")
-def tfds_data(
-    tfds_name: str,
-    split: str,
-    data_dir: str | None = None,
-    download: bool = False,
-    features: list[str] | None = None,
-    prepare: Callable | None = None,
-    preprocess: Callable | None = None,
-    memory_limit_bytes: int = 2**30,
-    shuffle_buffer: int = 10_000,
-) -> Data:
-    """A split of a TFDS data set.
-
-    tfds_name: as TFDS spells it, `mnist` or `handwritten_digits/rotated`.
-    split: `train`, `train[:80%]`, ...
-    data_dir: where it is prepared; None is TFDS' own default.
-    download: whether it may be fetched over the network when it is not prepared there.
-    features: which features to keep; None keeps all but strings, which no accelerator takes.
-    prepare: example -> example, applied once, before caching (decode, resize to one shape).
-    preprocess: batch -> batch, applied to every batch (cast, normalise).
-    memory_limit_bytes: a split that is larger once decoded is streamed, in blocks of `shuffle_buffer` examples that
-      come in another order each epoch, as do the examples of a block (see `Records`).
-
-    Raises `UserError` for an unknown name (naming the nearest), an unknown split or feature, and a
-    data set that is not there and would need the network.
-    """
-    # Here: TensorFlow Datasets takes longer to import than a small model to its first step.
-    from trainer.data.tfds import in_memory_bytes, open_split
-
-    dataset, records, num_examples, label = open_split(tfds_name, split, data_dir, download, features, prepare)
-    size_bytes = in_memory_bytes(dataset, num_examples)
-    if size_bytes is None:
-        raise UserError(
-            f"{label}: its examples have different shapes ({_show(dataset.element_spec)}) and cannot be batched. "
-            "Bind tfds_data.prepare to a function that brings them to one, e.g. @resize_image."
-        )
-    streamed = Data(
-        tfds_name, num_examples, split, stream=lambda: dataset, records=records, preprocess=preprocess,
-        shuffle_buffer=shuffle_buffer,
-    )  # fmt: skip
-    if size_bytes > memory_limit_bytes:
-        return streamed
-    chunks = list(streamed.elements(dataset.batch(1024)))
+def loaded(data: Data, memory_limit_bytes: int) -> Data:
+    """The same data in memory, or as they are where they take more than the limit or have no one shape."""
+    if data.read is not None:
+        batches = tf.data.Dataset.range(data.num_examples).batch(256)
+        batches = batches.map(as_it_is(data.look_up), tf.data.AUTOTUNE, deterministic=True)
+        example: Any = {key: tf.TensorSpec(spec.shape[1:], spec.dtype) for key, spec in batches.element_spec.items()}
+    else:
+        assert data.stream is not None
+        example, batches = data.stream().element_spec, data.stream().batch(1024)
+    size_bytes = in_memory_bytes(example, data.num_examples)
+    if size_bytes is None or size_bytes > memory_limit_bytes:
+        return data
+    chunks = list(data.elements(batches))
     arrays = {key: np.concatenate([chunk[key].numpy() for chunk in chunks]) for key in chunks[0]}
-    return Data(tfds_name, num_examples, split, arrays, preprocess=preprocess)
+    return Data(
+        data.name, data.num_examples, data.split, arrays, preprocess=data.preprocess, augment=data.augment,
+        order=data.order,
+    )  # fmt: skip
 
 
-@gin.register(module="pipeline")
-def scale_image(batch, key: str = "image"):
-    """Turns uint8 pixels 0 to 255 into float32 0 to 1."""
-    return {**batch, key: tf.cast(batch[key], tf.float32) / 255.0}
-
-
-@gin.register(module="pipeline")
-def resize_image(example, height: int, width: int, key: str = "image"):
-    """Brings an image to one size, as uint8; for `tfds_data.prepare`."""
-    image = tf.image.resize(example[key], [height, width], antialias=True)
-    return {**example, key: tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)}
+def in_memory_bytes(element_spec, num_examples: int) -> int | None:
+    """Decoded size of all examples, or None if their shapes differ."""
+    size = 0
+    for spec in tf.nest.flatten(element_spec):
+        if not isinstance(spec, tf.TensorSpec) or not spec.shape.is_fully_defined():
+            return None
+        size += spec.shape.num_elements() * spec.dtype.size
+    return size * num_examples
 
 
 def as_data(data, what: str) -> Data:
@@ -196,10 +253,15 @@ def as_data(data, what: str) -> Data:
                 f"{what}: the size of the tf.data.Dataset must be known and above 0, and is {size}; "
                 "use assert_cardinality, not repeat."
             )
-        nested = [key for key, spec in data.element_spec.items() if not isinstance(spec, tf.TensorSpec)]
-        if nested:
-            raise UserError(f"{what}: the feature {nested[0]!r} is not a tensor; features must not be nested.")
-        return Data(what, size, stream=lambda: data)
+        features = flat(data.element_spec)
+        other = [path for path, spec in features.items() if not isinstance(spec, tf.TensorSpec)]
+        if other:
+            raise UserError(
+                f"{what}: the feature {other[0]!r} is no tensor but {type(features[other[0]]).__name__}; bring it to "
+                "one shape first, e.g. by to_tensor(shape=...)."
+            )
+        by_path = data.map(as_it_is(flat)) if features.keys() != data.element_spec.keys() else data
+        return Data(what, size, stream=lambda: by_path)
     raise UserError(
         f"{what} must be a dict of arrays, a tf.data.Dataset of dicts, or made by tfds_data(); "
         f"it is {type(data).__name__}."
@@ -212,7 +274,3 @@ def _as_array(key: str, value) -> np.ndarray:
     except ValueError as error:
         raise UserError(f"The feature {key!r} is not an array: its examples have different shapes.") from error
     return array.astype(np.float32) if array.dtype == np.float64 else array
-
-
-def _show(element_spec) -> str:
-    return ", ".join(f"{key} {spec.dtype.name}{spec.shape}" for key, spec in element_spec.items())

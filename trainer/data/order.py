@@ -1,8 +1,77 @@
 """Which examples come when: a pure function of seed and position."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
+
+_MIXED_BLOCK = 1024  # draws of a mixture that share one permutation
+
+
+class Order(Protocol):
+    """The order in which a run draws examples, without end."""
+
+    def draw(self, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The run's draws from the `start`-th on: ([count] numbers, [count] how often each was drawn before); int64."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled:
+    """Every example once an epoch, each epoch in another order."""
+
+    num_examples: int
+
+    def draw(self, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        times = (start + np.arange(count)) // self.num_examples
+        return shuffled_numbers(self.num_examples, seed, start, count), times
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixed:
+    """Draws from several groups of examples by weight; within a group, every example once an epoch of the group.
+
+    sizes: of the groups; their examples are numbered one group after the other.
+    weights: of the groups, positive; they need not add up to 1.
+    members: [sum of sizes] the number of each example, where the groups do not lie one after the other; else None.
+
+    Of any stretch of draws from the start, each group has its share, rounded. Draws come in blocks, whose shares are
+    found by arithmetic and whose sequence of groups is a permutation by (seed, block): any position is found at once.
+    """
+
+    sizes: Sequence[int]
+    weights: Sequence[float]
+    members: np.ndarray | None = None
+
+    def draw(self, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        numbers, times = np.empty(count, np.int64), np.empty(count, np.int64)
+        filled = 0
+        while filled < count:
+            block, offset = divmod(start + filled, _MIXED_BLOCK)
+            drawn = [part[offset : offset + count - filled] for part in _mixed_block(self, seed, block)]
+            numbers[filled : filled + drawn[0].size], times[filled : filled + drawn[0].size] = drawn
+            filled += drawn[0].size
+        return numbers, times
+
+    def drawn_before(self, block: int) -> np.ndarray:
+        """How many draws of each group come before a block."""
+        shares = np.cumsum(self.weights) / np.sum(self.weights)
+        return np.diff(np.floor(block * _MIXED_BLOCK * shares + 0.5).astype(np.int64), prepend=0)
+
+
+@functools.lru_cache(maxsize=4)
+def _mixed_block(mixed: Mixed, seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    first, last = mixed.drawn_before(block), mixed.drawn_before(block + 1)
+    starts = np.cumsum([0, *mixed.sizes])
+    groups = np.repeat(np.arange(len(mixed.sizes)), last - first)[block_order(_MIXED_BLOCK, seed, 0, block)]
+    numbers, times = np.empty(_MIXED_BLOCK, np.int64), np.empty(_MIXED_BLOCK, np.int64)
+    for group, (begin, end, size) in enumerate(zip(first, last, mixed.sizes, strict=True)):
+        # Groups of one size must not come in one order, nor in that of a run with the next seed.
+        chosen = shuffled_numbers(size, seed + (group + 1) * 2**32, int(begin), int(end - begin))
+        numbers[groups == group] = starts[group] + chosen
+        times[groups == group] = np.arange(begin, end) // size
+    return (numbers if mixed.members is None else mixed.members[numbers]), times
 
 
 @functools.lru_cache(maxsize=4)
@@ -12,16 +81,16 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return generator.permutation(num_examples)
 
 
-def index_stack(num_examples: int, global_batch_size: int, seed: int, steps: int, first_step: int) -> np.ndarray:
-    """[steps, global_batch_size] int64: which examples the steps from `first_step` on take."""
-    indices = np.empty(steps * global_batch_size, np.int64)
+def shuffled_numbers(num_examples: int, seed: int, start: int, count: int) -> np.ndarray:
+    """[count] int64: which examples come from the run's `start`-th draw on, epoch after epoch."""
+    numbers = np.empty(count, np.int64)
     filled = 0
-    while filled < indices.size:
-        epoch, offset = divmod(first_step * global_batch_size + filled, num_examples)
-        chosen = epoch_order(num_examples, seed, epoch)[offset : offset + indices.size - filled]
-        indices[filled : filled + chosen.size] = chosen
+    while filled < count:
+        epoch, offset = divmod(start + filled, num_examples)
+        chosen = epoch_order(num_examples, seed, epoch)[offset : offset + count - filled]
+        numbers[filled : filled + chosen.size] = chosen
         filled += chosen.size
-    return indices.reshape(steps, global_batch_size)
+    return numbers
 
 
 def block_order(num_examples: int, seed: int, epoch: int, block: int) -> np.ndarray:

@@ -12,7 +12,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import trainer.data.handwritten_digits  # noqa: F401  registers it with TFDS
-from trainer.data.autograph import in_graph
+from trainer.data.autograph import as_it_is, in_graph
+from trainer.data.features import flat, pick
 from trainer.data.tfrecords import Records
 from trainer.errors import UserError
 from trainer.suggest import nearest
@@ -45,32 +46,21 @@ def open_split(
     # A fixed order is the ground that exact resume stands on.
     dataset = builder.as_dataset(split=split, shuffle_files=False)
     kept = _kept_features(label, dataset.element_spec, features)
-    dataset = dataset.map(lambda example: {key: example[key] for key in kept})
-    if prepare is not None:
-        dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    finish = functools.partial(_finish, kept, prepare)
+    dataset = dataset.map(as_it_is(finish), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     records = None
     if builder.info.file_format is tfds.core.FileFormat.TFRECORD:
         records = Records(
             [(os.fspath(part.filename), part.skip, part.take) for part in found.file_instructions],
-            functools.partial(_decode, builder.info.features, kept, prepare),
+            lambda record: finish(builder.info.features.deserialize_example(record)),
         )
     return dataset, records, found.num_examples, label
 
 
-def _decode(features, kept: list[str], prepare: Callable | None, serialized):
-    example = features.deserialize_example(serialized)
-    example = {key: example[key] for key in kept}
-    return example if prepare is None else in_graph(prepare)(example)
-
-
-def in_memory_bytes(dataset: tf.data.Dataset, num_examples: int) -> int | None:
-    """Decoded size of all examples, or None if their shapes differ."""
-    size = 0
-    for spec in tf.nest.flatten(dataset.element_spec):
-        if not isinstance(spec, tf.TensorSpec) or not spec.shape.is_fully_defined():
-            return None
-        size += spec.shape.num_elements() * spec.dtype.size
-    return size * num_examples
+def _finish(kept: list[str], prepare: Callable | None, example):
+    """`prepare` gets the features nested, as TFDS has them; from there on each is named by its path."""
+    example = pick(example, kept)
+    return flat(example if prepare is None else in_graph(prepare)(example))
 
 
 def _prepared_builder(name: str, data_dir: str | None, download: bool):
@@ -173,12 +163,15 @@ def _one_at_a_time(data_dir):
 
 
 def _kept_features(label: str, element_spec, features: list[str] | None) -> list[str]:
+    """Paths of the features to keep; of one that holds others, all of them are."""
     if not isinstance(element_spec, dict):
         raise UserError(f"{label}: examples must be dicts of features, not {element_spec}.")
+    known = flat(element_spec)
     if features is None:
-        return [key for key, spec in element_spec.items() if getattr(spec, "dtype", None) != tf.string]
-    unknown = [key for key in features if key not in element_spec]
+        return [path for path, spec in known.items() if getattr(spec, "dtype", None) != tf.string]
+    chosen = {name: [path for path in known if path == name or path.startswith(f"{name}/")] for name in features}
+    unknown = [name for name, paths in chosen.items() if not paths]
     if unknown:
-        near = nearest(unknown[0], element_spec)
-        raise UserError(f"{label} has no feature {unknown[0]!r}; it has {', '.join(element_spec)}.{near}")
-    return list(features)
+        near = nearest(unknown[0], known)
+        raise UserError(f"{label} has no feature {unknown[0]!r}; it has {', '.join(known)}.{near}")
+    return [path for paths in chosen.values() for path in paths]

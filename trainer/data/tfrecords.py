@@ -1,6 +1,8 @@
 """Examples in record files, read block by block from anywhere in an epoch."""
 
 import dataclasses
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -74,6 +76,13 @@ class Records:
             path, skip, take = self.segments[i]
             found.setdefault(path, []).append(skip + int(number) - (int(ends[i]) - take))
         return found
+
+    def fingerprint(self) -> str:
+        """The number of files, and a checksum of their names and sizes."""
+        sizes = [
+            (os.path.basename(path), skip, take, tf.io.gfile.stat(path).length) for path, skip, take in self.segments
+        ]
+        return f"{len(sizes)} files, names and sizes {hashlib.sha256(repr(sizes).encode()).hexdigest()[:12]}"
 
     def _ends(self) -> np.ndarray:
         """How many records there are up to the end of each segment."""

@@ -72,7 +72,13 @@ def _new_optimizer(optimizer: Callable) -> keras.optimizers.Optimizer:
     if callable(optimizer) and not isinstance(optimizer, keras.optimizers.Optimizer):
         built = optimizer()
     if isinstance(built, keras.optimizers.Optimizer) and (built is optimizer or built.built):
-        built = type(built).from_config(built.get_config())
+        try:
+            built = type(built).from_config(built.get_config())
+        except NotImplementedError as error:
+            raise UserError(
+                f"The optimizer {built.name} holds a schedule without get_config: no new one can be made of it. "
+                "Give a function that makes it, optimizer=lambda: ..., or write the schedule's get_config."
+            ) from error
     if not isinstance(built, keras.optimizers.Optimizer):
         raise UserError(f"The optimizer must be a Keras optimizer, e.g. OPTIMIZER = @SGD; it is {built!r}.")
     if any(

@@ -2,8 +2,10 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from trainer.cluster.replicas import first_value
+from trainer.errors import UserError
 
 
 def learning_rate_at(optimizer: keras.optimizers.Optimizer, step: int) -> float:
@@ -25,9 +27,21 @@ def rate_of(optimizer: keras.optimizers.Optimizer):
 
 
 def rate_at(rate, step: int) -> float:
-    """The same for what an optimizer was given as its rate, a number too."""
+    """The same for what an optimizer was given as its rate, a number too.
+
+    Raises `UserError` for a schedule that cannot be computed of an integer step, as Keras calls it.
+    """
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        rate = rate(step)
+        schedule = type(rate).__name__
+        try:
+            # As in a step: TensorFlow computes no root of an integer, where Python's own would pass.
+            rate = rate(tf.constant(step, tf.int64))
+        except (TypeError, ValueError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+            said = str(getattr(error, "message", error)).splitlines()[0]
+            raise UserError(
+                f"The schedule {schedule} cannot be computed at step {step}, an integer: {said} Begin its __call__ "
+                "with step = tf.cast(step, tf.float32)."
+            ) from error
     elif callable(rate) and not isinstance(rate, keras.Variable):
         rate = rate()  # as Keras calls it: a function of nothing
     return float(first_value(rate) if isinstance(rate, keras.Variable) else np.asarray(rate))

@@ -46,7 +46,9 @@ class MetricWriter:
             return
         row = {"step": int(step), **({"split": split} if split else {})}
         row.update({name: float(value) for name, value in values.items()})
-        scalars = tf.compat.v1.Summary(value=[_scalar(name, value) for name, value in values.items()])
+        # An evaluation's loss is no batch's loss: under one tag TensorBoard would draw both as one quantity.
+        prefix = "eval/" if split else ""
+        scalars = tf.compat.v1.Summary(value=[_scalar(f"{prefix}{name}", value) for name, value in values.items()])
         with self._noting():
             self._file.write(json.dumps(row) + "\n")
             with self._events["eval" if split else "train"].as_default():

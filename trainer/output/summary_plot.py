@@ -1,15 +1,18 @@
 """Draws a run in one picture: loss, accuracy and learning rate over the steps."""
 
+from collections.abc import Sequence
+
 import matplotlib
 
 matplotlib.use("Agg")  # a training machine has no screen
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-def draw_summary(rows: list[dict], path, title: str) -> None:
+def draw_summary(rows: list[dict], path, title: str, rates: Sequence[tuple[int, float]] = ()) -> None:
     """Writes a PNG of at most three panels to `path`.
 
     rows: as `metrics.jsonl` has them; training rows carry no `split`, evaluations name theirs.
+    rates: (step, learning rate) of more steps than are in the rows, so that a warm-up shorter than `log_every` is seen.
     The second panel shows every evaluated metric but the loss; without any it is left out.
     A dashed line marks the step at which a phase began.
     """
@@ -50,7 +53,8 @@ def draw_summary(rows: list[dict], path, title: str) -> None:
                     _line(axis, evaluated[split], name, f"{name} ({split})", marker="o")
         else:
             axis.set_title(panel.replace("_", " "), y=1.0)
-            _line(axis, training, panel, "training batch")
+            sampled = [{"step": step, panel: rate} for step, rate in rates] if panel == "learning_rate" else []
+            _line(axis, sampled or training, panel, "training batch")
             if panel == "loss":
                 for split in splits:
                     _line(axis, evaluated[split], "loss", split, marker="o")

@@ -49,6 +49,11 @@ class Built:
     state_transfer: StateTransfer | None
     notes: Mapping[str, str]
 
+    def changing_weights(self) -> list[keras.Variable]:
+        """The variables that a step may change: the trained ones, and moving averages of the data."""
+        averages = [v for v in self.state.model.non_trainable_variables if v.path.split("/")[-1].startswith("moving_")]
+        return [*self.variables, *averages]
+
     def train_loop(self, batches: StackedBatches) -> OneTrace:
         """The run's steps on these batches, see `build_train_loop`."""
         settings, step = self.settings, self.settings.step

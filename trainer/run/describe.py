@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.cluster.strategy import describe_strategy
+from trainer.data.first_examples import describe_first
 from trainer.optimizers.grouped_optimizer import GroupedOptimizer
 from trainer.optimizers.groups import is_bias_or_scale
 from trainer.optimizers.learning_rate import rate_at, rate_of, sample_rate
@@ -90,6 +91,7 @@ def _table(built: Built) -> Table:
         **describe_parts(built),
         **({"weight decay": decay} if (decay := describe_decay(built)) else {}),
         "train data": f"{built.inputs.train_data.label}, {built.inputs.train_data.num_examples:,} examples an epoch",
+        "examples": describe_first(built.inputs.train_data),
         "steps": f"{built.settings.num_steps:,}, at {steps_per_epoch:.1f} an epoch {epochs:.1f} epochs",
         "eval data": f"{built.inputs.eval_data.label}, {built.inputs.eval_data.num_examples:,} examples"
         if built.inputs.eval_data

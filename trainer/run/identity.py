@@ -1,12 +1,17 @@
 """By what a run is recognised when the same command is given again: the config that decides its weights."""
 
 import dataclasses
+import inspect
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 
 import gin
+import keras
+import numpy as np
+import tensorflow as tf
 
 from trainer.checkpoints.finder import newest_checkpoint
 from trainer.config import differing_lines
@@ -17,7 +22,6 @@ from trainer.output.model_dir import ModelDir
 from trainer.run.build import Built
 from trainer.run.model import layer_settings
 from trainer.run.resume import Start
-from trainer.run.same_inputs import contents_of
 
 _MAX_LINES = 8  # of two configs that have nothing in common, more are no help
 _CHANGED_AT = "# changed at step "  # a comment, which is no difference between two configs
@@ -112,12 +116,38 @@ def _arguments(built: Built) -> str:
         "train.model": f"{type(model).__name__}, {len(model.weights)} weights, {model.count_params()} numbers",
         **{f"train.model.layers.{name}": text for name, text in layer_settings(model).items()},
         "train.task": built.settings.task.describe(),
-        "train.optimizer": {"class": type(optimizer).__name__, **optimizer.get_config()},
-        "train.train_data": contents_of(data),
+        "train.optimizer": {"class": type(optimizer).__name__, **_config_of(optimizer)},
+        "train.train_data": data.fingerprint,
         "train.train_data.preprocess": getattr(data.preprocess, "__qualname__", None),
         **built.settings.decisive(),
     }
     return "".join(f"{name} = {text}\n" for key, value in given.items() for name, text in _flat(key, value))
+
+
+def _config_of(described) -> Mapping:
+    """The config of an optimizer or a schedule; of one without `get_config`, its class, code and plain attributes."""
+    try:
+        return described.get_config()
+    except NotImplementedError:
+        pass
+    attributes = {name.lstrip("_"): value for name, value in vars(described).items()}
+    plain = {
+        name: value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        for name, value in (
+            (name, value.numpy() if tf.is_tensor(value) else value) for name, value in attributes.items()
+        )
+        if isinstance(value, np.ndarray | np.generic | str | int | float | bool | None)
+    }
+    schedules = {
+        name: _config_of(value)
+        for name, value in attributes.items()
+        if isinstance(value, keras.optimizers.schedules.LearningRateSchedule)
+    }
+    try:
+        code = f"{zlib.crc32(inspect.getsource(type(described)).encode()):08x}"
+    except (OSError, TypeError):  # a class that was typed, not read from a file
+        code = "unknown"
+    return {"class": f"{type(described).__module__}.{type(described).__qualname__}", "code": code, **plain, **schedules}
 
 
 def _flat(name: str, value) -> Iterator[tuple[str, str]]:

@@ -158,13 +158,19 @@ def load_inputs(settings: Settings) -> Inputs:
     keras.utils.set_random_seed(settings.seed)
     agreement = Agreement(strategy)
     check_same_run_everywhere(agreement, train_data, eval_data, settings.decisive())
+    task, given = settings.task, train_data
+    train_data = task.completed(train_data)
+    task.check_features(train_data.batch_spec, f"The training data ({train_data.label})")
+    if eval_data is not None:
+        eval_data = task.completed(eval_data)
+        task.check_features(eval_data.batch_spec, f"The evaluation data ({eval_data.label})")
     return Inputs(
         strategy=strategy,
         agreement=agreement,
         files=ModelDir(Path(settings.model_dir)) if settings.model_dir else None,
-        train_data=settings.task.completed(train_data),
-        eval_data=None if eval_data is None else settings.task.completed(eval_data),
-        given_train_data=train_data,
+        train_data=train_data,
+        eval_data=eval_data,
+        given_train_data=given,
         replica_batch_size=replica_batch,
     )
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import keras
 
 from trainer.checkpoints.train_state import TrainState
+from trainer.cluster.replicas import is_finite
 from trainer.errors import UserError
 from trainer.optimizers.learning_rate import learning_rate_at
 from trainer.output.metric_writer import MetricWriter
@@ -30,6 +31,16 @@ class LossNotFinite(UserError):
     def __init__(self, what: str, step: int):
         super().__init__(f"{what}, seen at step {step}; training further would only spread it.")
         self.what, self.step = what, step
+
+
+def check_finite_weights(variables: Sequence[keras.Variable], step: int) -> None:
+    """Raises `LossNotFinite` that names the first variable that the update of `step` has left not finite.
+
+    Its loss and gradient may both be finite: the update itself overflows, or a moving average does.
+    """
+    bad = next((variable.path for variable in variables if not is_finite(variable)), None)
+    if bad is not None:
+        raise LossNotFinite(f"The weight {bad} is not finite after the update", step)
 
 
 def finite_metrics(loops: Sequence[Mapping], step: int, optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
@@ -58,6 +69,9 @@ class Run(Protocol):
 
     def train(self, num_steps: int, end: int) -> Sequence[Mapping]:
         """Makes the steps, up to step `end`, and returns the metrics of each loop on the device, without waiting."""
+
+    def check_weights(self, step: int) -> None:
+        """Raises `LossNotFinite` for weights that are not finite; called before what keeps them."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """values: loss and norm of the gradient at the step."""
@@ -95,6 +109,8 @@ def run_loop(run: Run, num_steps: int, intervals: Intervals) -> bool:
         if any(map(due, looks)) or len(unseen) >= _MAX_UNSEEN:
             values = finite_metrics(unseen, step, run.state.optimizer)
             unseen = []
+        if due(intervals.checkpoint_every):
+            run.check_weights(step)
         if due(intervals.log_every):
             run.log(step, values)
         if due(intervals.eval_every):
@@ -109,6 +125,7 @@ def run_loop(run: Run, num_steps: int, intervals: Intervals) -> bool:
     if step < num_steps:
         if unseen:  # steps between two looks
             finite_metrics(unseen, step, run.state.optimizer)
+        run.check_weights(step)
         run.leave()
     return step >= num_steps
 
@@ -136,8 +153,8 @@ class TrainingLog:
         optimizer = self._state.optimizer
         steps_per_second = self._clock.lap(step)
         examples_per_second = steps_per_second * self._global_batch_size
-        # The schedule at `step`: what the next update uses, and what one plots a schedule against.
-        rate = learning_rate_at(optimizer, self._state.optimizer_step(step))
+        # The rate of the update that this step has made.
+        rate = learning_rate_at(optimizer, self._state.optimizer_step(step) - 1)
         row = {**values, "learning_rate": rate, "examples_per_second": examples_per_second, **self._log_more()}
         self._writer.write(step, row)
         self._progress.show_rate(steps_per_second, examples_per_second, values["loss"])

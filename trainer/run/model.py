@@ -11,6 +11,8 @@ from trainer.restore import build_model, empty_layers, layers_of
 from trainer.step.trace_checks import error_with_place
 from trainer.tasks.task import Task
 
+_NO_SETTINGS = ("name", "seed", "trainable", "synchronized", "vocabulary", "vocabulary_size", "idf_weights")
+
 
 def assemble_model(
     model: Callable, task: Task, data: Data, strategy: tf.distribute.Strategy, synchronize_batch_norm: bool = True
@@ -36,8 +38,8 @@ def assemble_model(
 def layer_settings(model: keras.Model) -> dict[str, str]:
     """{"4.Dropout": "rate=0.5"} of each layer, by place and class: two models may differ in these alone.
 
-    Names and seeds are left out, since Keras chooses new ones in each process. A layer without `get_config` shows no
-    settings.
+    Names and seeds are left out, since Keras chooses new ones in each process; vocabularies, which a restore may fill;
+    and what depends on the number of replicas. A layer without `get_config` shows no settings.
     """
     found = {}
     for place, layer in enumerate(layers_of(model)):
@@ -56,7 +58,7 @@ def _in_short(config) -> str:
         if "class_name" in config:
             is_code = config["class_name"] == "__lambda__"  # bytes that hold the path of a file
             return "lambda" if is_code else f"{config['class_name']}({_in_short(config.get('config') or {})})"
-        kept = {name: value for name, value in config.items() if name not in ("name", "seed", "trainable")}
+        kept = {name: value for name, value in config.items() if name not in _NO_SETTINGS}
         return ", ".join(f"{name}={_in_short(value)}" for name, value in kept.items())
     if isinstance(config, list | tuple):
         return f"[{', '.join(map(_in_short, config))}]"

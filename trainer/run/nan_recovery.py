@@ -3,14 +3,16 @@
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 
 from trainer.cluster.replicas import first_value
-from trainer.data.batches import batch_numbers
+from trainer.cluster.strategy import num_workers, worker_index
+from trainer.data.batches import batch_numbers, worker_rows
 from trainer.data.step_batches import StackedBatches
 from trainer.errors import UserError
 from trainer.run.build import Built
 from trainer.run.inputs import worker_batches
-from trainer.run.loop import LossNotFinite, finite_metrics
+from trainer.run.loop import LossNotFinite, check_finite_weights, finite_metrics
 from trainer.run.resume import Resume
 
 _ADVICE = "Lower the learning rate or clip the gradient (e.g. SGD.global_clipnorm = 1.0)"
@@ -57,9 +59,12 @@ def recover(
     bad_batch = state.next_batch() - 1
     report = f"{what} at step {bad_step}, the first after ckpt-{start} where it is not finite"
     report += f"{_examples(built, bad_batch)}."
+    faults = _faults_of_the_data(built, bad_batch)
+    report += faults and f" {faults}"
+    advice = "Mend these examples" if faults else f"{_ADVICE}, look at those examples"
     if limits.on_nan == "stop":
         raise UserError(
-            f"{report} The run resumes from ckpt-{start} once it is mended. {_ADVICE}, look at those examples, or set "
+            f"{report} The run resumes from ckpt-{start} once it is mended. {advice}, or set "
             "Limits.on_nan = 'rollback' to leave such batches out."
         )
     went_back = int(first_value(state.rollbacks))
@@ -90,9 +95,39 @@ def _make_again(built: Built, train_loop: Callable, end: int, after_step: Callab
     leave_out_bad()
     while state.current_step() < end:
         finite_metrics([train_loop(*steps) for steps in batches.take(1)], state.current_step(), state.optimizer)
+        check_finite_weights(built.changing_weights(), state.current_step())
         after_step()
         leave_out_bad()
     return batches
+
+
+def _faults_of_the_data(built: Built, number: int) -> str:
+    """A sentence that names the features of a batch that are not finite, and their examples; a collective."""
+    settings, inputs = built.settings, built.inputs
+    batches = worker_batches(settings, inputs, number, steps_per_loop=1)
+    ((stack, first, _),) = batches.take(1)
+    batch, _ = batches.look_up(tf.nest.map_structure(lambda value: value[first], stack))
+    rows = worker_rows(
+        settings.global_batch_size, num_workers(inputs.strategy), worker_index(inputs.strategy),
+        settings.step.accumulation_steps,
+    )  # fmt: skip
+    numbers = batch_numbers(inputs.train_data, settings.global_batch_size, settings.seed, number)
+    sentences = []
+    for name in sorted(batch):
+        bad = np.zeros(settings.global_batch_size)
+        value = batch[name]
+        if isinstance(value, tf.Tensor) and value.dtype.is_floating:
+            finite = tf.reduce_all(tf.reshape(tf.math.is_finite(value), [tf.shape(value)[0], -1]), axis=1)
+            bad[rows] = ~finite.numpy()
+        bad = np.array(inputs.agreement.all_reduce_sum(list(bad)))
+        if bad.any():
+            shown = sorted(int(each) for each in numbers[bad > 0])
+            sentences.append(
+                f"In the data, before any weight, the feature {name!r} is not finite in "
+                f"{'example' if len(shown) == 1 else 'examples'} {', '.join(map(str, shown[:8]))}"
+                f"{', ...' * (len(shown) > 8)}."
+            )
+    return " ".join(sentences)
 
 
 def _examples(built: Built, batch: int) -> str:

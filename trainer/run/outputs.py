@@ -15,6 +15,7 @@ import tensorflow as tf
 from trainer.cluster.strategy import describe_strategy
 from trainer.config import operative_config
 from trainer.optimizers.build import describe_kind
+from trainer.optimizers.learning_rate import rate_at, rate_of
 from trainer.output.atomic_files import replacing, write_json, write_text
 from trainer.output.metric_writer import MetricWriter, read_rows
 from trainer.output.model_dir import ModelDir
@@ -50,14 +51,25 @@ def start_files(built: Built, files: ModelDir | None, identity: str, resumed_ste
     return writer
 
 
-def finish_files(built: Built, files: ModelDir, writer: MetricWriter, initial, final, finished: bool) -> None:
+def finish_files(
+    built: Built,
+    files: ModelDir,
+    writer: MetricWriter,
+    initial: dict[str, float],
+    evaluated: tuple[int, dict[str, float]] | None,
+    finished: bool,
+) -> None:
+    """Writes the final weights of a finished run, and the summary and picture of any.
+
+    evaluated: the last evaluation, (step, metrics).
+    """
     restore = built.settings.restore
     if finished:
         with built.state.evaluated_weights():
             _save_final_weights(built.state.model, files)
     rows = read_rows(files.metrics)
     with replacing(files.summary_plot) as temporary:
-        draw_summary(rows, temporary, f"{files.path.name}: {built.state.model.name}")
+        draw_summary(rows, temporary, f"{files.path.name}: {built.state.model.name}", _rates(built))
     writer.write_image("summary", files.summary_plot, built.state.current_step())
     speeds = [row["examples_per_second"] for row in rows if "examples_per_second" in row]
     write_json(
@@ -73,10 +85,24 @@ def finish_files(built: Built, files: ModelDir, writer: MetricWriter, initial, f
             "ema_decay": built.settings.step.ema_decay,
             "init_checkpoint": str(restore.checkpoint) if restore else None,
             "initial_metrics": initial,
-            "final_metrics": final,
+            "final_metrics": evaluated[1] if evaluated and evaluated[0] == built.state.current_step() else {},
+            "last_evaluation": {"step": evaluated[0], "metrics": evaluated[1]} if evaluated else None,
             "examples_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
         },
     )
+
+
+def _rates(built: Built) -> list[tuple[int, float]]:
+    """(step, rate) of a schedule up to where the run is, closer together at its beginning, where warm-ups are.
+
+    None for a constant rate, nor for phases, whose beginning evaluations may decide.
+    """
+    rate, steps = rate_of(built.state.optimizer), built.state.current_step()
+    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    if built.settings.finetune.phases or not is_schedule or not steps:
+        return []
+    before, points = built.state.optimizer_step(0), {*np.linspace(1, steps, 20), *np.geomspace(1, steps, 20)}
+    return [(step, rate_at(rate, before + step - 1)) for step in sorted({round(point) for point in points})]
 
 
 def _take_back_end(step: int, num_steps: int, files: ModelDir) -> None:
@@ -139,10 +165,12 @@ def _make_sure_of_room(path: Path, model: keras.Model) -> None:
             # Some file systems reserve nothing.
 
 
-def recorded_metrics(rows: list[dict], initial: dict, final: dict) -> tuple[dict, dict]:
-    """First and last evaluation on record: a resumed run made some of them in an earlier process."""
+def recorded_metrics(
+    rows: list[dict], initial: dict, last: tuple[int, dict] | None
+) -> tuple[dict, tuple[int, dict] | None]:
+    """The evaluation of step 0 and the last one, (step, metrics): a resumed run made some in an earlier process."""
     evaluated = [row for row in rows if "split" in row]
     values = [{k: v for k, v in row.items() if k not in ("step", "split")} for row in evaluated]
     if not values:
-        return initial, final
-    return (values[0] if evaluated[0]["step"] == 0 else initial), values[-1]
+        return initial, last
+    return (values[0] if evaluated[0]["step"] == 0 else initial), (evaluated[-1]["step"], values[-1])

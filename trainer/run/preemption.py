@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -44,6 +45,7 @@ class Preemption:
         self._last_checkpoint = last_checkpoint
         self._signals = StopSignals(lambda number: self._limit())
         self._timer: threading.Timer | None = None
+        self._any_received = False  # by any worker
 
     def __enter__(self):
         self._signals.__enter__()
@@ -55,6 +57,13 @@ class Preemption:
         self._signals.__exit__()
         if self._timer is not None:
             self._timer.cancel()
+
+    @property
+    def reason(self) -> str:
+        """Why the run ends before its last step: a person, the cluster or its time; for people."""
+        if self._signals.number == signal.SIGINT:
+            return "interrupted"
+        return "preempted" if self._any_received else "out of time"
 
     def next_steps(self, count: int, steps_left: float = math.inf) -> int:
         """`count`, or the fewer that are left; 0 to save and leave, also where any worker got a signal.
@@ -85,6 +94,7 @@ class Preemption:
     def _agree(self, number: int) -> tuple[bool, int]:
         """Whether any worker got a signal, and the chief's number."""
         received, agreed = self._agreement.all_reduce_sum([self._signals.received, number if self._is_chief else 0])
+        self._any_received = self._any_received or bool(received)
         return bool(received), int(agreed)
 
     def _limit(self) -> None:

@@ -16,7 +16,7 @@ from trainer.output.progress import StepProgress
 from trainer.run.build import Built, Fit
 from trainer.run.describe import describe_start
 from trainer.run.inputs import worker_batches
-from trainer.run.loop import LossNotFinite, TrainingLog, run_loop
+from trainer.run.loop import LossNotFinite, TrainingLog, check_finite_weights, run_loop
 from trainer.run.nan_recovery import recover
 from trainer.run.outputs import finish_files, recorded_metrics, start_files
 from trainer.run.phase_switch import PhaseWatch
@@ -25,6 +25,7 @@ from trainer.run.result import TrainResult
 from trainer.run.resume import Resume
 from trainer.run.time_limit import Deadline
 from trainer.step.evaluate import build_evaluate
+from trainer.tasks.task import naming_wrong_labels
 
 _SLOW_DISK_BYTES_PER_SECOND = 50e6  # of a folder that many machines share; until a save was measured
 
@@ -59,7 +60,7 @@ class Session:
         self._resumed_step, self._preemption = resumed_step, preemption
         self._task, self._eval_data = built.settings.task, built.inputs.eval_data
         self._initial: dict[str, float] = {}
-        self._final: dict[str, float] = {}
+        self._evaluated: tuple[int, dict[str, float]] | None = None  # the last evaluation, (step, metrics)
         self._new_steps = 0  # whose time is not counted yet
         self._notes, self._identity = notes, identity
         strategy, state = built.inputs.strategy, self.state
@@ -87,14 +88,8 @@ class Session:
         with self._progress:
             finished = self._make_up_evaluation() and self._train_to_the_end()
         self._finish(finished)
-        return TrainResult.of(
-            self._built,
-            self._fit.tpu_obstacles,
-            finished,
-            self._initial,
-            self._final,
-            self._files.path if self._files else None,
-        )
+        path = self._files.path if self._files else None
+        return TrainResult.of(self._built, self._fit.tpu_obstacles, finished, self._initial, self._evaluated, path)
 
     def next_steps(self, due_in: int) -> int:
         """How many steps to make now, `due_in` or fewer; 0 to leave: for a signal, or at the end of the time."""
@@ -111,6 +106,9 @@ class Session:
         loops = [self._train_loop(*steps) for steps in self._batches.take(num_steps)]
         self._progress.advance(end)
         return loops
+
+    def check_weights(self, step: int) -> None:
+        check_finite_weights(self._built.changing_weights(), step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self._log.write(step, values)
@@ -147,9 +145,10 @@ class Session:
         if self._eval_data is None:
             return
         with contextlib.suppress(Interrupted):  # the loop then leaves at its first look
-            self._initial = self._final = self._evaluate_all(self._eval_data, self._preemption.until_received)
+            self._initial = self._evaluate_all(self._eval_data, self._preemption.until_received)
+            self._evaluated = (0, self._initial)
             self._writer.write(0, self._initial, split=self._split)
-            self._progress.say(f"step 0           {_show(self._initial)}")
+            self._progress.say(f"step 0           {_show(self._evaluated, 0)}")
 
     def _train_to_the_end(self) -> bool:
         """Whether it came to the last step."""
@@ -158,7 +157,8 @@ class Session:
                 self.state, self._settings.global_batch_size, self._writer, self._progress, self._phase_watch.row
             )
             try:
-                return run_loop(self, self._settings.num_steps, self._settings.intervals)
+                with naming_wrong_labels(self._built.inputs.train_data):
+                    return run_loop(self, self._settings.num_steps, self._settings.intervals)
             except LossNotFinite as error:
                 self._go_back(error)
 
@@ -200,15 +200,22 @@ class Session:
             self._write_artifacts()
             if data is None:
                 return None
-            self._final = self._evaluate_all(data, iter if decides else self._preemption.until_received)
+            metrics = self._evaluate_all(data, iter if decides else self._preemption.until_received)
+        self._evaluated = (self.state.current_step(), metrics)
+        if self._evaluated[0] == self._settings.num_steps and not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"The last evaluation's loss is {metrics['loss']}: the run is not finished, and no final weights are "
+                f"written. The weights are finite; look at the evaluation data ({data.label}), and at the loss where "
+                "it divides or takes a logarithm."
+            )
         if decides:
-            self._phase_watch.look_at(self._final)
+            self._phase_watch.look_at(metrics)
         name = saving.best_metric
         if self._checkpoints is not None and name is not None:
             # Before the step's own checkpoint, which marks the step as done.
             better = saving.best_mode == "max"
-            self._guard(functools.partial(self._checkpoints.save_best, self._final[name], name, better))
-        return self._final
+            self._guard(functools.partial(self._checkpoints.save_best, metrics[name], name, better))
+        return metrics
 
     def _make_up_evaluation(self) -> bool:
         """Makes the evaluation that a signal made an earlier process leave; False where one does so again."""
@@ -251,11 +258,11 @@ class Session:
             self._guard(self._checkpoints.wait)
         if self._is_chief and files is not None:
             rows = read_rows(files.metrics)
-            self._initial, self._final = recorded_metrics(rows, self._initial, self._final)
-            finish_files(self._built, files, self._writer, self._initial, self._final, finished)
+            self._initial, self._evaluated = recorded_metrics(rows, self._initial, self._evaluated)
+            finish_files(self._built, files, self._writer, self._initial, self._evaluated, finished)
         self._writer.close()
         step = self.state.current_step()
-        say(f"{'step' if finished else 'preempted at'} {step:<11} {_show(self._final)}")
+        say(f"{'step' if finished else f'{self._preemption.reason} at'} {step:<11} {_show(self._evaluated, step)}")
         if not finished:
             say("Run the same command again to resume from here.")
         if self._is_chief and files is not None:
@@ -274,7 +281,9 @@ def _saying_skipped(checkpoints: Checkpoints | None, say: Callable[[str], None])
             say(text)
 
 
-def _show(metrics: dict[str, float]) -> str:
-    return (
-        "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "num_examples") or "not evaluated"
-    )
+def _show(evaluated: tuple[int, Mapping[str, float]] | None, step: int) -> str:
+    """The last evaluation, with its step where it is not of `step`."""
+    if evaluated is None:
+        return "not evaluated"
+    values = "  ".join(f"{name} {value:.4f}" for name, value in evaluated[1].items() if name != "num_examples")
+    return values if evaluated[0] == step else f"not evaluated since step {evaluated[0]}: {values}"

@@ -49,6 +49,8 @@ class StopSignals:
         self._previous_fd = -1
         #: When the first came, in seconds of the monotonic clock; None as long as none has.
         self.received_at: float | None = None
+        #: Which signal came first; None as long as none has.
+        self.number: int | None = None
 
     @property
     def received(self) -> bool:
@@ -59,7 +61,7 @@ class StopSignals:
             return self
         with _lock:
             if _listening:
-                self.received_at = _listening[-1].received_at
+                self.received_at, self.number = _listening[-1].received_at, _listening[-1].number
             _listening.append(self)
         # Python's handlers run between two bytecodes only, and the same signal twice counts once till then. The byte
         # that their part in C writes for each goes to a thread that reads on meanwhile.
@@ -78,13 +80,13 @@ class StopSignals:
             _listening.remove(self)
             # One that came too late for this one is for the listener that continues after it.
             if _listening and self.received:
-                _listening[-1].received_at = self.received_at
+                _listening[-1].received_at, _listening[-1].number = self.received_at, self.number
 
     def _hear(self, number: int) -> None:
         if self.received:
             self._on_second(number)
             end_by(number)
-        self.received_at = time.monotonic()
+        self.received_at, self.number = time.monotonic(), number
         self._on_first(number)
 
 

@@ -9,7 +9,7 @@ from trainer.data.batches import eval_batches
 from trainer.data.data import Data
 from trainer.errors import UserError
 from trainer.step.micro_batches import replica_share
-from trainer.tasks.task import Task
+from trainer.tasks.task import Task, naming_wrong_labels
 
 
 def build_evaluate(
@@ -36,8 +36,9 @@ def build_evaluate(
         for metric in metrics.values():
             metric.reset_state()
         batches = eval_batches(data, batch_size, num_workers(strategy), worker_index(strategy))
-        for batch, weight in wrap_batches(data.elements(batches)):
-            update(batch, weight)
+        with naming_wrong_labels(data):
+            for batch, weight in wrap_batches(data.elements(batches)):
+                update(batch, weight)
         results = {name: tf.convert_to_tensor(metric.result()).numpy() for name, metric in metrics.items()}
         several = [name for name, value in results.items() if value.ndim]
         if several:

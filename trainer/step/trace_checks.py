@@ -9,10 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.batches import eval_batches
 from trainer.data.data import Data
 from trainer.errors import UserError, message_of
 from trainer.tasks.loss_terms import added_terms
 from trainer.tasks.task import Task
+
+_FIRST_EXAMPLES = 64  # looked at before the first step
 
 
 def try_task(
@@ -38,7 +41,8 @@ def try_task(
         if data is eval_data:
             _try_metrics(model, task, data, batch_size)
         if isinstance(outputs, tf.TensorSpec | tf.Tensor):
-            task.check_values(tf.TensorSpec(outputs.shape), _untouched(data))
+            for examples in (_untouched(data), _first(data)):
+                task.check_values(tf.TensorSpec(outputs.shape), examples)
 
 
 def trace_loss(model: keras.Model, task: Task, data: Data, batch_size: int):
@@ -89,6 +93,15 @@ def _untouched(data: Data) -> dict:
     few = {key: value[:8] for key, value in data.examples.items()}
     after = data.preprocess({key: tf.constant(value) for key, value in few.items()})
     return {key: data.examples[key] for key, value in few.items() if key in after and _equal(after[key], value)}
+
+
+def _first(data: Data) -> dict:
+    """The first examples of data that are streamed or preprocessed, as the task sees them; of others `_untouched` has
+    all."""
+    if data.examples is not None and data.preprocess is None:
+        return {}
+    batch, _ = next(data.elements(eval_batches(data, min(_FIRST_EXAMPLES, data.num_examples)).take(1)))
+    return {name: value.numpy() for name, value in batch.items() if isinstance(value, tf.Tensor)}
 
 
 def _equal(tensor, value: np.ndarray) -> bool:

@@ -78,6 +78,14 @@ class SupervisedTask(Task):
                 f"{classes} outputs, for classes 0 to {classes - 1}."
             )
 
+    def check_features(self, batch_spec, what="The data"):
+        super().check_features(batch_spec, what)
+        if batch_spec[self._target].dtype == tf.string:
+            raise UserError(
+                f"{what} has texts in the target {self._target!r}, and a loss compares numbers: number the classes "
+                "before, e.g. by keras.layers.StringLookup in a function bound to `prepare` or `preprocess`."
+            )
+
     def features(self):
         return [*super().features(), self._target, *([self._sample_weight] if self._sample_weight else [])]
 
@@ -159,6 +167,9 @@ def supervised(
                 f"supervised.loss must be a Keras loss such as @MeanSquaredError(), or make one; "
                 f"{loss!r} does not: {error}"
             ) from error
+    for name, value in (("target", target), ("sample_weight", sample_weight)):
+        if not isinstance(value, str | (type(None) if name == "sample_weight" else str)):
+            raise UserError(f"supervised.{name} names one feature, 'label'; it is {value!r}.")
     if not isinstance(loss, keras.losses.Loss):
         raise UserError(f"supervised.loss must be a Keras loss such as @MeanSquaredError(), not {loss!r}.")
     check_metrics(metrics)

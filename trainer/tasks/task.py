@@ -1,12 +1,33 @@
 """The interface of every task: the features that the model is called with, its loss and its metrics."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from trainer.errors import UserError
+from trainer.suggest import nearest
+
+# What TensorFlow's cross entropy says, on a CPU, of a label outside of the classes.
+_WRONG_LABEL = re.compile(r"Received a label value of (-?\d+) which is outside the valid range of \[0, (\d+)\)")
+
+
+@contextlib.contextmanager
+def naming_wrong_labels(data) -> Iterator[None]:
+    """Raises a `UserError` in place of TensorFlow's error for a label outside of the classes."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = _WRONG_LABEL.search(error.message)
+        if found is None:
+            raise
+        raise UserError(
+            f"The data {data.label} have the label {found[1]}, but the model has {found[2]} outputs, for classes 0 to "
+            f"{int(found[2]) - 1}. Mend the labels, or give the model more outputs."
+        ) from error
 
 
 class Task:
@@ -39,10 +60,13 @@ class Task:
     def check_values(self, outputs: tf.TensorSpec, examples: Mapping) -> None:
         """Raises `UserError` for examples, feature -> [num_examples, ...], that don't fit the model's outputs."""
 
-    def check_features(self, batch_spec: Mapping) -> None:
-        """Raises `UserError` for the first feature that the data lacks."""
+    def check_features(self, batch_spec: Mapping, what: str = "The data") -> None:
+        """Raises `UserError` for the first feature that the data lacks.
+
+        what: which data, for the message.
+        """
         for name in self.features():
-            feature_of(batch_spec, name)
+            feature_of(batch_spec, name, what)
 
     def completed(self, data):
         """The `Data` with what the task computes of each example once, before the first step."""
@@ -79,11 +103,12 @@ class Task:
         raise NotImplementedError
 
 
-def feature_of(batch, name: str):
+def feature_of(batch, name: str, what: str = "The data"):
     """One feature of a batch, or of its specs. Raises `UserError` where the data lack it."""
     if name not in batch:
         raise UserError(
-            f"The data has no feature {name!r}; it has {', '.join(batch)}. Set the task's inputs and target."
+            f"{what} has no feature {name!r}; it has {', '.join(batch)}.{nearest(name, batch)} Set the task's inputs "
+            "and target."
         )
     return batch[name]
 

@@ -71,7 +71,7 @@ class StateTransfer:
         plural = "s" * (self.replicas_verified != 1)
         entries = "1 optimizer entry" if self.entries_read == 1 else f"{self.entries_read} optimizer entries"
         lines = [
-            f"optimizer state  {self.policy}: {what} go{'es' * (not self.carried)} on in {self.target}, "
+            f"optimizer state  {self.policy}: {what} continue{'s' * (not self.carried)} in {self.target}, "
             f"{entries} read, compared on {self.replicas_verified} replica{plural}",
             *_grouped("carried", [(f"{record.meaning} ({record.slot})", record.variable) for record in self.carried]),
             *_grouped("starts fresh", [(f"{record.slot}: {record.why}", record.variable) for record in self.fresh]),
