@@ -72,7 +72,7 @@ class Diary(Session):
     def run(self, num_steps, deadline=None, **intervals):
         self._deadline = deadline or Deadline()
         progress = StepProgress(num_steps, visible=False)
-        self._log = TrainingLog(self.state, 8, self, progress, log_more=lambda: {"phase": 1})
+        self._log = TrainingLog(self.state, 8, self, progress, log_more=lambda step: {"phase": 1})
         return run_loop(self, num_steps, Intervals(**intervals))
 
 

@@ -39,7 +39,7 @@ def test_tensorboard_holds_the_same_scalars_and_texts(tmp_path):
             for event in tf.compat.v1.train.summary_iterator(str(path)):
                 for value in event.summary.value:
                     found[name, value.tag] = tf.make_ndarray(value.tensor)
-    assert found["train", "loss"] == 0.5 and found["eval", "accuracy"] == 0.75
+    assert found["train", "loss"] == 0.5 and found["eval", "eval/accuracy"] == 0.75
     assert b"SGD.momentum = 0.9" in found["train", "operative_config"].item()
 
 
@@ -70,7 +70,7 @@ def test_tensorboard_shows_no_point_twice_of_a_run_that_was_resumed_or_went_back
     again.write(30, {"loss": -2.0})
     again.close()
     assert points(tmp_path / "train", "loss") == [(0, 0.0), (10, 10.0), (20, -1.0), (30, -2.0)]
-    assert points(tmp_path / "eval", "loss") == [(0, 0.0), (10, 10.0), (20, -1.0)]
+    assert points(tmp_path / "eval", "eval/loss") == [(0, 0.0), (10, 10.0), (20, -1.0)]
 
 
 def test_tensorboard_shows_nothing_of_a_run_that_was_started_over(tmp_path):

@@ -167,8 +167,8 @@ def test_data_that_cannot_be_used_is_refused_by_name():
         as_data(tf.data.Dataset.from_tensors({"x": 1}).repeat(), "train_data")
     with pytest.raises(UserError, match="above 0, and is 0"):
         as_data(tf.data.Dataset.from_tensors({"x": 1}).take(0), "train_data")
-    with pytest.raises(UserError, match="'x' is not a tensor"):
-        as_data(tf.data.Dataset.from_tensors({"x": {"y": 1}}), "train_data")
+    with pytest.raises(UserError, match="the feature 'x/y' is no tensor"):
+        as_data(tf.data.Dataset.from_tensors({"x": {"y": tf.ragged.constant([[1]])}}), "train_data")
     with pytest.raises(UserError, match="maps feature names"):
         in_memory(examples=[[1, 2]])
     with pytest.raises(UserError, match="different shapes"):

@@ -511,7 +511,7 @@ def test_a_schedule_continues_with_the_step_count_and_one_that_is_over_is_refuse
     result = train(**options, model_dir=tmp_path / "b")
     assert result.state_transfer.first_learning_rate == pytest.approx(0.4)
     rates = [row["learning_rate"] for row in read_rows(tmp_path / "b/metrics.jsonl")]
-    assert rates == pytest.approx([0.3, 0.2, 0.1, 0.0], abs=1e-6)
+    assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=1e-6)
     with pytest.raises(trainer.UserError, match="The schedule is over: with the step count .*, 4, .* 5 to 8"):
         train(**options | {"optimizer": lambda: optimizer(4)})
 
@@ -531,7 +531,7 @@ def test_the_rate_is_warmed_up_again_from_the_hand_over_on_and_through_a_resume(
     whole = train(**options, model_dir=tmp_path / "whole", num_steps=6)
     rates = [row["learning_rate"] for row in read_rows(tmp_path / "whole/metrics.jsonl")]
     top = 0.4 if rate == 0.4 else 0.8
-    assert rates == pytest.approx([top * part for part in (0.5, 0.75, 1, 1, 1, 1)])
+    assert rates == pytest.approx([top * part for part in (0.25, 0.5, 0.75, 1, 1, 1)])
     assert whole.state_transfer.first_learning_rate == pytest.approx(top / 4)
     train(**options, model_dir=tmp_path / "parts", num_steps=2)
     rest = train(**options, model_dir=tmp_path / "parts", num_steps=6)

@@ -77,7 +77,9 @@ def test_story_2_the_rate_follows_the_cosine_from_step_0(digits_source, tmp_path
     rows = [row for row in read_rows(tmp_path / "two/metrics.jsonl") if "split" not in row]
     assert [row["step"] for row in rows] == [8, 16, 24, 32, 40]
     for row in rows:
-        assert row["learning_rate"] == pytest.approx(0.01 * 0.5 * (1 + np.cos(np.pi * row["step"] / 40)), abs=1e-6)
+        assert row["learning_rate"] == pytest.approx(
+            0.01 * 0.5 * (1 + np.cos(np.pi * (row["step"] - 1) / 40)), abs=1e-6
+        )
 
 
 @pytest.mark.full

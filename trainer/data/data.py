@@ -61,7 +61,7 @@ class Data:
         return self.examples is not None or self.read is not None
 
     def draw(self, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """What training draws from the `start`-th draw on, see `Order.draw`; of indexed data."""
+        """The draws of training from the `start`-th on, see `Order.draw`; of indexed data."""
         return (self.order or Shuffled(self.num_examples)).draw(seed, start, count)
 
     def look_up(self, numbers, seeds=None) -> dict[str, tf.Tensor]:

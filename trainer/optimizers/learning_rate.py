@@ -16,7 +16,7 @@ def learning_rate_at(optimizer: keras.optimizers.Optimizer, step: int) -> float:
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(inner, "in_turn"):
-        inner, steps_before = inner.in_turn()
+        inner, steps_before = inner.in_turn(step)
         step -= steps_before
     return rate_at(rate_of(inner), step)
 

@@ -134,9 +134,14 @@ class PhasedOptimizer(keras.optimizers.Optimizer):
         """Whose turn the next step is, from 0; waits for the steps that are under way."""
         return int(first_value(self.phase))
 
-    def in_turn(self) -> tuple[keras.optimizers.Optimizer, int]:
-        """The optimizer that makes the next step, and the steps before its phase began."""
-        number = self.current_phase()
+    def phase_at(self, step: int) -> int:
+        """Which phase the update after `step` finished updates is in, from 0; none later than the current one."""
+        began = first_value(self.began)
+        return max(number for number in range(self.current_phase() + 1) if not number or began[number] <= step)
+
+    def in_turn(self, step: int) -> tuple[keras.optimizers.Optimizer, int]:
+        """The optimizer of the update after `step` finished updates, and the updates before its phase began."""
+        number = self.phase_at(step)
         return self.optimizers[number], int(first_value(self.began)[number])
 
     def begin_next(self) -> None:

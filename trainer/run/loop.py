@@ -133,7 +133,7 @@ def run_loop(run: Run, num_steps: int, intervals: Intervals) -> bool:
 class TrainingLog:
     """Writes and shows the training metrics, and how fast training alone is.
 
-    log_more: gives what else a row holds.
+    log_more: given the updates that the optimizer had finished before that of the row, returns what else the row holds.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class TrainingLog:
         global_batch_size: int,
         writer: MetricWriter,
         progress: StepProgress,
-        log_more: Callable[[], Mapping[str, float]] = dict,
+        log_more: Callable[[int], Mapping[str, float]] = lambda step: {},
     ):
         self._state, self._global_batch_size = state, global_batch_size
         self._writer, self._progress, self._log_more = writer, progress, log_more
@@ -154,8 +154,9 @@ class TrainingLog:
         steps_per_second = self._clock.lap(step)
         examples_per_second = steps_per_second * self._global_batch_size
         # The rate of the update that this step has made.
-        rate = learning_rate_at(optimizer, self._state.optimizer_step(step) - 1)
-        row = {**values, "learning_rate": rate, "examples_per_second": examples_per_second, **self._log_more()}
+        before = self._state.optimizer_step(step) - 1
+        rate = learning_rate_at(optimizer, before)
+        row = {**values, "learning_rate": rate, "examples_per_second": examples_per_second, **self._log_more(before)}
         self._writer.write(step, row)
         self._progress.show_rate(steps_per_second, examples_per_second, values["loss"])
 

@@ -1,4 +1,4 @@
-"""Tells when a phase has begun, and ends one whose evaluations no longer get better."""
+"""Reports when a phase has begun, and ends one whose evaluations no longer get better."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +14,7 @@ from trainer.optimizers.phases import Phase, Plateau, in_words, waits_for_platea
 class PhaseWatch:
     """Looks at the run's optimizer on the host, between two loops of the device.
 
-    phases: those after the first; none for a run without, of which there is nothing to tell.
+    phases: those after the first; none for a run without.
     say: takes a line for a person, once for each phase that begins while this watch is there.
     """
 
@@ -23,23 +23,33 @@ class PhaseWatch:
         self._optimizer = inner if isinstance(inner, PhasedOptimizer) else None
         self._phases = phases
         self._say = say
-        self._told = self._optimizer.current_phase() if self._optimizer is not None else 0
+        self._reported = self._optimizer.current_phase() if self._optimizer is not None else 0
 
-    def row(self) -> dict[str, int]:
-        """The phase in a logged row: its number, from 1, and the steps before it began."""
+    def row(self, step: int) -> dict[str, int]:
+        """The phase in a logged row: its number, from 1, and the steps before it began.
+
+        step: the updates that the optimizer had finished before that of the row.
+        """
+        self.report()
         if self._optimizer is None:
             return {}
+        number = self._optimizer.phase_at(step)
+        return {"phase": number + 1, "phase_began": int(first_value(self._optimizer.began)[number])}
+
+    def report(self) -> None:
+        """Prints a line for each phase that has begun since the last look."""
+        if self._optimizer is None:
+            return
         number = self._optimizer.current_phase()
         began = [int(step) for step in first_value(self._optimizer.began)]
         # A run that went back after a loss that was not finite may be in an earlier one again.
-        for begun in range(min(self._told, number) + 1, number + 1):
+        for begun in range(min(self._reported, number) + 1, number + 1):
             follower, start = self._optimizer.optimizers[begun], self._phases[begun - 1].start
             self._say(
                 f"phase {begun + 1:<11}from step {began[begun]:,} on {describe_kind(follower)}, new, learning rate "
                 f"{learning_rate_at(follower, 0):g}" + ("" if isinstance(start, int) else f": begins {in_words(start)}")
             )
-        self._told = number
-        return {"phase": number + 1, "phase_began": began[number]}
+        self._reported = number
 
     def decides_at(self, step: int, eval_every: int) -> bool:
         """Whether the evaluation after `step` may begin a phase; none at the end of the run, which may be continued."""
@@ -65,4 +75,4 @@ class PhaseWatch:
         optimizer.evaluations_since_best.assign(0 if is_better else since + 1)
         if not is_better and since + 1 >= start.patience:
             optimizer.begin_next()
-            self.row()
+            self.report()

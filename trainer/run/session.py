@@ -186,7 +186,7 @@ class Session:
         return self._checkpoints.longest_seconds or 1 + self.state.size_bytes() / _SLOW_DISK_BYTES_PER_SECOND
 
     def _save(self) -> None:
-        self._phase_watch.row()  # a run that is resumed from here does not report again which phases had begun
+        self._phase_watch.report()  # a run that is resumed from here does not report again which phases had begun
         self._writer.flush()
         if self._checkpoints is not None:
             self._checkpoints.save()
