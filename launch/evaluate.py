@@ -30,7 +30,7 @@ flags.DEFINE_float("timeout_seconds", 0.0, "With --continuous: end when no new o
 def main() -> None:
     import trainer  # noqa: F401  registers what the library makes bindable
     from trainer.config import bindings_of, settings_of
-    from trainer.data.data import as_data
+    from trainer.data.given import as_data
     from trainer.errors import UserError
     from trainer.run import evaluate_checkpoint
 

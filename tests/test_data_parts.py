@@ -9,7 +9,8 @@ from test_pipeline import take
 
 import trainer
 from trainer.data.batches import eval_batches, train_batches
-from trainer.data.data import Data, as_data
+from trainer.data.data import Data
+from trainer.data.given import as_data
 from trainer.data.tfrecords import Records
 
 SIZE, BATCH_SIZE = 37, 12  # no epoch ends with a batch

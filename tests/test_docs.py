@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tokenizers
 from array_record.python import array_record_module
 from commands import REPOSITORY, run_command
 from conftest import make_strategy
@@ -66,7 +67,7 @@ def of(language: str) -> list[Block]:
 def test_each_block_has_a_language_and_few_are_not_run():
     unknown = [str(block) for block in BLOCKS if block.language not in (*LANGUAGES, "text")]
     assert unknown == []
-    assert FILES.keys() == {"my_models.py", "my.gin", "compare.gin"}
+    assert FILES.keys() == {"my_models.py", "my_text.py", "my.gin", "compare.gin"}
     assert sum(bool(block.reason) for block in BLOCKS) <= 4 and len(BLOCKS) > 25
 
 
@@ -100,6 +101,9 @@ def folder(tmp_path_factory):
 def _make_data(path: Path) -> None:
     """The photographs, examples and table that the page on data speaks of; small."""
     (path / "people.csv").write_text("age,height,label\n20,1.5,cat\n31,1.6,dog\n42,1.7,cat\n53,1.8,dog\n")
+    (path / "reviews.csv").write_text("text,label\n" + "a good film,good\na bad plot,bad\n" * 8)
+    words = {"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]")).save(str(path / "tokenizer.json"))
     (path / "examples").mkdir()
     written = []
     for number in range(50):
@@ -153,7 +157,8 @@ def test_a_gin_block_is_a_run_up_to_its_first_step(block, reader, capsys):
     parse(block, reader, *rules)
     invocation = trainer.Invocation(dry_run=True)
     gin.get_configurable("experiment.train")(strategy=make_strategy(1), invocation=invocation)
-    assert "restored " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert ("from scratch" if "train.restore = None" in block.text else "restored ") in printed
 
 
 @pytest.mark.parametrize("block", of("python"), ids=str)
@@ -167,8 +172,8 @@ def test_a_python_block_runs(block, reader, monkeypatch):
     import my_models
 
     names: dict = {"__name__": "block", "my_model": my_models.my_model}
-    if block.file == "my_models.py":
-        assert my_models.my_model().layers
+    if block.file:
+        assert importlib.import_module(block.file.removesuffix(".py")).keras
         return
     exec(compile(text, str(block), "exec"), names)  # noqa: S102
     assert names

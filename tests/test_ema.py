@@ -12,7 +12,7 @@ from test_resume import DATA, Everything, bits, run
 
 import trainer
 from trainer.cluster.replicas import first_value, replica_values
-from trainer.data.data import as_data
+from trainer.data.given import as_data
 from trainer.optimizers.ema import EmaWeights
 from trainer.restore import weights_of
 from trainer.run.evaluate_checkpoint import load_and_evaluate

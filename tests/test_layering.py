@@ -18,7 +18,7 @@ LEVELS = [
     {"restore"},
     {"data", "output", "cluster"},
     {"config"},
-    {"models", "errors", "suggest", "keras_internals"},
+    {"models", "errors", "suggest", "keras_internals", "tf_internals"},
 ]
 
 

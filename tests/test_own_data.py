@@ -162,7 +162,7 @@ def test_nested_features_are_named_by_their_paths():
 
 def test_a_feature_without_one_shape_is_named():
     ragged = tf.data.Dataset.from_tensor_slices({"x": tf.ragged.constant([[1.0], [2.0, 3.0]]), "label": [0, 1]})
-    assert "the feature 'x' is no tensor" in refused(train_data=ragged)
+    assert "the feature 'x' (RaggedTensorSpec) has no one shape" in refused(train_data=ragged)
 
 
 def test_a_missing_feature_says_of_which_data():

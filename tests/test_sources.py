@@ -14,6 +14,7 @@ from grouped import train_with
 
 import trainer
 from trainer.data.batches import batch_numbers, eval_batches, train_batches
+from trainer.data.given import as_data
 from trainer.data.order import Mixed
 
 RANDOM = np.random.default_rng(0)
@@ -273,7 +274,7 @@ def augmented(kind, example_files):
         return files[kind](str(path / f"*.{ending}"), augment=noisy, memory_limit_bytes=0, **more)
     features = {"x": np.arange(20.0), "label": np.arange(20) % 3}
     if kind == "stream":
-        data = trainer.data.data.as_data(tf.data.Dataset.from_tensor_slices(features), "train_data")
+        data = as_data(tf.data.Dataset.from_tensor_slices(features), "train_data")
         return trainer.data.data.dataclasses.replace(data, augment=noisy)
     data = trainer.in_memory(features, augment=noisy)
     return data if kind == "in memory" else trainer.mixture([data, data])

@@ -6,7 +6,9 @@ from trainer.data.data import in_memory
 from trainer.data.example_files import array_record, records
 from trainer.data.image_folder import image_folder
 from trainer.data.mixture import balanced, mixture
+from trainer.data.padding import bucket_by_length, pad_to, trim_padding
 from trainer.data.table import table
+from trainer.data.text import tokenize
 from trainer.data.tfds_data import resize_image, scale_image, tfds_data
 from trainer.errors import UserError
 from trainer.optimizers.groups import group
@@ -35,6 +37,7 @@ __all__ = [
     "UserError",
     "array_record",
     "balanced",
+    "bucket_by_length",
     "comparison",
     "custom_loss",
     "group",
@@ -46,6 +49,7 @@ __all__ = [
     "mixture",
     "models",
     "one_cycle",
+    "pad_to",
     "phase",
     "plateau",
     "records",
@@ -58,9 +62,11 @@ __all__ = [
     "table",
     "target_images",
     "tfds_data",
+    "tokenize",
     "train",
     "trained_images",
     "transform_network",
+    "trim_padding",
     "vgg19",
     "warmup",
 ]

@@ -15,7 +15,8 @@ from trainer.comparison.process import Devices, Process
 from trainer.comparison.source_task import check_source
 from trainer.config import bindings_of, parse_text, text_of
 from trainer.data.batches import train_batches
-from trainer.data.data import Data, as_data
+from trainer.data.data import Data
+from trainer.data.given import as_data
 from trainer.errors import UserError, message_of
 from trainer.restore import weights_of
 from trainer.run.inputs import as_restore

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainer.config import bindings_of
 from trainer.data.batches import replica_batch_size
-from trainer.data.data import as_data
+from trainer.data.given import as_data
 from trainer.errors import UserError
 from trainer.restore import RestoreError, restore_weights
 from trainer.run.inputs import as_restore

@@ -89,7 +89,7 @@ def train_batches(
 
         def draw(step) -> tuple[np.ndarray, np.ndarray]:
             """This worker's part of the draws: numbers and times, [steps, part]."""
-            drawn = data.draw(seed, int(step) * global_batch_size, steps * global_batch_size)
+            drawn = data.draw(seed, int(step), steps, global_batch_size)
             # Not by subscript, which leaves the rows lying across: TensorFlow would turn them while a step waits.
             numbers, times = (each.reshape(steps, global_batch_size).take(part, axis=1) for each in drawn)
             return numbers, times
@@ -198,7 +198,7 @@ def batch_numbers(data: Data, global_batch_size: int, seed: int, batch: int) -> 
     """[global_batch_size] int64: which examples, in stored order, make up a global batch; none of them is read."""
     start = batch * global_batch_size
     if data.is_indexed:
-        return data.draw(seed, start, global_batch_size)[0]
+        return data.draw(seed, batch, 1, global_batch_size)[0]
     if data.records is not None:
         return numbers_in_blocks(data.num_examples, data.shuffle_buffer, seed, start, global_batch_size)
     # Shuffling looks at no element: numbers in their place come in the same order.

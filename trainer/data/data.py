@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainer.data.augment import augmented
 from trainer.data.autograph import as_it_is, in_graph
 from trainer.data.features import flat
 from trainer.data.order import Order, Shuffled
+from trainer.data.repeatable import check_repeatable, check_same_each_time
 from trainer.data.tfrecords import Records, unreadable
 from trainer.errors import UserError
 
@@ -38,6 +40,7 @@ class Data:
       `trainer.data.augment`.
     order: of the draws of training, where it is not `Shuffled`.
     contents: a text by which the same data are recognised, where they are read by number.
+    note: what was done to the data as they came in, for people; "" for nothing.
     find_faults: returns a clause for each file that cannot be read, for people; None where no file is read.
     """
 
@@ -52,6 +55,7 @@ class Data:
     augment: Callable | None = None
     order: Order | None = None
     contents: str = ""
+    note: str = ""
     find_faults: Callable[[], list[str]] | None = None
     shuffle_buffer: int = 10_000
 
@@ -60,9 +64,10 @@ class Data:
         """Whether any example is reached by its number, in memory or by `read`."""
         return self.examples is not None or self.read is not None
 
-    def draw(self, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The draws of training from the `start`-th on, see `Order.draw`; of indexed data."""
-        return (self.order or Shuffled(self.num_examples)).draw(seed, start, count)
+    def draw(self, seed: int, step: int, steps: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The examples of `steps` global batches of indexed data from `step` on, see `Order.draw`."""
+        order = self.order or Shuffled(self.num_examples)
+        return order.draw(seed, step * batch_size, steps * batch_size, batch_size)
 
     def look_up(self, numbers, seeds=None) -> dict[str, tf.Tensor]:
         """Indexed examples by number, not preprocessed: feature -> [*numbers.shape, ...].
@@ -152,7 +157,14 @@ class Data:
                 batch = augmented(self.augment, batch, tf.zeros([rows, 2], tf.int64))
             return self.preprocessed(batch)
 
-        return batches.map(as_it_is(as_trained)).element_spec
+        def make() -> tf.data.Dataset:
+            return batches.map(as_it_is(as_trained))
+
+        mapped = make()
+        check_repeatable(mapped, self.label)
+        if self.preprocess is not None or self.augment is not None:
+            check_same_each_time(make, self.label)
+        return mapped.element_spec
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -190,22 +202,29 @@ class Data:
 
 @gin.register(module="pipeline")
 def in_memory(
-    examples, name: str = "in_memory", preprocess: Callable | None = None, augment: Callable | None = None
+    examples,
+    name: str = "in_memory",
+    prepare: Callable | None = None,
+    preprocess: Callable | None = None,
+    augment: Callable | None = None,
 ) -> Data:
     """Data given outright.
 
     examples: feature name -> list or array, [num_examples, ...]; nested dicts are named by path, `objects/box`.
+      A feature may hold lists of different lengths, which `prepare` pads: @pad_to.
     name: for people.
+    prepare: example -> example, applied once to each.
     preprocess: batch -> batch, applied to every batch.
     augment: (example, seed) -> example, applied to each example that training draws; see `trainer.data.augment`.
     """
     if not isinstance(examples, Mapping):
         raise UserError(f"in_memory.examples maps feature names to lists or arrays; it is {type(examples).__name__}.")
-    arrays = {key: _as_array(key, value) for key, value in flat(examples).items()}
-    sizes = {key: len(value) for key, value in arrays.items()}
+    arrays = {key: _as_array(key, value, prepare is not None) for key, value in flat(examples).items()}
+    sizes = {key: int(value.shape[0]) for key, value in arrays.items()}
     if not arrays or len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
         raise UserError(f"in_memory.examples needs features of one length above 0; here are {sizes}.")
-    return Data(name, next(iter(sizes.values())), examples=arrays, preprocess=preprocess, augment=augment)
+    data = Data(name, next(iter(sizes.values())), examples=arrays, preprocess=preprocess, augment=augment)
+    return data if prepare is None else prepared(data, prepare)
 
 
 def loaded(data: Data, memory_limit_bytes: int) -> Data:
@@ -217,6 +236,7 @@ def loaded(data: Data, memory_limit_bytes: int) -> Data:
     else:
         assert data.stream is not None
         example, batches = data.stream().element_spec, data.stream().batch(1024)
+    check_repeatable(batches, data.label)
     size_bytes = in_memory_bytes(example, data.num_examples)
     if size_bytes is None or size_bytes > memory_limit_bytes:
         return data
@@ -226,6 +246,19 @@ def loaded(data: Data, memory_limit_bytes: int) -> Data:
         data.name, data.num_examples, data.split, arrays, preprocess=data.preprocess, augment=data.augment,
         order=data.order,
     )  # fmt: skip
+
+
+def prepared(data: Data, prepare: Callable) -> Data:
+    """Data in memory, each example changed once by `prepare`: example -> example."""
+
+    def stream() -> tf.data.Dataset:
+        return data.in_stored_order().map(as_it_is(in_graph(prepare)), tf.data.AUTOTUNE, deterministic=True)
+
+    made = loaded(dataclasses.replace(data, examples=None, stream=stream), sys.maxsize)
+    if made.examples is None:
+        shapes = ", ".join(f"{name} {spec.shape}" for name, spec in stream().element_spec.items())
+        raise UserError(f"{data.label}: prepare must bring examples to one shape, see pad_to; it returned {shapes}.")
+    return made
 
 
 def in_memory_bytes(element_spec, num_examples: int) -> int | None:
@@ -238,39 +271,17 @@ def in_memory_bytes(element_spec, num_examples: int) -> int | None:
     return size * num_examples
 
 
-def as_data(data, what: str) -> Data:
-    """`Data` from what users hold: `Data` itself, a dict of arrays, or a `tf.data.Dataset` of examples (dicts)."""
-    if isinstance(data, Data):
-        return data
-    if isinstance(data, Mapping):
-        return in_memory(examples=data, name=what)
-    if isinstance(data, tf.data.Dataset):
-        if not isinstance(data.element_spec, Mapping):
-            raise UserError(f"{what}: a tf.data.Dataset must yield single examples as dicts, not {data.element_spec}.")
-        size = int(data.cardinality())
-        if size <= 0:
-            raise UserError(
-                f"{what}: the size of the tf.data.Dataset must be known and above 0, and is {size}; "
-                "use assert_cardinality, not repeat."
-            )
-        features = flat(data.element_spec)
-        other = [path for path, spec in features.items() if not isinstance(spec, tf.TensorSpec)]
-        if other:
-            raise UserError(
-                f"{what}: the feature {other[0]!r} is no tensor but {type(features[other[0]]).__name__}; bring it to "
-                "one shape first, e.g. by to_tensor(shape=...)."
-            )
-        by_path = data.map(as_it_is(flat)) if features.keys() != data.element_spec.keys() else data
-        return Data(what, size, stream=lambda: by_path)
-    raise UserError(
-        f"{what} must be a dict of arrays, a tf.data.Dataset of dicts, or made by tfds_data(); "
-        f"it is {type(data).__name__}."
-    )
-
-
-def _as_array(key: str, value) -> np.ndarray:
+def _as_array(key: str, value, may_be_ragged: bool):
+    """An array, or a `tf.RaggedTensor` where the examples have different lengths and may have them."""
     try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise UserError(f"The feature {key!r} is not an array: its examples have different shapes.") from error
+        array = value if isinstance(value, tf.RaggedTensor) else np.asarray(value)
+    except ValueError:
+        array = tf.ragged.constant([list(each) for each in value])
+    if isinstance(array, tf.RaggedTensor):
+        if not may_be_ragged:
+            raise UserError(
+                f"The feature {key!r} is not an array: its examples have different shapes. Pad them by "
+                f"in_memory.prepare = @pad_to and pad_to.lengths = {{{key!r}: 128}}, say."
+            )
+        return array
     return array.astype(np.float32) if array.dtype == np.float64 else array

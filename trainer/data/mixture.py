@@ -8,7 +8,8 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.data import Data, as_data
+from trainer.data.data import Data
+from trainer.data.given import as_data
 from trainer.data.order import Mixed
 from trainer.errors import UserError
 

@@ -7,14 +7,17 @@ from typing import Protocol
 
 import numpy as np
 
-_MIXED_BLOCK = 1024  # draws of a mixture that share one permutation
+_MIXED_BLOCK = 1024  # turns of a mixture that share one permutation
 
 
 class Order(Protocol):
     """The order in which a run draws examples, without end."""
 
-    def draw(self, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The run's draws from the `start`-th on: ([count] numbers, [count] how often each was drawn before); int64."""
+    def draw(self, seed: int, start: int, count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The run's draws from the `start`-th on: ([count] numbers, [count] how often each was drawn before); int64.
+
+        start, count: multiples of `batch_size`, the global one.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Shuffled:
 
     num_examples: int
 
-    def draw(self, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, seed: int, start: int, count: int, batch_size: int = 1) -> tuple[np.ndarray, np.ndarray]:
         times = (start + np.arange(count)) // self.num_examples
         return shuffled_numbers(self.num_examples, seed, start, count), times
 
@@ -35,6 +38,7 @@ class Mixed:
     sizes: of the groups; their examples are numbered one group after the other.
     weights: of the groups, positive; they need not add up to 1.
     members: [sum of sizes] the number of each example, where the groups do not lie one after the other; else None.
+    by_batch: whether all examples of a batch come from one group.
 
     Of any stretch of draws from the start, each group has its share, rounded. Draws come in blocks, whose shares are
     found by arithmetic and whose sequence of groups is a permutation by (seed, block): any position is found at once.
@@ -43,30 +47,33 @@ class Mixed:
     sizes: Sequence[int]
     weights: Sequence[float]
     members: np.ndarray | None = None
+    by_batch: bool = False
 
-    def draw(self, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, seed: int, start: int, count: int, batch_size: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        run = batch_size if self.by_batch else 1  # draws in a row from one group
         numbers, times = np.empty(count, np.int64), np.empty(count, np.int64)
         filled = 0
         while filled < count:
-            block, offset = divmod(start + filled, _MIXED_BLOCK)
-            drawn = [part[offset : offset + count - filled] for part in _mixed_block(self, seed, block)]
+            block, offset = divmod(start + filled, _MIXED_BLOCK * run)
+            drawn = [part[offset : offset + count - filled] for part in _mixed_block(self, seed, block, run)]
             numbers[filled : filled + drawn[0].size], times[filled : filled + drawn[0].size] = drawn
             filled += drawn[0].size
         return numbers, times
 
-    def drawn_before(self, block: int) -> np.ndarray:
-        """How many draws of each group come before a block."""
+    def turns_before(self, block: int) -> np.ndarray:
+        """How many turns of each group come before a block; a turn is one draw, or a batch."""
         shares = np.cumsum(self.weights) / np.sum(self.weights)
         return np.diff(np.floor(block * _MIXED_BLOCK * shares + 0.5).astype(np.int64), prepend=0)
 
 
 @functools.lru_cache(maxsize=4)
-def _mixed_block(mixed: Mixed, seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    first, last = mixed.drawn_before(block), mixed.drawn_before(block + 1)
+def _mixed_block(mixed: Mixed, seed: int, block: int, run: int) -> tuple[np.ndarray, np.ndarray]:
+    first, last = mixed.turns_before(block), mixed.turns_before(block + 1)
     starts = np.cumsum([0, *mixed.sizes])
-    groups = np.repeat(np.arange(len(mixed.sizes)), last - first)[block_order(_MIXED_BLOCK, seed, 0, block)]
-    numbers, times = np.empty(_MIXED_BLOCK, np.int64), np.empty(_MIXED_BLOCK, np.int64)
-    for group, (begin, end, size) in enumerate(zip(first, last, mixed.sizes, strict=True)):
+    turns = np.repeat(np.arange(len(mixed.sizes)), last - first)[block_order(_MIXED_BLOCK, seed, 0, block)]
+    groups = np.repeat(turns, run)
+    numbers, times = np.empty(groups.size, np.int64), np.empty(groups.size, np.int64)
+    for group, (begin, end, size) in enumerate(zip(first * run, last * run, mixed.sizes, strict=True)):
         # Groups of one size must not come in one order, nor in that of a run with the next seed.
         chosen = shuffled_numbers(size, seed + (group + 1) * 2**32, int(begin), int(end - begin))
         numbers[groups == group] = starts[group] + chosen

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import gin
 import numpy as np
 
-from trainer.data.data import Data, in_memory
+from trainer.data.data import Data, in_memory, prepared
 from trainer.data.splits import rows_of_split
 from trainer.errors import UserError
 from trainer.suggest import nearest
@@ -34,7 +34,7 @@ def table(
     categories: {"label": ["cat", "dog"]} numbers the values of a column in this order.
     split: "all", or a part of the rows, drawn by `split_seed`: "[:80%]", "[80%:]".
     stratify: a column of which each part has its share.
-    prepare: features -> features, applied once to all rows together, each a NumPy array [rows, ...].
+    prepare: example -> example, applied once to each row as it is read: tokenizes a text, say.
     preprocess, augment: as `in_memory` has them.
 
     Raises `UserError` that names the file and the column, and rows, for a missing value, a value that is no category,
@@ -63,10 +63,9 @@ def table(
         wanted = [name for name in wanted if name not in group] + [feature]
     rows = rows_of_split(split, strata, split_seed)
     examples = {name: arrays[name][rows] for name in wanted}
-    if prepare is not None:
-        examples = prepare(examples)
     label = os.path.basename(file) + (f" {split}" if split != "all" else "")
-    return in_memory(examples=examples, name=label, preprocess=preprocess, augment=augment)
+    data = in_memory(examples=examples, name=label, preprocess=preprocess, augment=augment)
+    return data if prepare is None else prepared(data, prepare)
 
 
 def _read(file: str):

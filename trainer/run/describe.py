@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.cluster.strategy import describe_strategy
+from trainer.data.data import Data
 from trainer.data.first_examples import describe_first
 from trainer.optimizers.grouped_optimizer import GroupedOptimizer
 from trainer.optimizers.groups import is_bias_or_scale
@@ -69,7 +70,8 @@ def _table(built: Built) -> Table:
     # Moving averages of normalization layers follow the data; no optimizer and no rule moves them.
     statistics = [weight for weight in others if weight.name.rsplit("/", 1)[-1].startswith("moving_")]
     frozen = [weight for weight in others if weight not in statistics]
-    steps_per_epoch = built.inputs.train_data.num_examples / built.settings.global_batch_size
+    train_data, eval_data = built.inputs.train_data, built.inputs.eval_data
+    steps_per_epoch = train_data.num_examples / built.settings.global_batch_size
     epochs = built.settings.num_steps / steps_per_epoch
     memory = memory_estimate_bytes(built)
     micro = f" in {built.settings.step.accumulation_steps} micro-batches" * (built.settings.step.accumulation_steps > 1)
@@ -90,11 +92,11 @@ def _table(built: Built) -> Table:
         **(describe_phases(built) if built.settings.finetune.phases else {}),
         **describe_parts(built),
         **({"weight decay": decay} if (decay := describe_decay(built)) else {}),
-        "train data": f"{built.inputs.train_data.label}, {built.inputs.train_data.num_examples:,} examples an epoch",
-        "examples": describe_first(built.inputs.train_data),
+        "train data": f"{train_data.label}, {train_data.num_examples:,} examples an epoch{_note(train_data)}",
+        "examples": describe_first(train_data),
         "steps": f"{built.settings.num_steps:,}, at {steps_per_epoch:.1f} an epoch {epochs:.1f} epochs",
-        "eval data": f"{built.inputs.eval_data.label}, {built.inputs.eval_data.num_examples:,} examples"
-        if built.inputs.eval_data
+        "eval data": f"{eval_data.label}, {eval_data.num_examples:,} examples{_note(eval_data)}"
+        if eval_data
         else "none",
         "memory a replica": f"about {_size(sum(memory.values()))}: "
         + ", ".join(f"{name} {_size(size)}" for name, size in memory.items()),
@@ -102,6 +104,10 @@ def _table(built: Built) -> Table:
     for name, text in rows.items():
         table.add_row(name, Text(text))  # no markup: patterns have brackets of their own
     return table
+
+
+def _note(data: Data) -> str:
+    return f" ({data.note})" if data.note else ""
 
 
 def describe_settings(settings: Settings) -> str:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from trainer.checkpoints.finder import find_faults
 from trainer.data.batches import replica_batch_size
-from trainer.data.data import as_data
+from trainer.data.given import as_data
 from trainer.errors import UserError
 from trainer.optimizers.lora import Lora, add_lora, holds_matrices
 from trainer.output.metric_writer import read_rows

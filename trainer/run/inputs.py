@@ -14,7 +14,8 @@ from trainer.cluster.collectives import Agreement
 from trainer.cluster.strategy import build_strategy, num_workers, worker_index
 from trainer.config.settings import DECLARED, Declaration
 from trainer.data.batches import replica_batch_size, train_batches
-from trainer.data.data import Data, as_data
+from trainer.data.data import Data
+from trainer.data.given import as_data
 from trainer.data.step_batches import StackedBatches
 from trainer.errors import UserError
 from trainer.optimizers.phases import check_phases, describe_starts
