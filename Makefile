@@ -100,7 +100,7 @@ benchmark-restore: install  ## 1 GB restored beside TensorFlow's own ways: ratio
 
 bench: .venv/orbit  ## speed beside the bare floor, Orbit and Keras fit; start-up and memory; the input pipeline; saving
 	@failed=; PYTHONPATH=.venv/orbit $(BIN)/python tests/benchmarks/step_speed.py || failed=" step_speed"; \
-	for script in start_up input_speed saving_speed; do \
+	for script in start_up input_speed source_speed saving_speed; do \
 		$(BIN)/python tests/benchmarks/$$script.py || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "Bars that do not hold are named above, by:$$failed"; exit 1; }
 

@@ -287,3 +287,19 @@ def test_configurables_have_a_line_of_description():
     done = run_command("launch.configurables", "in_memory")
     name, summary = done.stdout.splitlines()
     assert name.startswith("pipeline.in_memory(") and summary.startswith("    Data given outright")
+
+
+class TakesNames(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return self.head(inputs["x"])
+
+
+def test_a_model_that_takes_names_and_is_given_a_list_is_one_plain_message():
+    said = refused(model=TakesNames, task=crossentropy(inputs=["x"]))
+    assert "list indices must be integers or slices, not str" in said and "a list or dict of them" in said
+    assert "\x1b" not in said and "Arguments received" not in said and "KerasTensor" not in said
+    assert train(model=TakesNames, task=crossentropy(inputs={"x": "x"})).step == 4

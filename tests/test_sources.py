@@ -310,6 +310,35 @@ def test_keras_layers_augment_by_the_examples_seed(images):
         trainer.keras_layers([keras.layers.MixUp()])
 
 
+@pytest.mark.parametrize("mix", [trainer.mixup, trainer.cutmix])
+def test_mixed_images_have_the_labels_of_their_shares_from_any_step_and_for_any_worker(mix):
+    """Each image is its class everywhere, so that an image's mean is its labels' mean."""
+    labels = np.arange(12) % 3
+    images = np.tile(labels[:, None, None, None], [1, 8, 8, 1]).astype(np.uint8)
+    data = mix(trainer.in_memory({"image": images, "label": labels}), num_classes=3, alpha=1.0)
+    whole = batches_of(data, 12, size=4)
+    for batch in whole:
+        assert batch["image"].dtype == batch["label"].dtype == np.float32
+        np.testing.assert_allclose(batch["label"].sum(axis=1), 1.0, atol=1e-6)
+        np.testing.assert_allclose(batch["image"].mean(axis=(1, 2, 3)), batch["label"] @ [0, 1, 2], atol=1e-5)
+    shares = np.concatenate([batch["label"].max(axis=1) for batch in whole])
+    assert (shares < 0.99).mean() > 0.1 and len(np.unique(shares.round(3))) > 8
+    assert same(batches_of(data, 2, start=10, size=4), whole[10:])
+    halves = [batches_of(data, 2, size=4, num_workers=2, worker_index=worker) for worker in (0, 1)]
+    assert np.array_equal(np.concatenate([half[1]["image"] for half in halves]), whole[1]["image"])
+    (evaluated, _) = next(iter(eval_batches(data, 12)))
+    assert np.array_equal(evaluated["label"], np.eye(3)[labels]), "an evaluation sees the examples as they are"
+
+
+def test_what_cannot_be_mixed_is_named():
+    with pytest.raises(trainer.UserError, match="has no feature 'image'; it has x, label"):
+        trainer.mixup(numbers(4), num_classes=2)
+    with pytest.raises(trainer.UserError, match="must hold one integer an example"):
+        trainer.mixup(trainer.in_memory({"image": np.zeros([4, 2]), "label": np.zeros([4])}), num_classes=2)
+    with pytest.raises(trainer.UserError, match="alpha = 0 must be above 0"):
+        trainer.cutmix(numbers(4), num_classes=2, alpha=0, key="x")
+
+
 @pytest.mark.parametrize("replicas", [full(1), 2])
 def test_a_run_with_augmentation_resumed_on_other_replicas_has_the_bits_of_an_unbroken_one(tmp_path, replicas):
     def run(folder, num_steps, replicas):

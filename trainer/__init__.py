@@ -6,6 +6,7 @@ from trainer.data.data import in_memory
 from trainer.data.example_files import array_record, records
 from trainer.data.image_folder import image_folder
 from trainer.data.mixture import balanced, mixture
+from trainer.data.mixup import cutmix, mixup, one_hot
 from trainer.data.padding import bucket_by_length, pad_to, trim_padding
 from trainer.data.table import table
 from trainer.data.text import tokenize
@@ -40,6 +41,7 @@ __all__ = [
     "bucket_by_length",
     "comparison",
     "custom_loss",
+    "cutmix",
     "group",
     "image_folder",
     "in_memory",
@@ -47,8 +49,10 @@ __all__ = [
     "keras_layers",
     "lora",
     "mixture",
+    "mixup",
     "models",
     "one_cycle",
+    "one_hot",
     "pad_to",
     "phase",
     "plateau",

@@ -1,5 +1,15 @@
 """The exceptions that are meant for the person who runs something: the message says what to do."""
 
+import re
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# What Keras writes around an error of a layer's call, and around that of a model whose outputs it infers.
+_WRAPPED_BY_KERAS = re.compile(
+    r"Exception encountered when calling .*?\n\n(?P<cause>.*?)\n\nArguments received by .*"
+    r"|Could not automatically infer .*? Error encountered:\n\n(?P<inferred>.*)",
+    re.DOTALL,
+)
+
 
 class UserError(ValueError):
     """A mistake in a config, a flag, a path or the data, described for the person who made it.
@@ -19,5 +29,8 @@ class RunAgain(RuntimeError):
 
 
 def message_of(error: BaseException) -> str:
-    """The error's text without what gin adds of the configurable that it was calling."""
-    return str(error).partition("\n  In call to configurable")[0].strip()
+    """The error's text, without what gin and Keras add of the calls that it came through."""
+    text = _COLOURS.sub("", str(error).partition("\n  In call to configurable")[0])
+    while (wrapped := _WRAPPED_BY_KERAS.fullmatch(text.strip())) is not None:
+        text = wrapped["cause"] or wrapped["inferred"]
+    return text.strip()

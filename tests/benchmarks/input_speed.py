@@ -52,21 +52,21 @@ def encoded_images() -> list[bytes]:
 
 def decoded_every_step(images: list[bytes]) -> TakeSteps:
     """A map for each example, as tutorials write it."""
-    return _drained(_shuffled(tf.data.Dataset.from_tensor_slices(images)).map(_decode_and_scale, tf.data.AUTOTUNE))
+    return drained(_shuffled(tf.data.Dataset.from_tensor_slices(images)).map(_decode_and_scale, tf.data.AUTOTUNE))
 
 
 def decoded_and_cached(images: list[bytes]) -> TakeSteps:
-    return _drained(_shuffled(tf.data.Dataset.from_tensor_slices(images).map(_decode_and_scale).cache()))
+    return drained(_shuffled(tf.data.Dataset.from_tensor_slices(images).map(_decode_and_scale).cache()))
 
 
 def regraft(images: list[bytes]) -> TakeSteps:
     """Decoded once as `tfds_data` does it, scaled batch by batch."""
-    return _drained_stacks(in_memory(examples={"image": _decoded(images)}, preprocess=scale_image))
+    return drained_stacks(in_memory(examples={"image": _decoded(images)}, preprocess=scale_image))
 
 
 def regraft_by_number(images: list[bytes]) -> TakeSteps:
     """Scaled beforehand, so that each step looks its batch up in memory."""
-    return _drained_stacks(in_memory(examples={"image": _decoded(images) / np.float32(255)}))
+    return drained_stacks(in_memory(examples={"image": _decoded(images) / np.float32(255)}))
 
 
 WAYS = {
@@ -145,8 +145,8 @@ def _record_data(files) -> Data:
 def records_per_second(files, rounds: int) -> dict[str, list[float]]:
     """{way: [batches of 64 a second, a round]} over epochs of a million records, more than one epoch a round."""
     ways = {
-        "plain shuffle().batch()": _drained(_plain_records(files).map(lambda example: example["x"])),
-        "regraft": _drained_stacks(_record_data(files)),
+        "plain shuffle().batch()": drained(_plain_records(files).map(lambda example: example["x"])),
+        "regraft": drained_stacks(_record_data(files)),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
     steps = NUM_RECORDS // BATCH_SIZE + 1000
@@ -210,14 +210,14 @@ def _decoded(images: list[bytes]) -> np.ndarray:
     return np.stack([tf.io.decode_png(image, 3).numpy() for image in images])
 
 
-def _drained(dataset: tf.data.Dataset) -> TakeSteps:
+def drained(dataset: tf.data.Dataset) -> TakeSteps:
     iterator = iter(dataset.batch(BATCH_SIZE, drop_remainder=True).prefetch(tf.data.AUTOTUNE))
 
     @tf.function
     def loop(num_steps):
         touched = tf.zeros([])
         for _ in tf.range(num_steps):
-            touched += _touch(next(iterator))
+            touched += _touch(_first_feature(next(iterator)))
         return touched
 
     def take_steps(num_steps: int) -> None:
@@ -227,7 +227,7 @@ def _drained(dataset: tf.data.Dataset) -> TakeSteps:
     return take_steps
 
 
-def _drained_stacks(data: Data) -> TakeSteps:
+def drained_stacks(data: Data) -> TakeSteps:
     batches = train_batches(data, BATCH_SIZE, seed=0, steps_per_loop=STEPS_PER_LOOP)
 
     @tf.function
@@ -235,7 +235,7 @@ def _drained_stacks(data: Data) -> TakeSteps:
         touched = tf.zeros([])
         for step in tf.range(first, end):
             batch, _ = batches.look_up(_at(step, stack))
-            touched += _touch(next(iter(batch.values())))
+            touched += _touch(_first_feature(batch))
         return touched
 
     def take_steps(num_steps: int) -> None:
@@ -254,6 +254,10 @@ def _first_batch(data: Data, start_step: int):
 
 def _at(step: tf.Tensor, stack):
     return tf.nest.map_structure(lambda value: value[step], stack)
+
+
+def _first_feature(batch) -> tf.Tensor:
+    return next(iter(batch.values())) if isinstance(batch, dict) else batch
 
 
 def _touch(batch) -> tf.Tensor:

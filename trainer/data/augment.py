@@ -45,9 +45,9 @@ def augmented(function: Callable, batch: Mapping[str, tf.Tensor], seeds: tf.Tens
 
 # Keras layers whose result the example's seed alone does not decide.
 _NOT_BY_SEED = {
-    keras.layers.MixUp: "mixes the images of a batch; an example is changed alone here",
-    keras.layers.CutMix: "mixes the images of a batch; an example is changed alone here",
-    keras.layers.AugMix: "chooses by Python's `random`, which no seed of an example decides",
+    keras.layers.MixUp: "mixes the images of a batch, and an example is changed alone here; take @mixup for the data",
+    keras.layers.CutMix: "mixes the images of a batch, and an example is changed alone here; take @cutmix for the data",
+    keras.layers.AugMix: "chooses by Python's `random`, which no seed of an example decides; leave it out",
 }
 
 
@@ -66,7 +66,7 @@ def keras_layers(layers: Sequence[keras.Layer], key: str = "image") -> Callable:
             raise UserError(f"keras_layers.layers takes image layers of Keras such as @RandomFlip(), not {layer!r}.")
         if type(layer) in _NOT_BY_SEED:
             name = type(layer).__name__
-            raise UserError(f"keras_layers.layers: {name} {_NOT_BY_SEED[type(layer)]}. Leave it out.")
+            raise UserError(f"keras_layers.layers: {name} {_NOT_BY_SEED[type(layer)]}.")
 
     def augment(example, seed):
         value, dtype = example[key], example[key].dtype

@@ -48,7 +48,7 @@ def tfds_data(
     if in_memory_bytes(dataset.element_spec, num_examples) is None:
         raise UserError(
             f"{label}: its examples have different shapes ({_show(dataset.element_spec)}) and cannot be batched. "
-            "Bind tfds_data.prepare to a function that brings them to one, e.g. @resize_image."
+            "Bind tfds_data.prepare to a function that brings them to one: @resize_image, or @pad_to for sequences."
         )
     streamed = Data(
         tfds_name, num_examples, split, stream=lambda: dataset, records=records, preprocess=preprocess, augment=augment,

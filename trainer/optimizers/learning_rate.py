@@ -37,9 +37,9 @@ def rate_at(rate, step: int) -> float:
             # As in a step: TensorFlow computes no root of an integer, where Python's own would pass.
             rate = rate(tf.constant(step, tf.int64))
         except (TypeError, ValueError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-            said = str(getattr(error, "message", error)).splitlines()[0]
+            said = str(getattr(error, "message", error)).splitlines()[0].rstrip(".")
             raise UserError(
-                f"The schedule {schedule} cannot be computed at step {step}, an integer: {said} Begin its __call__ "
+                f"The schedule {schedule} cannot be computed at step {step}, an integer: {said}. Begin its __call__ "
                 "with step = tf.cast(step, tf.float32)."
             ) from error
     elif callable(rate) and not isinstance(rate, keras.Variable):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from trainer.errors import message_of
 from trainer.restore.errors import RestoreError
 from trainer.restore.matching.model_tree import layers_of, live_tree, paths, unbuilt_layers
 from trainer.restore.matching.names import join, normalize
@@ -46,7 +47,8 @@ def build_model(model: keras.Model, input_spec=None) -> None:
     except Exception as error:
         raise RestoreError(
             f"The model {model.name} can't be built from inputs {_show(input_spec)}: "
-            f"{type(error).__name__}: {str(error).strip()}\nGive the specification that its call() expects."
+            f"{type(error).__name__}: {message_of(error)}\nGive the specification that its call() expects; in a run, "
+            "by the task's inputs: the name of a feature, or a list or dict of them as the model takes them."
         ) from error
     _refuse_plain_variables(model)
     renew_constants(model)
