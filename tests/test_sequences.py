@@ -74,6 +74,17 @@ def test_random_functions_are_refused_of_tensorflow_and_of_numpy(where):
         assert said in refused(trainer.in_memory({"x": np.zeros([4, 1], np.float32)}, **{where: function}))
 
 
+def test_functions_of_tensorflow_by_the_seed_are_no_chance():
+    """The inner functions of a flip are numbered by process: their order differs each time that it is traced."""
+
+    def flipped(example, seed):
+        return {"x": tf.image.stateless_random_flip_left_right(example["x"], seed)}
+
+    for _ in range(12):
+        data = trainer.in_memory({"x": np.zeros([4, 2, 2, 1], np.float32)}, augment=flipped)
+        assert data.batch_spec["x"].shape.as_list() == [None, 2, 2, 1]
+
+
 def test_batches_are_unbatched_and_unknown_sizes_counted_and_the_dry_run_says_so(capsys):
     data = as_data(few().filter(lambda e: e["x"][0] < 10).batch(4).prefetch(1), "train_data")
     assert data.num_examples == 10 and data.batch_spec["x"].shape.as_list() == [None, 1]

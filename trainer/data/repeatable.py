@@ -63,8 +63,16 @@ def _random_parts(dataset: tf.data.Dataset) -> Iterator[str]:
 
 
 def _constants(dataset: tf.data.Dataset) -> list[bytes]:
-    """The constants in the functions of the last transformation, in the order of their graph."""
-    return [node.attr["value"].SerializeToString(deterministic=True) for node in _nodes(dataset) if node.op == "Const"]
+    """The numbers in the functions of the last transformation, sorted.
+
+    Inner functions are numbered by process, so that their order differs; texts may hold such numbers.
+    """
+    values = (node.attr["value"] for node in _nodes(dataset) if node.op == "Const")
+    return sorted(
+        value.SerializeToString(deterministic=True)
+        for value in values
+        if value.tensor.dtype != tf.string.as_datatype_enum
+    )
 
 
 def _nodes(dataset: tf.data.Dataset) -> Iterator:
