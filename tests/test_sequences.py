@@ -1,15 +1,13 @@
 """Pipelines of the user's own, sequences of different lengths, and texts: exact, or refused by one message."""
 
-import json
-
 import gin
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from commands import run_command
 from conftest import make_strategy
 from grouped import train_with
+from own_folder import dry_run_train_and_evaluate
 
 import trainer
 from trainer.data.batches import eval_batches, train_batches
@@ -293,18 +291,10 @@ def test_a_table_of_texts_trains_dry_runs_and_is_evaluated_from_the_users_folder
     tokenized = "table.prepare = @tokenize\n" + f"tokenize.file = {str(tokenizer_file)!r}\ntokenize.length = 4"
     is_tokenized = by == "tokenizers"
     config = CONFIG.format(inputs="tokens" if is_tokenized else "text", more=tokenized if is_tokenized else "")
-    (tmp_path / "my.gin").write_text(config)
-    (tmp_path / "my_model.py").write_text(EMBEDDING if is_tokenized else VECTORIZING)
-    command = ["launch.train", "--gin_file=my.gin", "--model_dir=run"]
-    dry = run_command(*command, "--dry_run", cwd=tmp_path)
-    assert dry.returncode == 0, dry.stderr
-    assert ("tokens int64 [4]" if is_tokenized else "text string [] 'good film'") in " ".join(dry.stdout.split())
-    done = run_command(*command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["final_metrics"]["accuracy"] == 1.0
-    evaluated = run_command("launch.evaluate", "--gin_file=my.gin", "--model_dir=run", cwd=tmp_path)
-    assert json.loads(evaluated.stdout)["accuracy"] == 1.0, evaluated.stderr
+    model = EMBEDDING if is_tokenized else VECTORIZING
+    dry, trained, evaluated = dry_run_train_and_evaluate(tmp_path, config, model)
+    assert ("tokens int64 [4]" if is_tokenized else "text string [] 'good film'") in dry
+    assert trained == evaluated == 1.0
 
 
 def test_the_functions_are_bound_by_gin():

@@ -1,16 +1,15 @@
 """Where examples come from: folders of images, records, tables, mixtures; and what augmentation draws."""
 
 import functools
-import json
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from array_record.python import array_record_module
-from commands import run_command
 from conftest import full, make_strategy
 from grouped import train_with
+from own_folder import dry_run_train_and_evaluate
 
 import trainer
 from trainer.data.batches import batch_numbers, eval_batches, train_batches
@@ -330,7 +329,20 @@ def test_mixed_images_have_the_labels_of_their_shares_from_any_step_and_for_any_
     assert np.array_equal(evaluated["label"], np.eye(3)[labels]), "an evaluation sees the examples as they are"
 
 
+def test_an_order_that_would_be_lost_is_refused_and_another_order_is_other_data():
+    weighted = trainer.balanced(numbers(12))
+    for again in (lambda: trainer.mixture([weighted, numbers(4)]), lambda: trainer.balanced(weighted)):
+        with pytest.raises(trainer.UserError, match="this order would be lost"):
+            again()
+    half = trainer.mixture([numbers(4), numbers(8)], weights=[1, 1])
+    assert len({numbers(12).fingerprint, weighted.fingerprint, half.fingerprint}) == 3
+    uneven = trainer.in_memory({"x": np.arange(4), "label": np.array([0, 0, 0, 1])})
+    assert trainer.balanced(uneven).fingerprint != trainer.balanced(uneven, temperature=1.0).fingerprint
+
+
 def test_what_cannot_be_mixed_is_named():
+    with pytest.raises(trainer.UserError, match="run from 0 to 1, and num_classes = 1 has the classes 0 to 0"):
+        trainer.mixup(numbers(4), num_classes=1, key="x")
     with pytest.raises(trainer.UserError, match="has no feature 'image'; it has x, label"):
         trainer.mixup(numbers(4), num_classes=2)
     with pytest.raises(trainer.UserError, match="must hold one integer an example"):
@@ -405,15 +417,7 @@ def my_model():
 
 def test_an_image_folder_trains_dry_runs_and_is_evaluated_from_the_users_folder(images, tmp_path):
     (tmp_path / "photos").symlink_to(images)
-    (tmp_path / "my.gin").write_text(CONFIG)
-    (tmp_path / "my_model.py").write_text(MODEL)
-    command = ["launch.train", "--gin_file=my.gin", "--model_dir=run", "--strategy=mirrored", "--virtual_devices=2"]
-    dry = run_command(*command, "--dry_run", cwd=tmp_path)
-    assert dry.returncode == 0, dry.stderr
-    assert "image float32 [8, 8, 3]" in " ".join(dry.stdout.split()) and not (tmp_path / "run").exists()
-    done = run_command(*command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["final_metrics"]["accuracy"] > 0.9
-    evaluated = run_command("launch.evaluate", "--gin_file=my.gin", "--model_dir=run", cwd=tmp_path)
-    assert json.loads(evaluated.stdout)["accuracy"] == summary["final_metrics"]["accuracy"]
+    flags = ("--strategy=mirrored", "--virtual_devices=2")
+    dry, trained, evaluated = dry_run_train_and_evaluate(tmp_path, CONFIG, MODEL, *flags)
+    assert "image float32 [8, 8, 3]" in dry
+    assert trained > 0.9 and evaluated == trained

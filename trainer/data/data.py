@@ -182,7 +182,8 @@ class Data:
             seen = self.records.fingerprint()
         else:
             seen = f"{self.batch_spec}".replace("\n", " ")
-        return f"{self.label}, {self.num_examples} examples, {seen}"
+        order = f", {self.order}" if self.order is not None else ""
+        return f"{self.label}, {self.num_examples} examples, {seen}{order}"
 
     def in_stored_order(self) -> tf.data.Dataset:
         """One epoch of single examples, not preprocessed."""

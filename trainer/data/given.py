@@ -41,6 +41,27 @@ def as_data(data: Any, what: str) -> Data:
     )
 
 
+def as_indexed(data: Any, what: str, reorders: bool = True) -> Data:
+    """The same for a function that makes data from data, whose examples it must reach by number.
+
+    reorders: whether that function decides the order of the draws.
+
+    Raises `UserError` for a stream, and where the order is decided already: it would be lost.
+    """
+    given = as_data(data, what)
+    if not given.is_indexed:
+        raise UserError(
+            f"{what}: {given.label} is a stream, whose examples cannot be reached by number. Raise its "
+            "memory_limit_bytes, or store it as array_record."
+        )
+    if reorders and given.order is not None:
+        raise UserError(
+            f"{what}: {given.label} is drawn by weight or length already, and this order would be lost. Leave one of "
+            "the two out."
+        )
+    return given
+
+
 def _from_dataset(dataset: tf.data.Dataset, what: str) -> Data:
     if not isinstance(dataset.element_spec, Mapping):
         raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.data import Data
-from trainer.data.given import as_data
+from trainer.data.given import as_indexed
 from trainer.data.order import Mixed
 from trainer.errors import UserError
 
@@ -33,18 +33,13 @@ def mixture(
     Evaluated alone: bind EVAL_DATA to one of the data sets, or to a mixture of evaluation splits, of which every
     example counts once.
     """
-    parts = [as_data(part, f"mixture.data[{number}]") for number, part in enumerate(data)]
+    parts = [as_indexed(part, f"mixture.data[{number}]") for number, part in enumerate(data)]
     if len(parts) < 2:
         raise UserError("mixture.data needs two data sets or more.")
     if weights is None:
         weights = [part.num_examples for part in parts]
     _check_weights("mixture.weights", weights, len(parts))
     for part in parts:
-        if not part.is_indexed:
-            raise UserError(
-                f"mixture: {part.label} is a stream, whose examples cannot be reached by number. Raise its "
-                "memory_limit_bytes, or store it as array_record."
-            )
         if _shapes(part) != _shapes(parts[0]):
             raise UserError(
                 f"mixture: the features of {parts[0].label} and {part.label} differ:\n  {_shapes(parts[0])}\n  "
@@ -80,7 +75,7 @@ def balanced(data, label: str = "label", temperature: float | None = None) -> Da
     label: the feature that holds the class.
     temperature: None draws the classes equally often, 1 as often as their examples come; between lies above 1.
     """
-    given = as_data(data, "balanced.data")
+    given = as_indexed(data, "balanced.data")
     if given.examples is None or label not in given.examples:
         raise UserError(f"balanced: {given.label} must be in memory and have the feature {label!r}.")
     labels = np.asarray(given.examples[label])

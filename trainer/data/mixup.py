@@ -7,7 +7,7 @@ import gin
 import tensorflow as tf
 
 from trainer.data.data import Data
-from trainer.data.given import as_data
+from trainer.data.given import as_indexed
 from trainer.errors import UserError
 
 
@@ -67,12 +67,7 @@ def one_hot(batch: Mapping, num_classes: int, label: str = "label") -> dict:
 def _mixed(
     function: str, data, num_classes: int, alpha: float, key: str, label: str, blend: Callable[..., dict]
 ) -> Data:
-    given = as_data(data, f"{function}.data")
-    if not given.is_indexed:
-        raise UserError(
-            f"{function}: {given.label} is a stream, whose examples cannot be reached by number. Raise its "
-            "memory_limit_bytes, or store it as array_record."
-        )
+    given = as_indexed(data, f"{function}.data", reorders=False)
     stored = dataclasses.replace(given, preprocess=None, augment=None).batch_spec
     for name in (key, label):
         if name not in stored:
@@ -81,6 +76,12 @@ def _mixed(
         raise UserError(
             f"{function}: the feature {label!r} of {given.label} must hold one integer an example, and holds "
             f"{stored[label].dtype.name}{stored[label].shape[1:]}."
+        )
+    labels = None if given.examples is None else given.examples[label]
+    if labels is not None and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise UserError(
+            f"{function}: the labels {label!r} of {given.label} run from {labels.min()} to {labels.max()}, and "
+            f"num_classes = {num_classes} has the classes 0 to {num_classes - 1}."
         )
     if not alpha > 0:
         raise UserError(f"{function}.alpha = {alpha} must be above 0.")

@@ -60,6 +60,11 @@ class Mixed:
             filled += drawn[0].size
         return numbers, times
 
+    def __str__(self) -> str:
+        """Describes what decides the order, so that two runs can be compared."""
+        weights = ", ".join(f"{weight:.6g}" for weight in self.weights)
+        return f"{'batches' if self.by_batch else 'examples'} of groups of {list(self.sizes)} by weight {weights}"
+
     def turns_before(self, block: int) -> np.ndarray:
         """How many turns of each group come before a block; a turn is one draw, or a batch."""
         shares = np.cumsum(self.weights) / np.sum(self.weights)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.data.autograph import as_it_is
 from trainer.data.data import Data
-from trainer.data.given import as_data
+from trainer.data.given import as_indexed
 from trainer.data.order import Mixed
 from trainer.errors import UserError
 
@@ -69,12 +69,7 @@ def bucket_by_length(data, keys: Sequence[str], boundaries: Sequence[int], value
     Which batch comes from which bucket, and which of its examples, is a function of seed and step. Each bucket has its
     share of the batches, and each of its examples comes once before any comes again.
     """
-    given = as_data(data, "bucket_by_length.data")
-    if not given.is_indexed:
-        raise UserError(
-            f"bucket_by_length: {given.label} is a stream, whose examples cannot be reached by number. Raise its "
-            "memory_limit_bytes."
-        )
+    given = as_indexed(data, "bucket_by_length.data")
     unknown = [key for key in keys if key not in given.batch_spec]
     if unknown:
         known = ", ".join(given.batch_spec)

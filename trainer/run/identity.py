@@ -119,6 +119,8 @@ def _arguments(built: Built) -> str:
         "train.optimizer": {"class": type(optimizer).__name__, **_config_of(optimizer)},
         "train.train_data": data.fingerprint,
         "train.train_data.preprocess": getattr(data.preprocess, "__qualname__", None),
+        # Only where there is one: else a run that began before there could be would be another run.
+        **({"train.train_data.augment": getattr(data.augment, "__qualname__", "")} if data.augment else {}),
         **built.settings.decisive(),
     }
     return "".join(f"{name} = {text}\n" for key, value in given.items() for name, text in _flat(key, value))

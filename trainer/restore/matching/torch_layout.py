@@ -2,8 +2,9 @@
 
 import re
 
+from trainer.restore.name_tree import is_named_weight
 from trainer.restore.report import Record, RestoreReport
-from trainer.restore.source import Entry, is_named_weight
+from trainer.restore.source import Entry
 
 _NOTE = "PyTorch's layout"
 # Variables that have the same layout in both: tables of rows, and per-axis parameters of a normalization. One that

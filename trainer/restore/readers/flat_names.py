@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from trainer.restore.errors import RestoreError
-from trainer.restore.source import Entry, Node, tree_of_names
+from trainer.restore.name_tree import tree_of_names
+from trainer.restore.source import Entry, Node
 
 _OPTIMIZER = ("optimizer", "optimizer_state")
 _MAX_AXES = 32  # NumPy 1's limit; NumPy 2 has 64

@@ -14,9 +14,10 @@ import tensorflow as tf
 from trainer.restore.errors import RestoreError
 from trainer.restore.local_files import local_copy
 from trainer.restore.matching.names import expect_bearable, readable_name
+from trainer.restore.name_tree import tree_of_names
 from trainer.restore.readers.flat_names import mark_named_slots
 from trainer.restore.readers.hdf5_probe import FLOOR_BYTES, LARGEST_RATIO, FileRange, try_out
-from trainer.restore.source import CheckpointSource, Entry, tree_of_names
+from trainer.restore.source import CheckpointSource, Entry
 
 UNREADABLE = tf.variant  # stands for text, references and records, which no variable can take
 _DEEPEST = 100  # groups inside of groups; Keras nests a dozen for models inside of models

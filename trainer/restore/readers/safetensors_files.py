@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.local_files import local_copy, read_whole
 from trainer.restore.matching.names import readable_name
+from trainer.restore.name_tree import is_named_weight
 from trainer.restore.readers.flat_names import all_there, bytes_of, tree_of_flat_names
-from trainer.restore.source import CheckpointSource, Entry, is_named_weight
+from trainer.restore.source import CheckpointSource, Entry
 
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64",

@@ -10,6 +10,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from trainer.restore.errors import RestoreError, first_line
 from trainer.restore.layer_state import LayerState
 from trainer.restore.matching.names import normalize, normalize_siblings
+from trainer.restore.name_tree import tree_of_names
 from trainer.restore.readers.byte_reader import ByteReader, is_worthwhile, unfilled_tensor
 from trainer.restore.readers.object_graph import classify, name_layers, parse_graph
 from trainer.restore.readers.saved_optimizers import (
@@ -20,7 +21,7 @@ from trainer.restore.readers.saved_optimizers import (
 )
 from trainer.restore.readers.tensor_bundle import Place, has_numbers, load_value, read_bundle
 from trainer.restore.readers.vocabularies import checkpoint_states
-from trainer.restore.source import CheckpointSource, Entry, Node, tree_of_names
+from trainer.restore.source import CheckpointSource, Entry, Node
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
